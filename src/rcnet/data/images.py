@@ -1,0 +1,75 @@
+"""Folders of images as uint8 arrays in memory, and random patches of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from rcnet.errors import InputError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".ppm", ".pgm"}
+# The gray version of BSD (BSD68) is this sum of the colour images, rounded; PIL's "L" differs by a level in a few pixels.
+GRAY_WEIGHTS = np.array([0.298936, 0.587043, 0.114021])
+
+
+def to_gray(image: np.ndarray) -> np.ndarray:
+    """Gray uint8 [H, W] of uint8 [H, W] or RGB [H, W, 3]."""
+    return image if image.ndim == 2 else np.rint(image @ GRAY_WEIGHTS).astype(np.uint8)
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The image files below a folder, sorted by path, or `InputError` if there are none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"no folder of images at {folder}")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not files:
+        raise InputError(f"{folder} holds no images: looked for {', '.join(sorted(SUFFIXES))}, in its subfolders too")
+    return files
+
+
+def read_image(path: str | Path, channels: int) -> np.ndarray:
+    """8-bit pixels [H, W, channels] of one file, gray (1) or RGB (3), or `InputError`."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L" if image.mode == "L" else "RGB"))
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as an image: {error}") from error
+    if channels == 1:
+        return to_gray(pixels)[:, :, None]
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
+
+
+def read_folder(folder: str | Path, channels: int) -> list[np.ndarray]:
+    """Every image below a folder, uint8 [H, W, channels]."""
+    return [read_image(path, channels) for path in list_images(folder)]
+
+
+def split_folder(folder: str | Path, split: str) -> Path:
+    """`folder/split` if there is one (`train`, `test`), else the folder itself."""
+    inner = Path(folder) / split
+    return inner if inner.is_dir() else Path(folder)
+
+
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """Float [1, C, H, W] in [0, 1] of uint8 [H, W, C]."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).unsqueeze(0).float() / 255
+
+
+def random_patches(images: Sequence[np.ndarray], patch: int, count: int, rng: np.random.Generator) -> torch.Tensor:
+    """Float [count, C, patch, patch] in [0, 1]: uniformly drawn images and places, each in one of the eight flips and rotations.
+
+    Raises:
+        InputError: an image is smaller than the patch.
+    """
+    out = np.empty((count, patch, patch, images[0].shape[2]), np.uint8)
+    for i, k in enumerate(rng.integers(len(images), size=count)):
+        height, width = images[k].shape[:2]
+        if min(height, width) < patch:
+            raise InputError(f"an image of {width}x{height} pixels is smaller than the training patch of {patch}x{patch}")
+        y, x = rng.integers(height - patch + 1), rng.integers(width - patch + 1)
+        crop = np.rot90(images[k][y : y + patch, x : x + patch], rng.integers(4))
+        out[i] = crop[:, ::-1] if rng.integers(2) else crop
+    return torch.from_numpy(out).permute(0, 3, 1, 2).float() / 255

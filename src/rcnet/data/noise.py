@@ -1,0 +1,46 @@
+"""Gaussian noise: of one sigma, of a range (blind), and as an 8-bit file holds it."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rcnet.errors import InputError
+
+Sigma = float | tuple[float, float]
+
+
+def check_sigma(sigma: Sigma) -> Sigma:
+    """The sigma, or `InputError`: a number from 0 to 255, or a pair (low, high) of them."""
+    values = sigma if isinstance(sigma, tuple) else (sigma,)
+    if len(values) not in (1, 2) or not all(0 <= value <= 255 for value in values) or values[0] > values[-1]:
+        raise InputError(f"sigma={sigma!r} is not valid: a number from 0 to 255 (in levels of 255), or [low, high]")
+    return sigma
+
+
+def add_noise(clean: Tensor, sigma: Sigma, generator: torch.Generator, as_8bit: bool = False) -> Tensor:
+    """Clean images [B, C, H, W] in [0, 1] with white Gaussian noise.
+
+    Args:
+        sigma: standard deviation in levels of 255; a pair draws one evenly from that range for each image (blind).
+        as_8bit: the noisy image is clipped to [0, 1] and rounded to 1/255, as an 8-bit file would hold it.
+    """
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    if isinstance(sigma, tuple):
+        low, high = sigma
+        level = (low + (high - low) * torch.rand(len(clean), 1, 1, 1, generator=generator)).to(clean.device)
+        noisy = clean + noise * level / 255
+    else:
+        noisy = clean + noise * (sigma / 255)
+    return (noisy.clamp(0, 1) * 255).round() / 255 if as_8bit else noisy
+
+
+def protocol_noise(image: np.ndarray, sigma: float, as_8bit: bool = False) -> Tensor:
+    """The noisy image of the BSD68 protocol: float [1, C, H, W] of uint8 [H, W, C].
+
+    Noise is `np.random.RandomState(0).normal(0, sigma / 255, shape)` for every image; neither clipped nor rounded unless
+    `as_8bit`.
+    """
+    noisy = image / 255 + np.random.RandomState(0).normal(0, sigma / 255, image.shape)
+    if as_8bit:
+        noisy = np.rint(np.clip(noisy, 0, 1) * 255) / 255
+    return torch.from_numpy(np.ascontiguousarray(noisy.transpose(2, 0, 1))).unsqueeze(0).float()

@@ -1,0 +1,16 @@
+"""The one exception for bad input, whose message is the line that the command line prints."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """What the caller gave is wrong; the message is one line that says what was wrong and what is valid."""
+
+
+def unknown(what: str, given: object, valid: Iterable[object]) -> InputError:
+    """An `InputError` for a name that does not exist, with the nearest valid one first."""
+    names = [str(name) for name in valid]
+    near = difflib.get_close_matches(str(given), names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return InputError(f"unknown {what} {str(given)!r}: {hint}valid: {', '.join(names) or 'none'}")

@@ -1,0 +1,81 @@
+"""PSNR and SSIM by the protocol of BSD68: per image against the uint8 original, mean over images."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rcnet.cell import RecurrentNet, unroll
+from rcnet.data.images import to_tensor
+from rcnet.data.noise import protocol_noise
+from rcnet.device import autocast
+
+
+def psnr(image: Tensor, reference: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of images in [0, 1] of the same shape; infinite where they are equal."""
+    error = torch.mean((image.double() - reference.double()) ** 2).item()
+    return float("inf") if error == 0 else -10 * float(np.log10(error))
+
+
+def ssim(image: Tensor, reference: Tensor) -> float:
+    """Structural similarity (Wang et al. 2004) of images [B, C, H, W] in [0, 1]: 11x11 Gaussian window of sigma 1.5.
+
+    Channels are averaged and so are the places at which the whole window fits.
+    """
+    x, y = image.double(), reference.double()
+    channels = x.shape[1]
+    axis = torch.arange(11, dtype=torch.float64, device=x.device) - 5
+    window = torch.exp(-(axis**2) / (2 * 1.5**2))
+    window = torch.outer(window, window)
+    kernel = (window / window.sum()).expand(channels, 1, 11, 11)
+
+    def blur(z: Tensor) -> Tensor:
+        return F.conv2d(z, kernel, groups=channels)
+
+    mx, my = blur(x), blur(y)
+    vx, vy, vxy = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
+    c1, c2 = 0.01**2, 0.03**2
+    value = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    return value.mean().item()
+
+
+def to_uint8_levels(x: Tensor) -> Tensor:
+    """Clamped to [0, 1] and rounded to levels of 1/255: what an 8-bit file would hold."""
+    return (x.float().clamp(0, 1) * 255).round() / 255
+
+
+@torch.inference_mode()
+def denoising_results(
+    model: RecurrentNet,
+    images: Sequence[np.ndarray],
+    sigma: float,
+    steps: Sequence[int],
+    *,
+    as_8bit: bool = False,
+    precision: str = "fp32",
+    each: Callable[[], object] = lambda: None,
+) -> list[dict[str, float]]:
+    """One row a step count: `steps`, `psnr` in dB and `ssim`, means over images (uint8 [H, W, C]).
+
+    `each` is called after each image at each step count, for a progress bar. `as_8bit`: the noisy images are clipped and
+    rounded first, as files are.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    rows = []
+    for n in steps:
+        net = unroll(model, n).to(memory_format=torch.channels_last)
+        scores = []
+        for image in images:
+            clean = to_tensor(image).to(device)
+            noisy = protocol_noise(image, sigma, as_8bit).to(device, memory_format=torch.channels_last)
+            with autocast(precision, device):
+                denoised = net(noisy)
+            denoised = to_uint8_levels(denoised)
+            scores.append((psnr(denoised, clean), ssim(denoised, clean)))
+            each()
+        mean = np.mean(scores, axis=0)
+        rows.append({"steps": n, "psnr": round(float(mean[0]), 4), "ssim": round(float(mean[1]), 5)})
+    return rows

@@ -1,0 +1,111 @@
+"""R2 and R4, the paper's classifiers (Eq. 8 and 10), and their standard networks S2 and S4."""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from rcnet.cell import NormMode, RecurrentCell, RecurrentNet, Transition, supported_steps, unroll, untie
+from rcnet.models.layers import Normalize, PreActBody, conv3x3, init_weights
+from rcnet.models.registry import register
+
+# Mean and standard deviation of the CIFAR-10 training pixels in [0, 1]; weights carry their own as buffers.
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+def _batch_norms(*channels: int) -> list[nn.Module]:
+    return [nn.BatchNorm2d(c) for c in channels]
+
+
+@register(task="classify", steps=(1, 2, 3, 4))
+def r2(
+    steps: int | Iterable[int] = 4, norm: NormMode | None = None, classes: int = 10, width: float = 1.0, unified: bool = True
+) -> RecurrentNet:
+    """R2 (Eq. 8): stem 3x3 to 64, cell 64, InvPool, cell 256, global average pooling, linear.
+
+    Each cell is a pre-activation residual block; 2x2 average pooling follows its step ceil(n/2).
+
+    Args:
+        steps: the supported steps: one number, or several for a cost-adjustable network.
+        norm: none, shared, independent or double; independent for one step count and double for several unless given.
+        classes: the outputs, [B, classes].
+        width: multiplies the channels 64 and 256.
+        unified: all cells take the same number of steps; otherwise the BN tables hold every mixture.
+    """
+    steps = supported_steps(steps)
+    mode = norm or ("double" if len(steps) > 1 else "independent")
+    channels = round(64 * width)
+
+    def cell(channels: int, upstream: tuple[int, ...] = ()) -> RecurrentCell:
+        return RecurrentCell(
+            PreActBody(channels),
+            lambda: _batch_norms(channels, channels),
+            steps,
+            norm_mode=mode,
+            upstream=upstream,
+            unified=unified,
+            pool=nn.AvgPool2d(2),
+        )
+
+    net = RecurrentNet(
+        normalize=Normalize(MEAN, STD),
+        stem=conv3x3(3, channels),
+        cell1=cell(channels),
+        invpool=nn.PixelUnshuffle(2),
+        cell2=cell(4 * channels, upstream=steps),
+        pool=nn.AdaptiveAvgPool2d(1),
+        flatten=nn.Flatten(),
+        classifier=nn.Linear(4 * channels, classes),
+    )
+    init_weights(net)
+    return net
+
+
+@register(task="classify", steps=(1, 2, 3, 4))
+def s2(steps: int = 4, norm: NormMode = "independent", classes: int = 10, width: float = 1.0) -> RecurrentNet:
+    """S2: the graph of R2 unrolled for `steps`, kernels not shared; `width` multiplies the channels 64 and 256."""
+    net = untie(unroll(r2(steps, norm, classes, width)))
+    init_weights(net)
+    return net
+
+
+@register(task="classify", steps=(1, 2, 3))
+def r4(
+    steps: int | Iterable[int] = (1, 2, 3), norm: NormMode | None = None, classes: int = 100, unified: bool = True
+) -> RecurrentNet:
+    """R4 (Eq. 10): a pre-activation ResNet of four stages (64, 128, 256, 512), in each a transition, then a recurrent cell.
+
+    Args: as for `r2`; the defaults are the paper's, for CIFAR-100.
+    """
+    steps = supported_steps(steps)
+    mode = norm or ("double" if len(steps) > 1 else "independent")
+    modules: dict[str, nn.Module] = {"normalize": Normalize(MEAN, STD), "stem": conv3x3(3, 64)}
+    before, upstream = 64, ()  # type: int, tuple[int, ...]
+    for stage, channels in enumerate((64, 128, 256, 512), start=1):
+        modules[f"transition{stage}"] = Transition(
+            PreActBody(before, channels, stride=1 if stage == 1 else 2),
+            lambda before=before, channels=channels: _batch_norms(before, channels),  # type: ignore[misc]
+            norm_mode=mode,
+            upstream=upstream,
+        )
+        modules[f"cell{stage}"] = RecurrentCell(
+            PreActBody(channels),
+            lambda channels=channels: _batch_norms(channels, channels),  # type: ignore[misc]
+            steps,
+            norm_mode=mode,
+            upstream=upstream,
+            unified=unified,
+        )
+        before, upstream = channels, steps
+    net = RecurrentNet(
+        **modules, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), classifier=nn.Linear(512, classes)
+    )
+    init_weights(net)
+    return net
+
+
+@register(task="classify", steps=(1, 2, 3))
+def s4(steps: int = 3, norm: NormMode = "independent", classes: int = 100) -> RecurrentNet:
+    """S4: pre-activation ResNet-18, -26 and -34 for 1, 2 and 3 steps: the graph of R4, kernels not shared."""
+    net = untie(unroll(r4(steps, norm, classes)))
+    init_weights(net)
+    return net

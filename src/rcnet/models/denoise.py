@@ -1,0 +1,115 @@
+"""R3 and S3, the paper's denoisers (Eq. 9), and r3_fast, ours: the same cells, residual, on 2x2 sub-images."""
+
+from collections.abc import Iterable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rcnet.cell import NormMode, RecurrentCell, RecurrentNet, Steps, supported_steps, unroll, untie
+from rcnet.models.layers import ConvBody, conv3x3, init_weights
+from rcnet.models.registry import register
+
+
+class Denoiser(RecurrentNet):
+    """A chain whose output is added to the input image (Eq. 7: the network learns the noise). [B, C, H, W] in [0, 1].
+
+    With `sub` > 1 the chain works on sub x sub sub-images: sizes that `sub` does not divide are padded by reflection at the
+    right and the bottom, and cut again.
+    """
+
+    def __init__(self, channels: int, sub: int, convs: int, **modules: nn.Module) -> None:
+        self.channels, self.sub, self.convs = channels, sub, convs
+        super().__init__(**modules)
+
+    def forward(self, x: Tensor, steps: Steps = None) -> Tensor:  # type: ignore[override]
+        if self.sub == 1:
+            return x + super().forward(x, steps)
+        height, width = x.shape[-2:]
+        # A side of one pixel has nothing to reflect: it repeats.
+        mode = "reflect" if min(height, width) > 1 else "replicate"
+        padded = F.pad(x, (0, -width % self.sub, 0, -height % self.sub), mode=mode)
+        return x + super().forward(padded, steps)[..., :height, :width]
+
+    def radius(self, steps: Steps = None) -> int:
+        """How many pixels away a pixel of the input can change the output: the halo that a tile needs."""
+        return self.sub * (2 + self.convs * sum(self.per_cell(steps)))
+
+
+def _denoiser(
+    steps: int | Iterable[int], norm: NormMode | None, channels: int, width: int, convs: int, residual: bool, sub: int, unified: bool
+) -> Denoiser:
+    steps = supported_steps(steps)
+    mode = norm or ("double" if len(steps) > 1 else "independent")
+
+    def cell(upstream: tuple[int, ...]) -> RecurrentCell:
+        return RecurrentCell(
+            ConvBody(width, convs, residual),
+            lambda: [nn.BatchNorm2d(width) for _ in range(convs)],
+            steps,
+            norm_mode=mode,
+            upstream=upstream,
+            unified=unified,
+        )
+
+    modules: dict[str, nn.Module] = {} if sub == 1 else {"unshuffle": nn.PixelUnshuffle(sub)}
+    modules |= {
+        "stem": conv3x3(channels * sub**2, width, bias=True),
+        "relu": nn.ReLU(),
+        "cell1": cell(()),
+        "cell2": cell(steps),
+        "cell3": cell(steps),
+        "head": conv3x3(width, channels * sub**2, bias=True),
+    }
+    if sub > 1:
+        modules["shuffle"] = nn.PixelShuffle(sub)
+    net = Denoiser(channels, sub, convs, **modules)
+    _init_denoiser(net)
+    return net
+
+
+def _init_denoiser(net: Denoiser) -> None:
+    init_weights(net)
+    nn.init.zeros_(net.get_parameter("head.weight"))  # training starts from the identity
+
+
+@register(task="denoise", steps=(1, 2, 3, 4))
+def r3(
+    steps: int | Iterable[int] = (1, 2, 3, 4), norm: NormMode | None = None, channels: int = 1, unified: bool = True
+) -> Denoiser:
+    """R3 (Eq. 9): convolution and ReLU to 64 channels, three cells of convolution, BN and ReLU, convolution to the image.
+
+    Args:
+        steps: the supported steps: one number, or several for a cost-adjustable network.
+        norm: none, shared, independent or double; independent for one step count and double for several unless given.
+        channels: of the image: 1 gray, 3 colour.
+        unified: all cells take the same number of steps; otherwise the BN tables hold every mixture.
+    """
+    return _denoiser(steps, norm, channels, 64, 1, residual=False, sub=1, unified=unified)
+
+
+@register(task="denoise", steps=(1, 2, 3, 4))
+def s3(steps: int = 4, norm: NormMode = "independent", channels: int = 1) -> Denoiser:
+    """S3: the graph of R3 unrolled for `steps`, kernels not shared."""
+    net = untie(unroll(r3(steps, norm, channels)))
+    _init_denoiser(net)
+    return net
+
+
+@register(task="denoise", steps=(1, 2, 3, 4))
+def r3_fast(
+    steps: int | Iterable[int] = (1, 2, 3, 4),
+    norm: NormMode | None = None,
+    channels: int = 1,
+    width: int = 64,
+    convs: int = 1,
+    residual: bool = True,
+    unified: bool = True,
+) -> Denoiser:
+    """R3 for use: three residual cells on 2x2 sub-images, about a quarter of R3's cost a pixel.
+
+    Args: as for `r3`, and
+        width: channels of the cells.
+        convs: convolutions a cell.
+        residual: x = relu(x + norm(conv(x))) instead of relu(norm(conv(x))).
+    """
+    return _denoiser(steps, norm, channels, width, convs, residual, sub=2, unified=unified)

@@ -1,0 +1,210 @@
+"""The training loop: Alg. 2, resumable at any iteration.
+
+Every random draw of an iteration comes from (seed, iteration) alone, so that a checkpoint needs no generator's state and a
+run that was killed and resumed ends with the weights of one left alone.
+"""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from rcnet.cell import RecurrentNet
+from rcnet.device import autocast, best_device, hardware, keep_freed_memory, resolve_precision
+from rcnet.errors import InputError
+from rcnet.models.files import save
+from rcnet.models.registry import create_model
+from rcnet.training.checkpoint import cut_log, read_checkpoint, write_checkpoint
+from rcnet.training.optimizer import make_optimizers, set_learning_rate
+from rcnet.training.recipe import Recipe
+from rcnet.training.steps import check_probabilities, draw_steps
+from rcnet.training.tasks import Task, make_task
+
+
+def learning_rate_factor(progress: float, warmup: float, decay: float) -> float:
+    """The schedule at `progress` in [0, 1] of the run: linear warm-up, constant, then a half cosine to zero."""
+    rise = min(1.0, progress / warmup) if warmup > 0 else 1.0
+    fall = (progress - (1 - decay)) / decay if decay > 0 else 0.0
+    return rise * 0.5 * (1 + math.cos(math.pi * min(max(fall, 0.0), 1.0)))
+
+
+def train(recipe: Recipe, data: str | Path, out: str | Path, *, resume: bool = False, progress: bool = True) -> dict[str, Any]:
+    """Trains the recipe's network on `data` and writes to the folder `out`; returns what `result.json` holds.
+
+    `out` then holds `weights.safetensors` (the average of the weights if the recipe keeps one), `result.json`, `log.jsonl` and
+    `checkpoint.pt`. Ctrl-C writes a checkpoint first.
+
+    Args:
+        resume: go on from `out/checkpoint.pt`, exactly; a folder without one starts anew.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        InputError: the recipe or the data does not fit, or `out` holds another run.
+    """
+    return Run(recipe, Path(data), Path(out), resume).go(progress)
+
+
+class Run:
+    """One run's state: the network, its average, the optimizers and how far they are."""
+
+    def __init__(self, recipe: Recipe, data: Path, out: Path, resume: bool) -> None:
+        self.recipe, self.out = recipe, out
+        self.checkpoint = out / "checkpoint.pt"
+        if self.checkpoint.exists() and not resume:
+            raise InputError(f"{out} already holds a run: add --resume to go on with it, or choose another folder with --out")
+        torch.manual_seed(recipe.seed)
+        self.device = best_device()
+        keep_freed_memory()
+        self.precision = resolve_precision(recipe.precision, self.device)
+        config = {key: tuple(value) if isinstance(value, list) else value for key, value in recipe.model.items()}
+        if "name" not in config:
+            raise InputError("the recipe's [model] has no name, e.g. name = 'r3'")
+        self.model: RecurrentNet = create_model(**config).to(self.device, memory_format=torch.channels_last)
+        self.probabilities = check_probabilities(recipe.probabilities, self.model.steps)
+        self.task: Task = make_task(recipe, self.model, data)
+        self.optimizers = make_optimizers(self.model, recipe.optimizer)
+        self.average = (
+            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
+        )
+        self.iteration, self.elapsed = 0, 0.0
+        if resume and self.checkpoint.exists():
+            self.restore(read_checkpoint(self.checkpoint, recipe.to_dict()))
+        out.mkdir(parents=True, exist_ok=True)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.iteration, self.elapsed = state["iteration"], state["elapsed"]
+        cut_log(self.out / "log.jsonl", self.iteration)
+
+    def keep(self) -> None:
+        write_checkpoint(
+            self.checkpoint,
+            {
+                "recipe": self.recipe.to_dict(),
+                "iteration": self.iteration,
+                "elapsed": self.elapsed,
+                "model": self.model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "average": None if self.average is None else self.average.state_dict(),
+            },
+        )
+
+    @property
+    def done(self) -> float:
+        """The part of the run that is behind, in [0, 1]."""
+        if self.recipe.minutes > 0:
+            return min(1.0, self.elapsed / (60 * self.recipe.minutes))
+        return min(1.0, self.iteration / self.recipe.iterations)
+
+    def go(self, progress: bool) -> dict[str, Any]:
+        started, elapsed_before = time.perf_counter(), self.elapsed
+        kept = logged = started
+        losses: list[float] = []
+        bar = tqdm(total=1.0, initial=self.done, disable=not progress, bar_format="{percentage:5.1f}%|{bar:24}| {desc}")
+        try:
+            with (self.out / "log.jsonl").open("a") as log:
+                while self.done < 1:
+                    losses.append(self.step())
+                    now = time.perf_counter()
+                    self.elapsed = elapsed_before + now - started
+                    if self.iteration % self.recipe.log_every == 0:
+                        self.report(log, bar, losses, (now - logged) / len(losses))
+                        losses, logged = [], now
+                    if now - kept > 60 * self.recipe.checkpoint_minutes:
+                        self.keep()
+                        kept = now
+        except KeyboardInterrupt:
+            self.keep()
+            bar.close()
+            print(f"stopped at iteration {self.iteration}; go on with --resume", file=sys.stderr)
+            raise
+        bar.close()
+        self.keep()
+        return self.finish()
+
+    def step(self) -> float:
+        """One iteration of Alg. 2 (or of the aggregated loss); returns the loss."""
+        recipe, device = self.recipe, self.device
+        rng = np.random.default_rng([recipe.seed, self.iteration])
+        weights = draw_steps(self.model.steps, self.probabilities, recipe.objective, rng)
+        x, target = self.task.batch(rng)
+        x = x.to(device, memory_format=torch.channels_last)
+        target = target.to(device)
+        factor = learning_rate_factor(self.done, recipe.warmup, recipe.decay)
+        set_learning_rate(self.optimizers, factor)
+        self.model.train()
+        total = 0.0
+        for steps, weight in weights.items():
+            with autocast(self.precision, device):
+                output = self.model(x, steps)
+            loss = weight * self.task.loss(output, target)
+            loss.backward()
+            total += loss.item()
+        if not math.isfinite(total):
+            raise InputError(f"the loss is {total} at iteration {self.iteration}: lower the learning rate or the clip")
+        if recipe.optimizer.clip > 0:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optimizer.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.iteration += 1
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return total
+
+    def report(self, log: Any, bar: Any, losses: list[float], seconds: float) -> None:
+        mean, rate = sum(losses) / len(losses), self.recipe.batch / seconds
+        left = self.elapsed / max(self.done, 1e-9) * (1 - self.done)
+        line = {"iteration": self.iteration, "loss": round(mean, 6), "images_per_s": round(rate, 1), "elapsed": round(self.elapsed, 1)}
+        log.write(json.dumps(line) + "\n")
+        log.flush()
+        bar.n = self.done
+        clock = f"{int(left) // 3600}:{int(left) % 3600 // 60:02d}:{int(left) % 60:02d}"
+        bar.set_description_str(f"iteration {self.iteration}, loss {mean:.4g}, {rate:.0f} images/s, {clock} left")
+
+    def finish(self) -> dict[str, Any]:
+        model: Any = self.model if self.average is None else self.average.module
+        model.architecture = self.model.architecture
+        rows = self.task.evaluate(model)
+        result = {
+            "architecture": self.model.architecture,
+            "recipe": self.recipe.to_dict(),
+            "data": self.task.about,
+            "seed": self.recipe.seed,
+            "iterations": self.iteration,
+            "epochs": round(self.iteration * self.recipe.batch / self.task.images, 2),
+            "hardware": hardware(self.device),
+            "precision": self.precision,
+            "torch": torch.__version__,
+            "minutes": round(self.elapsed / 60, 2),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": commit(),
+            "validation": rows,
+        }
+        save(model, self.out / "weights.safetensors", training=result)
+        temporary = self.out / "result.json.tmp"
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        temporary.replace(self.out / "result.json")
+        return result
+
+
+def commit() -> str | None:
+    """The commit of the source tree that runs, or None where it is not one."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,166 @@
+"""Recipes: a TOML file that says which network is trained, on what and how. Unknown keys are errors."""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from rcnet.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Patches and noise."""
+
+    patch: int = 64  # pixels, a side
+    sigma: float | tuple[float, float] = 25.0  # in levels of 255; [low, high] trains a blind network
+    as_8bit: bool = False  # noisy patches are clipped and rounded, as files are
+    holdout: int = 0  # this many of the training images, evenly spaced, are kept for validation
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Muon takes the convolution kernels of cells, and Adam the rest; `adam` and `sgd` take all."""
+
+    name: Literal["muon", "adam", "sgd"] = "adam"
+    lr: float = 1e-3
+    muon_lr: float = 0.04  # of the kernels of cells, before `shared_lr`
+    shared_lr: float = 0.5  # the learning rate of shared kernels, as a part of the others' (Sec. 3.3)
+    betas: tuple[float, float] = (0.9, 0.99)
+    momentum: float = 0.95  # of Muon and SGD
+    weight_decay: float = 0.0  # convolution and linear weights only
+    clip: float = 10.0  # largest norm of the gradient; 0 does not clip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run. A run ends after `iterations`, or after `minutes` if that is above 0; the schedule ends with it."""
+
+    model: Mapping[str, Any]
+    denoising: Denoising = field(default_factory=Denoising)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    batch: int = 32
+    iterations: int = 10_000
+    minutes: float = 0.0
+    warmup: float = 0.02  # part of the run in which the learning rate rises from zero
+    decay: float = 1.0  # part of the run, its last, in which the learning rate falls to zero along a half cosine
+    probabilities: tuple[float, ...] = ()  # of each supported step count, in ascending order; evenly unless given (Alg. 2)
+    objective: Literal["sampled", "aggregated"] = "sampled"  # Alg. 2, or the weighted sum over all steps (Sec. 4.2)
+    ema: float = 0.0  # decay of the average of the weights that is evaluated and saved; 0 takes the last weights
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = 0
+    log_every: int = 100  # iterations
+    checkpoint_minutes: float = 2.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, without the sections that the network's task does not read."""
+        return _plain(dataclasses.asdict(self))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def list_recipes() -> dict[str, Path]:
+    """The recipes that come with the package: name -> file."""
+    folder = Path(str(resources.files("rcnet.training") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def find_recipe(name_or_path: str | Path) -> Path:
+    """The file of a bundled recipe or of a path, or `InputError` that names the bundled ones."""
+    known = list_recipes()
+    if str(name_or_path) in known:
+        return known[str(name_or_path)]
+    if Path(name_or_path).is_file():
+        return Path(name_or_path)
+    raise unknown("recipe", name_or_path, known)
+
+
+def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of that name or file, with `key=value` overrides, e.g. `batch=8`, `optimizer.lr=1e-3`, `model.steps=[1, 2]`.
+
+    Raises:
+        InputError: no such recipe, not TOML, an unknown key or a value of the wrong kind.
+    """
+    path = find_recipe(name_or_path)
+    try:
+        table = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a recipe: {error}") from error
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise InputError(f"{override!r} is not an override: give key=value, e.g. batch=8 or optimizer.lr=1e-3")
+        *sections, last = key.split(".")
+        place = table
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise InputError(f"{section!r} in {override!r} is not a section of a recipe")
+        place[last] = _toml_value(text)
+    return recipe_from(table, str(path))
+
+
+def recipe_from(table: Mapping[str, Any], source: str) -> Recipe:
+    """A checked recipe of a table; `source` is named in errors."""
+    return _build(Recipe, table, source, "")
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _build(kind: type[Any], table: Mapping[str, Any], source: str, prefix: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    for key in table:
+        if key not in hints:
+            raise InputError(f"{source}: {unknown('key', prefix + key, [prefix + name for name in hints])}")
+    values = {key: _convert(hints[key], value, source, prefix + key) for key, value in table.items()}
+    missing = [f.name for f in dataclasses.fields(kind) if f.name not in values and _required(f)]
+    if missing:
+        raise InputError(f"{source}: the key {missing[0]!r} is missing")
+    return kind(**values)
+
+
+def _required(f: dataclasses.Field[Any]) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
+    """The TOML value as the type of the field, or `InputError`."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
+        return _build(hint, value, source, key + ".")
+    if origin is Literal:
+        if value not in args:
+            raise InputError(f"{source}: {unknown(key, value, args)}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for option in args:
+            try:
+                return _convert(option, value, source, key)
+            except InputError:
+                continue
+    elif origin is tuple and isinstance(value, list):
+        item_hints = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(item_hints) == len(value):
+            return tuple(_convert(item, v, source, key) for item, v in zip(item_hints, value, strict=True))
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif hint in (int, bool, str) and type(value) is hint:
+        return value
+    elif origin is not None and isinstance(value, dict) and issubclass(origin, Mapping):
+        return value
+    name = getattr(hint, "__name__", None) if origin is None else str(hint)
+    raise InputError(f"{source}: {key} = {value!r} is not valid: it takes {name}")
