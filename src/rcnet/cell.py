@@ -73,9 +73,7 @@ class RecurrentCell(nn.Module):
             return nn.ModuleList(nn.Identity() if norm_mode == "none" else module for module in norm())
 
         sizes = {row: columns(row) if self.by_step else 1 for row in rows or [0]}
-        self.norms = nn.ModuleList(
-            nn.ModuleList(group() for _ in range(sizes.get(row, 0))) for row in range(max(sizes) + 1)
-        )
+        self.norms = nn.ModuleList(nn.ModuleList(group() for _ in range(sizes.get(row, 0))) for row in range(max(sizes) + 1))
 
     def holds(self, steps: int, upstream: int) -> bool:
         """Whether the table has every norm that `steps` steps after `upstream` steps of the cell before need."""
@@ -283,4 +281,3 @@ def shared_kernels(model: nn.Module) -> list[nn.Parameter]:
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """Every batch norm of the model, in the order of its names."""
     return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-

@@ -96,9 +96,7 @@ def r4(
             unified=unified,
         )
         before, upstream = channels, steps
-    net = RecurrentNet(
-        **modules, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), classifier=nn.Linear(512, classes)
-    )
+    net = RecurrentNet(**modules, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), classifier=nn.Linear(512, classes))
     init_weights(net)
     return net
 

@@ -36,7 +36,14 @@ class Denoiser(RecurrentNet):
 
 
 def _denoiser(
-    steps: int | Iterable[int], norm: NormMode | None, channels: int, width: int, convs: int, residual: bool, sub: int, unified: bool
+    steps: int | Iterable[int],
+    norm: NormMode | None,
+    channels: int,
+    width: int,
+    convs: int,
+    residual: bool,
+    sub: int,
+    unified: bool,
 ) -> Denoiser:
     steps = supported_steps(steps)
     mode = norm or ("double" if len(steps) > 1 else "independent")

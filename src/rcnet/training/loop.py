@@ -168,7 +168,12 @@ class Run:
     def report(self, log: Any, bar: Any, losses: list[float], seconds: float) -> None:
         mean, rate = sum(losses) / len(losses), self.recipe.batch / seconds
         left = self.elapsed / max(self.done, 1e-9) * (1 - self.done)
-        line = {"iteration": self.iteration, "loss": round(mean, 6), "images_per_s": round(rate, 1), "elapsed": round(self.elapsed, 1)}
+        line = {
+            "iteration": self.iteration,
+            "loss": round(mean, 6),
+            "images_per_s": round(rate, 1),
+            "elapsed": round(self.elapsed, 1),
+        }
         log.write(json.dumps(line) + "\n")
         log.flush()
         bar.n = self.done

@@ -20,7 +20,9 @@ def check_probabilities(probabilities: Sequence[float], steps: Sequence[int]) ->
     return tuple(probabilities)
 
 
-def draw_steps(steps: Sequence[int], probabilities: Sequence[float], objective: str, rng: np.random.Generator) -> dict[int, float]:
+def draw_steps(
+    steps: Sequence[int], probabilities: Sequence[float], objective: str, rng: np.random.Generator
+) -> dict[int, float]:
     """Step count -> weight of its loss: one drawn with weight 1 (`sampled`), or all with their probabilities (`aggregated`)."""
     if objective == "aggregated":
         return {n: p for n, p in zip(steps, probabilities, strict=True) if p > 0}
