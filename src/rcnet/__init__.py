@@ -1,9 +1,14 @@
 """rcnet: compact networks with a cost dial, after Zhang & Jung, "Recurrent Convolution for Compact and Cost-Adjustable
 Neural Networks"."""
 
-from rcnet.cell import RecurrentCell, RecurrentNet, Transition, unroll, untie
-from rcnet.errors import InputError
-from rcnet.models import create_model, list_models, load, save
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rcnet.cell import RecurrentCell, RecurrentNet, Transition, unroll, untie
+    from rcnet.deploy.denoise import denoise
+    from rcnet.errors import InputError
+    from rcnet.models import create_model, list_models, load, save
 
 __version__ = "0.1.0"
 
@@ -13,9 +18,30 @@ __all__ = [
     "RecurrentNet",
     "Transition",
     "create_model",
+    "denoise",
     "list_models",
     "load",
     "save",
     "unroll",
     "untie",
 ]
+
+_HOME = {
+    **dict.fromkeys(("RecurrentCell", "RecurrentNet", "Transition", "unroll", "untie"), "rcnet.cell"),
+    **dict.fromkeys(("create_model", "list_models", "load", "save"), "rcnet.models"),
+    "denoise": "rcnet.deploy.denoise",
+    "InputError": "rcnet.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name when it is first used: `rcnet --help` need not wait two seconds for torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'rcnet' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

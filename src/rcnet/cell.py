@@ -9,7 +9,7 @@ gives the ordinary network of one step count and `untie` its standard network, w
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, Self, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -149,9 +149,13 @@ class RecurrentNet(nn.Sequential):
 
     Attributes:
         steps: the step counts that every cell supports, ascending.
+        architecture: {"name", "config"} for `create_model`, of a network that it made.
+        metadata: what the file says of weights that were loaded: `preprocessing`, `results`, `training`.
     """
 
     steps: tuple[int, ...]
+    architecture: dict[str, Any]
+    metadata: dict[str, Any]
 
     def __init__(self, **modules: nn.Module) -> None:
         super().__init__()

@@ -5,11 +5,13 @@ import platform
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from rcnet.errors import unknown
 
+Module = TypeVar("Module", bound=torch.nn.Module)
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -34,6 +36,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
+def channels_last(model: Module) -> Module:
+    """The model with its kernels laid out for channels_last, which is the faster layout for convolutions."""
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """The context to call a network in."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
@@ -52,7 +59,7 @@ def hardware(device: torch.device) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep freed blocks instead of giving them back: training on a CPU is 10% faster for it (fewer page faults)."""
+    """Tells glibc to keep freed blocks instead of giving them back: fewer page faults, and training on a CPU 10% faster."""
     if sys.platform != "linux":
         return
     try:

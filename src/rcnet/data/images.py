@@ -55,7 +55,7 @@ def split_folder(folder: str | Path, split: str) -> Path:
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
     """Float [1, C, H, W] in [0, 1] of uint8 [H, W, C]."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).unsqueeze(0).float() / 255
+    return torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32)).unsqueeze(0) / 255
 
 
 def random_patches(images: Sequence[np.ndarray], patch: int, count: int, rng: np.random.Generator) -> torch.Tensor:
@@ -70,6 +70,6 @@ def random_patches(images: Sequence[np.ndarray], patch: int, count: int, rng: np
         if min(height, width) < patch:
             raise InputError(f"an image of {width}x{height} pixels is smaller than the training patch of {patch}x{patch}")
         y, x = rng.integers(height - patch + 1), rng.integers(width - patch + 1)
-        crop = np.rot90(images[k][y : y + patch, x : x + patch], rng.integers(4))
+        crop = np.rot90(images[k][y : y + patch, x : x + patch], int(rng.integers(4)))
         out[i] = crop[:, ::-1] if rng.integers(2) else crop
     return torch.from_numpy(out).permute(0, 3, 1, 2).float() / 255

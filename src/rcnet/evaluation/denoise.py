@@ -66,7 +66,7 @@ def denoising_results(
     device = next(model.parameters()).device
     rows = []
     for n in steps:
-        net = unroll(model, n).to(memory_format=torch.channels_last)
+        net = unroll(model, n)
         scores = []
         for image in images:
             clean = to_tensor(image).to(device)

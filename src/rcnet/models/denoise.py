@@ -97,7 +97,7 @@ def r3(
 @register(task="denoise", steps=(1, 2, 3, 4))
 def s3(steps: int = 4, norm: NormMode = "independent", channels: int = 1) -> Denoiser:
     """S3: the graph of R3 unrolled for `steps`, kernels not shared."""
-    net = untie(unroll(r3(steps, norm, channels)))
+    net = untie(unroll(_denoiser(steps, norm, channels, 64, 1, residual=False, sub=1, unified=True)))
     _init_denoiser(net)
     return net
 

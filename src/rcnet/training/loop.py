@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from rcnet.cell import RecurrentNet
-from rcnet.device import autocast, best_device, hardware, keep_freed_memory, resolve_precision
+from rcnet.device import autocast, best_device, channels_last, hardware, keep_freed_memory, resolve_precision
 from rcnet.errors import InputError
 from rcnet.models.files import save
 from rcnet.models.registry import create_model
@@ -65,15 +65,17 @@ class Run:
         self.device = best_device()
         keep_freed_memory()
         self.precision = resolve_precision(recipe.precision, self.device)
-        config = {key: tuple(value) if isinstance(value, list) else value for key, value in recipe.model.items()}
+        config: dict[str, Any] = dict(recipe.model)
         if "name" not in config:
             raise InputError("the recipe's [model] has no name, e.g. name = 'r3'")
-        self.model: RecurrentNet = create_model(**config).to(self.device, memory_format=torch.channels_last)
+        self.model: RecurrentNet = channels_last(create_model(**config).to(self.device))
         self.probabilities = check_probabilities(recipe.probabilities, self.model.steps)
         self.task: Task = make_task(recipe, self.model, data)
         self.optimizers = make_optimizers(self.model, recipe.optimizer)
         self.average = (
-            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
+            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)  # type: ignore[no-untyped-call]
+            if recipe.ema
+            else None
         )
         self.iteration, self.elapsed = 0, 0.0
         if resume and self.checkpoint.exists():
@@ -151,7 +153,7 @@ class Run:
             with autocast(self.precision, device):
                 output = self.model(x, steps)
             loss = weight * self.task.loss(output, target)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         if not math.isfinite(total):
             raise InputError(f"the loss is {total} at iteration {self.iteration}: lower the learning rate or the clip")

@@ -158,9 +158,7 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
             return tuple(_convert(item, v, source, key) for item, v in zip(item_hints, value, strict=True))
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    elif hint in (int, bool, str) and type(value) is hint:
-        return value
-    elif origin is not None and isinstance(value, dict) and issubclass(origin, Mapping):
+    elif type(value) is hint or (origin is Mapping and isinstance(value, dict)):
         return value
     name = getattr(hint, "__name__", None) if origin is None else str(hint)
     raise InputError(f"{source}: {key} = {value!r} is not valid: it takes {name}")

@@ -1,0 +1,75 @@
+"""Denoising images of any size and number of channels: tiles of bounded memory, colour through gray weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rcnet.cell import RecurrentNet, Steps, unroll
+from rcnet.device import autocast
+from rcnet.errors import InputError
+from rcnet.models.denoise import Denoiser
+
+TILE = 512
+
+
+@torch.inference_mode()
+def denoise(
+    model: RecurrentNet,
+    images: Tensor,
+    steps: Steps = None,
+    *,
+    tile: int = TILE,
+    precision: str = "fp32",
+    each: Callable[[], Any] = lambda: None,
+) -> Tensor:
+    """The denoised images, in float32.
+
+    Tiles overlap by the network's receptive field, so that the result equals the untiled one (to 1e-5 in fp32) and memory
+    does not grow with the image.
+
+    Args:
+        model: a denoiser, e.g. `rcnet.load("r3_fast.bsd-gray-25")`.
+        images: float [B, C, H, W] in [0, 1]. A gray network takes the channels of a colour image one by one.
+        steps: the cost: any step count that the model supports; the largest unless given.
+        tile: side of a tile in pixels, without its overlap; 0 takes the whole image at once.
+        precision: `fp32` or `bf16`.
+        each: called after each tile, for a progress bar; see `count_tiles`.
+
+    Raises:
+        InputError: not a denoiser, unsupported steps, a negative tile or channels that do not fit.
+    """
+    if not isinstance(model, Denoiser):
+        raise InputError("this network does not denoise: take a denoiser, e.g. r3_fast.bsd-gray-25")
+    if tile < 0:
+        raise InputError(f"tile={tile} is not valid: give the side of a tile in pixels, or 0 for the whole image at once")
+    batch, channels, height, width = images.shape
+    if model.channels == 1:
+        images = images.reshape(batch * channels, 1, height, width)
+    elif channels != model.channels:
+        raise InputError(f"these weights take images of {model.channels} channels, and this one has {channels}")
+    device = next(model.parameters()).device
+    net = unroll(model, steps).eval()
+    halo = model.radius(steps)
+    side = -(-tile // model.sub) * model.sub or max(height, width)
+    out = torch.empty(images.shape, dtype=torch.float32)
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            y, x = max(top - halo, 0), max(left - halo, 0)
+            crop = images[..., y : top + side + halo, x : left + side + halo]
+            for i, image in enumerate(crop):
+                with autocast(precision, device):
+                    result = net(image.unsqueeze(0).to(device, memory_format=torch.channels_last))
+                inner = result[0, :, top - y : top - y + side, left - x : left - x + side]
+                out[i, :, top : top + side, left : left + side] = inner.float().cpu()
+                each()
+    return out.reshape(batch, channels, height, width)
+
+
+def count_tiles(model: Denoiser, shape: tuple[int, ...], tile: int) -> int:
+    """How many times `denoise` calls `each` for images of this shape [B, C, H, W]."""
+    batch, channels, height, width = shape
+    planes = batch * (channels if model.channels == 1 else 1)
+    side = -(-tile // model.sub) * model.sub or max(height, width)
+    return planes * -(-height // side) * -(-width // side)

@@ -1,0 +1,38 @@
+"""Labelled images side by side."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+LARGEST = 1024  # pixels a side; a larger image shows its centre, at full size
+Panel = tuple[str, np.ndarray]
+
+
+def centre(image: np.ndarray, largest: int = LARGEST) -> np.ndarray:
+    """The image, or its centre if a side is longer than `largest`. [H, W, C]."""
+    height, width = image.shape[:2]
+    top, left = max(height - largest, 0) // 2, max(width - largest, 0) // 2
+    return image[top : top + largest, left : left + largest]
+
+
+def side_by_side(rows: Sequence[Sequence[Panel]], gap: int = 8) -> Image.Image:
+    """One picture of rows of (label, image); images are float [H, W, 1 or 3] in [0, 1], of one size."""
+    panels = [[(label, _to_rgb(centre(image))) for label, image in row] for row in rows]
+    height, width = panels[0][0][1].shape[:2]
+    font = ImageFont.load_default(size=max(12, min(28, width // 14)))
+    bar = round(font.size * 1.6)  # type: ignore[union-attr]
+    columns = max(len(row) for row in panels)
+    picture = Image.new("RGB", (gap + columns * (width + gap), gap + len(panels) * (height + bar + gap)), "white")
+    draw = ImageDraw.Draw(picture)
+    for j, row in enumerate(panels):
+        for i, (label, pixels) in enumerate(row):
+            x, y = gap + i * (width + gap), gap + j * (height + bar + gap)
+            draw.text((x + width / 2, y + bar / 2), label, fill="black", font=font, anchor="mm")
+            picture.paste(Image.fromarray(pixels), (x, y + bar))
+    return picture
+
+
+def _to_rgb(image: np.ndarray) -> np.ndarray:
+    pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
