@@ -1,0 +1,42 @@
+"""Text for people: tables, counts, and the reading of --steps."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from rcnet.errors import InputError
+
+Json = Annotated[bool, Parameter(name="--json")]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Aligned columns: text to the left, numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
+    right = [bool(cells) and all(row[i][:1].isdigit() or row[i] in ("", "-") for row in cells) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        pairs = zip(row, widths, right, strict=True)
+        return "  ".join(cell.rjust(width) if r else cell.ljust(width) for cell, width, r in pairs).rstrip()
+
+    return "\n".join([line(header), line(["-" * width for width in widths]), *(line(row) for row in cells)])
+
+
+def count(number: float) -> str:
+    """A large number with its unit: 111k, 1.26M, 17.4G."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def parse_steps(text: str | None) -> int | tuple[int, ...] | None:
+    """`4` or, one number a cell, `4,3,3`; None stands for the largest."""
+    if text is None:
+        return None
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--steps {text} is not valid: give a number, e.g. 2, or one number a cell, e.g. 4,3,3") from None
+    return numbers[0] if len(numbers) == 1 else numbers
