@@ -129,7 +129,7 @@ def denoise_file(file: Path, target: Path, network, own, tile: int, precision: s
     from rcnet.deploy.denoise import count_tiles
     from rcnet.deploy.denoise import denoise as run
     from rcnet.device import best_device, resolve_precision
-    from rcnet.figures.side_by_side import side_by_side
+    from rcnet.figures.side_by_side import save_picture, side_by_side
 
     image = imagefile.read(file)
     imagefile.check_writable(target, image)
@@ -150,15 +150,15 @@ def denoise_file(file: Path, target: Path, network, own, tile: int, precision: s
     if compare:
         picture = target.with_name(f"{target.stem.removesuffix('-denoised')}-compare.png")
         unified = [(f"{n} step{'s' if n > 1 else ''}", results[network.per_cell(n)]) for n in network.steps]
-        imagefile.save_picture(picture, side_by_side([[("input", pixels), *unified]]))
+        save_picture(picture, side_by_side([[("input", pixels), *unified]]))
         print(picture)
 
 
 def run_demo(picture: Path) -> None:
     """The table and the picture of `rcnet denoise --demo`."""
     from rcnet.cli.text import count, table
-    from rcnet.data import imagefile
     from rcnet.figures.demo import demo
+    from rcnet.figures.side_by_side import save_picture
 
     if picture.suffix.lower() != ".png":
         raise InputError(f"the picture of the demo is a PNG: {picture} does not end in .png")
@@ -168,5 +168,5 @@ def run_demo(picture: Path) -> None:
     ]
     print(about)
     print(table(("model", "steps", "parameters", "MACs", "ms", "PSNR dB"), lines))
-    imagefile.save_picture(picture, image)
+    save_picture(picture, image)
     print(f"the picture: {picture}")

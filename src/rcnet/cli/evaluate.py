@@ -77,22 +77,15 @@ def evaluate(
     network.to(device)
     with tqdm(total=len(counts) * len(images), unit="image", disable=None, leave=False) as bar:
         rows = denoising_results(network, images, sigma, counts, as_8bit=as_8bit, precision=precision, each=bar.update)
-    result = {
-        "data": folder.resolve().name,
-        "images": len(images),
-        "sigma": sigma,
-        "as_8bit": as_8bit,
-        "precision": precision,
-        "rows": rows,
-    }
+    about = {"data": folder.resolve().name, "images": len(images), "sigma": sigma, "as_8bit": as_8bit, "precision": precision}
+    result = {**about, "rows": rows}
     if json_output:
         print(json.dumps({"model": model, **result}, indent=1))
     else:
         print(f"{model} on {len(images)} images of {folder}, sigma {sigma:g}")
         print(table(("steps", "PSNR dB", "SSIM"), [(r["steps"], f"{r['psnr']:.3f}", f"{r['ssim']:.4f}") for r in rows]))
     if record:
-        same = ("data", "sigma", "as_8bit", "precision")
-        kept = [r for r in network.metadata.get("results", []) if any(r.get(key) != result[key] for key in same)]
+        kept = [r for r in network.metadata.get("results", []) if any(r.get(key) != about[key] for key in about)]
         metadata = {key: value for key, value in network.metadata.items() if key not in ("format", "architecture")}
         save(network, find(model), **{**metadata, "results": [*kept, result]})
         print(f"recorded in {find(model)}", file=sys.stderr)

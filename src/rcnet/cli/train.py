@@ -56,9 +56,8 @@ def train(
     if json_output:
         print(json.dumps(result, indent=1))
         return
-    print(
-        f"{result['iterations']} iterations ({result['epochs']} epochs) in {result['minutes']} minutes: {folder}/weights.safetensors"
-    )
+    print(f"{result['iterations']} iterations ({result['epochs']} epochs) in {result['minutes']} minutes")
+    print(folder / "weights.safetensors")
     rows = result["validation"]
     if rows:
         print(table(list(rows[0]), [list(row.values()) for row in rows]))

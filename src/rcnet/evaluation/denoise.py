@@ -1,13 +1,14 @@
 """PSNR and SSIM by the protocol of BSD68: per image against the uint8 original, mean over images."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rcnet.cell import RecurrentNet, unroll
+from rcnet.cell import RecurrentNet, Steps, unroll
 from rcnet.data.images import to_tensor
 from rcnet.data.noise import protocol_noise
 from rcnet.device import autocast
@@ -51,12 +52,12 @@ def denoising_results(
     model: RecurrentNet,
     images: Sequence[np.ndarray],
     sigma: float,
-    steps: Sequence[int],
+    steps: Sequence[Steps],
     *,
     as_8bit: bool = False,
     precision: str = "fp32",
     each: Callable[[], object] = lambda: None,
-) -> list[dict[str, float]]:
+) -> list[dict[str, Any]]:
     """One row a step count: `steps`, `psnr` in dB and `ssim`, means over images (uint8 [H, W, C]).
 
     `each` is called after each image at each step count, for a progress bar. `as_8bit`: the noisy images are clipped and

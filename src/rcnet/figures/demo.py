@@ -60,10 +60,7 @@ def demo() -> tuple[list[dict[str, Any]], Image.Image, str]:
     for name in models:
         family = name.partition(".")[0]
         results = [
-            panel(
-                f"{family}, {row['steps']} step{'s' if row['steps'] > 1 else ''}: {row['psnr']:.2f} dB",
-                outputs[name, row["steps"]],
-            )
+            panel(f"{family}, steps={row['steps']}: {row['psnr']:.2f} dB", outputs[name, row["steps"]])
             for row in rows
             if row["model"] == name
         ]

@@ -1,9 +1,12 @@
 """Labelled images side by side."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from rcnet.errors import InputError
 
 LARGEST = 1024  # pixels a side; a larger image shows its centre, at full size
 Panel = tuple[str, np.ndarray]
@@ -31,6 +34,18 @@ def side_by_side(rows: Sequence[Sequence[Panel]], gap: int = 8) -> Image.Image:
             draw.text((x + width / 2, y + bar / 2), label, fill="black", font=font, anchor="mm")
             picture.paste(Image.fromarray(pixels), (x, y + bar))
     return picture
+
+
+def save_picture(path: str | Path, picture: Image.Image) -> None:
+    """Writes a PNG to a temporary file, then renames it."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        picture.save(temporary, format="PNG")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _to_rgb(image: np.ndarray) -> np.ndarray:

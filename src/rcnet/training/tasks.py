@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from rcnet.evaluation.denoise import denoising_results
 from rcnet.models.registry import task_of
 from rcnet.training.recipe import Recipe
 
-Rows = list[dict[str, float]]
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
