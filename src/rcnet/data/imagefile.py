@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from rcnet.errors import InputError
 
@@ -67,14 +67,15 @@ def read(path: str | Path) -> ImageFile:
             alpha, extra channels, and 16 bits as separate planes, as inverted gray or as gray with alpha.
     """
     path = Path(path)
-    if not path.is_file():
-        raise _refused(path, "is a folder" if path.is_dir() else "is not a file" if path.exists() else "does not exist")
-    if path.stat().st_size == 0:
-        raise _refused(path, "is empty")
     try:
+        if not path.is_file():
+            raise _refused(path, "is a folder" if path.is_dir() else "is not a file" if path.exists() else "does not exist")
+        if path.stat().st_size == 0:
+            raise _refused(path, "is empty")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=("PNG", "JPEG", "TIFF", "WEBP", "BMP")) as image:
+            # not by name: Pillow 13 maps some named TIFFs into memory, and garbles those that their orientation turns
+            with path.open("rb") as file, Image.open(file, formats=("PNG", "JPEG", "TIFF", "WEBP", "BMP")) as image:
                 return _decode(path, image)
     except InputError:
         raise
@@ -98,9 +99,9 @@ def check_writable(path: str | Path, image: ImageFile) -> None:
     if lack := _lack(kind, image):
         valid = ", ".join(suffix for suffix, other in FORMATS.items() if not _lack(other, image))
         raise InputError(f"{path} cannot be written: {kind} holds {lack}; valid for this image: {valid}")
-    folder = path.resolve().parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        problem = "it is a folder" if path.is_dir() else f"{folder} is no folder that exists and can be written to"
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        problem = "it is a folder" if os.path.isdir(path) else f"{folder} is no folder that exists and can be written to"
         raise InputError(f"{path} cannot be written: {problem}; valid: a file in an existing folder")
 
 
@@ -116,10 +117,12 @@ def write(path: str | Path, image: ImageFile) -> None:
         InputError: what `check_writable` raises, before anything is written; or the file cannot be written.
     """
     check_writable(path, image)
-    target = Path(path).resolve()  # a link is written through, not replaced
+    target = Path(os.path.realpath(path))  # a link is written through, not replaced
     temporary = target.with_name(f".rcnet-{secrets.token_hex(8)}.tmp")
     try:
-        data = _encode(FORMATS[Path(path).suffix.lower()], image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = _encode(FORMATS[Path(path).suffix.lower()], image)
         try:
             temporary.write_bytes(data)
             os.replace(temporary, target)
@@ -157,28 +160,28 @@ def _decode(path: Path, image: Image.Image) -> ImageFile:
         raise _refused(path, "is animated or has several pages")
     if image.mode not in _MODES:
         raise _refused(path, f"has pixels of mode {image.mode}, not {', '.join(_MODES)}")
-    raw_mode = image.tile[0][3] if image.format == "PNG" else None
+    raw_mode = str(image.tile[0][3]) if isinstance(image, PngImagePlugin.PngImageFile) else ""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         deep, orientation = _is_deep_tiff(path, image), image.getexif().get(_TAGS.Orientation, 1)
         exif = _describing(image.getexif())
         samples = _as_stored(_samples(path, image, deep), orientation)
     else:
-        samples = _samples(path, image, deep=str(raw_mode).endswith(";16B"))
+        samples = _samples(path, image, deep=raw_mode.endswith(";16B"))
         exif = image.info.get("exif") or (image.getexif().tobytes() if image.getexif() else b"")
     pixels, alpha = (samples[:, :, :-1], samples[:, :, -1]) if samples.shape[2] in (2, 4) else (samples, None)
     if raw_mode == "LA;16B":  # read as RGBA
         pixels = pixels[:, :, :1]
     key = image.info.get("transparency")
-    if key is not None and alpha is None:
-        unit = {"L;2": 85, "L;4": 17}.get(str(raw_mode), 1)  # Pillow widens these pixels to 8 bits, but not the key
-        alpha = np.where((pixels == np.multiply(key, unit)).all(axis=2), 0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
+    if key is not None and alpha is None:  # Pillow widens gray of 1, 2 and 4 bits to 8, but not the key
+        key = 255 * bool(key) if raw_mode == "1" else np.multiply(key, {"L;2": 85, "L;4": 17}.get(raw_mode, 1))
+        alpha = np.where((pixels == key).all(axis=2), 0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
     across, down = (float(dots) for dots in image.info.get("dpi") or (0, 0))
     return ImageFile(
         np.ascontiguousarray(pixels),
         None if alpha is None else np.ascontiguousarray(alpha),
         exif.removeprefix(b"Exif\0\0"),
         image.info.get("icc_profile") or b"",
-        (across, down) if 0 < across < 1e8 and 0 < down < 1e8 else None,
+        (across, down) if 1 < across < 1e8 and 1 < down < 1e8 else None,  # Pillow says 1 where a TIFF says nothing
     )
 
 
@@ -199,10 +202,11 @@ def _samples(path: Path, image: Image.Image, deep: bool) -> np.ndarray:
     array = np.asarray(image.convert("L") if image.mode == "1" else image)
     if not deep_colour:
         return np.atleast_3d(array.astype(np.uint16 if deep else np.uint8))
-    samples = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)[:, :, [2, 1, 0, 3][: array.shape[2]]]
+    decoded: Any = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    samples: np.ndarray = decoded[:, :, [2, 1, 0, 3][: array.shape[2]]]
     if samples.dtype != np.uint16 or not np.array_equal(samples >> 8, array):
         raise _refused(path, "is a 16-bit image that OpenCV and Pillow read differently")
-    return np.asarray(samples)
+    return samples
 
 
 def _is_deep_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> bool:

@@ -39,7 +39,7 @@ def demo() -> tuple[list[dict[str, Any]], Image.Image, str]:
             start = time.perf_counter()
             denoise(models[name], noisy, n)
             times[name, n].append(time.perf_counter() - start)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "model": name,
             "steps": n,

@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,15 @@ def learning_rate_factor(progress: float, warmup: float, decay: float) -> float:
     return rise * 0.5 * (1 + math.cos(math.pi * min(max(fall, 0.0), 1.0)))
 
 
-def train(recipe: Recipe, data: str | Path, out: str | Path, *, resume: bool = False, progress: bool = True) -> dict[str, Any]:
+def train(
+    recipe: Recipe,
+    data: str | Path,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
     """Trains the recipe's network on `data` and writes to the folder `out`; returns what `result.json` holds.
 
     `out` then holds `weights.safetensors` (the average of the weights if the recipe keeps one), `result.json`, `log.jsonl` and
@@ -46,11 +55,13 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, resume: bool = F
     Args:
         resume: go on from `out/checkpoint.pt`, exactly; a folder without one starts anew.
         progress: show a progress bar on stderr.
+        clock: the seconds that the recipe's `minutes` are counted in; `time.process_time` counts those of the processor, so that
+            runs on a busy machine compare.
 
     Raises:
         InputError: the recipe or the data does not fit, or `out` holds another run.
     """
-    return Run(recipe, Path(data), Path(out), resume).go(progress)
+    return Run(recipe, Path(data), Path(out), resume).go(progress, clock)
 
 
 class Run:
@@ -111,8 +122,8 @@ class Run:
             return min(1.0, self.elapsed / (60 * self.recipe.minutes))
         return min(1.0, self.iteration / self.recipe.iterations)
 
-    def go(self, progress: bool) -> dict[str, Any]:
-        started, elapsed_before = time.perf_counter(), self.elapsed
+    def go(self, progress: bool, clock: Callable[[], float]) -> dict[str, Any]:
+        started, elapsed_before = clock(), self.elapsed
         kept = logged = started
         losses: list[float] = []
         bar = tqdm(total=1.0, initial=self.done, disable=not progress, bar_format="{percentage:5.1f}%|{bar:24}| {desc}")
@@ -120,7 +131,7 @@ class Run:
             with (self.out / "log.jsonl").open("a") as log:
                 while self.done < 1:
                     losses.append(self.step())
-                    now = time.perf_counter()
+                    now = clock()
                     self.elapsed = elapsed_before + now - started
                     if self.iteration % self.recipe.log_every == 0:
                         self.report(log, bar, losses, (now - logged) / len(losses))

@@ -1,0 +1,274 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rcnet.cli import main
+from rcnet.cli.text import count, table
+from rcnet.models import bundled, create_model, load, save
+
+from .conftest import IMAGES
+
+BSD = IMAGES / "bsd"
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Runs one command in an empty folder: exit status, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        try:
+            main([str(argument) for argument in arguments])
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def refused(run):
+    """Runs a command that must fail with one line on stderr, exit status 2, nothing on stdout and no new file."""
+
+    def call(*arguments):
+        before = snapshot()
+        status, out, err = run(*arguments)
+        assert status == 2, err
+        assert out == ""
+        assert err.count("\n") == 1, err
+        assert err.startswith("rcnet: ")
+        assert snapshot() == before
+        return err
+
+    return call
+
+
+def snapshot():
+    return {
+        os.path.join(folder, name): os.stat(os.path.join(folder, name)).st_mtime_ns
+        for folder, _, names in os.walk(".")
+        for name in names
+    }
+
+
+def noisy_cat(path, sigma=25):
+    pixels = np.asarray(Image.open(IMAGES / "cat.png"))[:120, :160] / 255
+    noisy = pixels + np.random.default_rng(0).normal(0, sigma / 255, pixels.shape)
+    Image.fromarray(np.rint(noisy.clip(0, 1) * 255).astype(np.uint8)).save(path)
+    return pixels
+
+
+def error_of(path, clean):
+    return float(np.mean((np.asarray(Image.open(path)) / 255 - clean) ** 2))
+
+
+def test_denoise_writes_beside_the_input(run, tmp_path):
+    clean = noisy_cat(tmp_path / "cat.png")
+    status, out, _ = run("denoise", "cat.png")
+    assert status == 0
+    assert out.strip() == "cat-denoised.png"
+    assert error_of("cat-denoised.png", clean) < 0.35 * error_of("cat.png", clean)
+
+
+def test_steps_are_a_dial(run, tmp_path):
+    clean = noisy_cat(tmp_path / "cat.png")
+    for steps in ("1", "4", "4,3,2"):
+        assert run("denoise", "cat.png", "-o", f"{steps}.png", "--steps", steps)[0] == 0
+    assert error_of("4.png", clean) < error_of("1.png", clean)
+    assert len({(tmp_path / f"{steps}.png").read_bytes() for steps in ("1", "4", "4,3,2")}) == 3
+
+
+def test_tiles_do_not_change_the_file(run, tmp_path):
+    noisy_cat(tmp_path / "cat.png")
+    for tile in ("0", "48"):
+        assert run("denoise", "cat.png", "-o", f"{tile}.png", "--tile", tile)[0] == 0
+    whole, tiled = (np.asarray(Image.open(f"{tile}.png")).astype(int) for tile in ("0", "48"))
+    assert np.abs(whole - tiled).max() <= 1  # rounding to a level
+    assert (whole != tiled).mean() < 1e-3
+
+
+def test_formats_depths_orientation_and_alpha_are_kept(run, tmp_path):
+    noisy_cat(tmp_path / "cat.png")
+    image = Image.open("cat.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save("cat.jpg", exif=exif, quality=95)
+    image.save("cat.webp", lossless=True)
+    image.save("cat.tif")
+    rgba = image.copy()
+    rgba.putalpha(Image.linear_gradient("L").resize(image.size))
+    rgba.save("alpha.png")
+    gray16 = np.asarray(image.convert("L")).astype(np.uint16) * 257
+    Image.fromarray(gray16).save("deep.png")
+    names = ("cat.jpg", "cat.webp", "cat.tif", "alpha.png", "deep.png")
+    status, out, err = run("denoise", *names, "--out-dir", "out", "--steps", "1")
+    assert status == 0, err
+    assert out.split() == [f"out/{name}" for name in names]
+    assert Image.open("out/cat.jpg").getexif()[0x0112] == 6
+    assert Image.open("out/cat.jpg").size == image.size
+    for name, kind in (("cat.jpg", "JPEG"), ("cat.webp", "WEBP"), ("cat.tif", "TIFF"), ("alpha.png", "PNG"), ("deep.png", "PNG")):
+        assert Image.open(f"out/{name}").format == kind
+    alpha = Image.open("out/alpha.png")
+    assert alpha.mode == "RGBA"
+    assert alpha.getchannel("A").tobytes() == rgba.getchannel("A").tobytes()
+    deep = Image.open("out/deep.png")
+    assert deep.mode == "I;16"
+    assert len(np.unique(np.asarray(deep) % 257)) > 100  # more than 8 bits are used
+
+
+def test_compare_shows_the_input_and_every_step(run, tmp_path):
+    noisy_cat(tmp_path / "cat.png")
+    status, out, _ = run("denoise", "cat.png", "--compare")
+    assert status == 0
+    assert out.split() == ["cat-denoised.png", "cat-compare.png"]
+    assert Image.open("cat-compare.png").size[0] >= 5 * 160
+
+
+def test_a_folder_with_a_bad_file_does_the_others(run, tmp_path):
+    (tmp_path / "in").mkdir()
+    noisy_cat(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "b.png").write_text("not an image")
+    noisy_cat(tmp_path / "in" / "c.png")
+    status, out, err = run("denoise", "in", "--out-dir", "out", "--steps", "1")
+    assert status == 2
+    assert out.split() == ["out/a.png", "out/c.png"]
+    assert "b.png" in err
+    assert "1 of 3" in err
+    assert "Traceback" not in err
+    assert sorted(os.listdir("out")) == ["a.png", "c.png"]
+
+
+def test_bad_images_are_one_line_and_touch_nothing(refused, tmp_path):
+    noisy_cat(tmp_path / "cat.png")
+    (tmp_path / "letter.png").write_text("dear reader")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cat.png").read_bytes()[:2000])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "old.png").write_bytes(b"precious")
+    assert "nowhere.png" in refused("denoise", "nowhere.png", "-o", "old.png")
+    assert "letter.png" in refused("denoise", "letter.png", "-o", "old.png")
+    assert "cut.png" in refused("denoise", "cut.png", "-o", "old.png")
+    assert "holds no images" in refused("denoise", "empty")
+    assert "overwrite an input" in refused("denoise", "cat.png", "-o", "cat.png")
+    assert ".png" in refused("denoise", "cat.png", "-o", "cat.xyz")
+    assert "no image given" in refused("denoise")
+    assert "both be written" in refused("denoise", "cat.png", IMAGES / "cat.png", "--out-dir", "out")
+    assert "--out-dir" in refused("denoise", "cat.png", "letter.png", "-o", "one.png")
+    assert (tmp_path / "old.png").read_bytes() == b"precious"
+
+
+def test_a_decompression_bomb_is_refused(refused, tmp_path, monkeypatch):
+    noisy_cat(tmp_path / "cat.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert "cat.png" in refused("denoise", "cat.png")
+
+
+def test_bad_choices_name_the_valid_ones(refused, tmp_path):
+    noisy_cat(tmp_path / "cat.png")
+    assert "1, 2, 3, 4" in refused("denoise", "cat.png", "--steps", "7")
+    assert "--steps few" in refused("denoise", "cat.png", "--steps", "few")
+    assert "did you mean 'r3_fast.bsd-gray-25'" in refused("denoise", "cat.png", "--model", "r3_fast.bsd-gray-52")
+    assert "no file of weights" in refused("denoise", "cat.png", "--model", "mine.safetensors")
+    assert "tile" in refused("denoise", "cat.png", "--tile", "-3")
+    assert "auto, fp32, bf16" in refused("denoise", "cat.png", "--precision", "fp64")
+    assert "--steps" in refused("denoise", "cat.png", "--stepz", "2")
+    assert "denoise" in refused("denois", "cat.png")
+    (tmp_path / "mine.safetensors").write_text("no")
+    assert "safetensors" in refused("denoise", "cat.png", "--model", "mine.safetensors")
+    save(create_model("r2"), tmp_path / "r2.safetensors")
+    assert "does not denoise" in refused("denoise", "cat.png", "--model", "r2.safetensors")
+    assert "does not denoise" in refused("eval", "r2.safetensors", "--data", BSD)
+
+
+def test_eval_prints_json_and_records(run, tmp_path):
+    shutil.copy(bundled()["r3_fast.bsd-gray-25"], tmp_path / "w.safetensors")
+    status, out, _ = run("eval", "w.safetensors", "--data", BSD, "--sigma", "25", "--json", "--record")
+    result = json.loads(out)
+    assert status == 0
+    assert [row["steps"] for row in result["rows"]] == [1, 2, 3, 4]
+    assert result["images"] == 3
+    assert load("w.safetensors").metadata["results"][-1]["rows"] == result["rows"]
+    again = run("eval", "w.safetensors", "--data", BSD / "test", "--steps", "2")[1]
+    assert f"{result['rows'][1]['psnr']:.3f}" in again
+
+
+def test_bad_data(refused, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "no folder of images" in refused("eval", "r3_fast.bsd-gray-25", "--data", "nowhere")
+    assert "holds no images" in refused("eval", "r3_fast.bsd-gray-25", "--data", "empty")
+    assert "0 to 255" in refused("eval", "r3_fast.bsd-gray-25", "--data", BSD, "--sigma", "-2")
+    assert "no folder of images" in refused("train", "r3", "--data", "nowhere")
+    assert "unknown key" in refused("train", "r3", "batchh=3", "--data", BSD)
+    assert "r3_fast" in refused("train", "r3_fats", "--data", BSD)
+
+
+def test_train_and_resume(run, refused, tmp_path):
+    arguments = ("train", "r3_fast", "model.width=8", "iterations=3", "minutes=0", "batch=2", "denoising.patch=24")
+    status, out, err = run(*arguments, "--data", BSD, "--out", "run")
+    assert status == 0, err
+    assert "run/weights.safetensors" in out
+    assert "already holds a run" in refused(*arguments, "--data", BSD, "--out", "run")
+    assert run(*arguments, "--data", BSD, "--out", "run", "--resume")[0] == 0
+    wider = [argument.replace("width=8", "width=16") for argument in arguments]
+    assert "another recipe" in refused(*wider, "--data", BSD, "--out", "run", "--resume")
+    assert json.loads(run(*arguments, "--data", BSD, "--out", "other", "--json")[1])["iterations"] == 3
+
+
+def test_models_lists_exact_parameters(run):
+    rows = {row["name"]: row for row in json.loads(run("models", "--json")[1])}
+    assert [step["parameters"] for step in rows["r2"]["steps"]] == [1258954, 1260234, 1261514, 1262794]
+    assert [step["parameters"] for step in rows["s2"]["steps"]][1:] == [2513610, 3768266, 5022922]
+    assert [step["parameters"] for step in rows["s4"]["steps"]] == [11217316, 17488036, 23758756]
+    assert rows["r4"]["parameters"] == 11241124
+    for name in bundled():
+        results = [max(step["results"].values()) for step in rows[name]["steps"]]
+        assert results == sorted(results)
+        assert len(set(results)) == len(results)
+    text = run("models")[1]
+    assert all(name in text for name in (*rows, "1,262,794"))
+
+
+def test_demo(run, tmp_path):
+    status, out, err = run("denoise", "--demo", "-o", "picture.png")
+    assert status == 0, err
+    lines = [line.split() for line in out.splitlines() if line.startswith(("r3.", "r3_fast."))]
+    assert [line[1] for line in lines] == ["1", "2", "3", "4"] * 2
+    for family in (lines[:4], lines[4:]):
+        gains = [float(line[-1]) for line in family]
+        assert gains == sorted(gains)
+        assert gains[0] > 27
+    assert Image.open("picture.png").size[0] > 1000
+
+
+def test_help_answers_without_torch():
+    code = "import sys, rcnet.cli\ntry: rcnet.cli.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(command in done.stdout for command in ("denoise", "models", "eval", "train"))
+
+
+def test_bundled_weights_grow_with_the_steps_as_recorded():
+    for name in bundled():
+        for result in load(name).metadata["results"]:
+            figures = [row["psnr"] for row in result["rows"]]
+            assert figures == sorted(figures)
+
+
+def test_text():
+    assert table(("name", "n"), [("a", 1), ("bb", 20)]) == "name   n\n----  --\na      1\nbb    20"
+    assert [count(n) for n in (12, 1234, 1.26e6, 17.4e9)] == ["12", "1.23k", "1.26M", "17.4G"]
+
+
+def test_weights_are_small_and_hold_each_kernel_once():
+    for name, path in bundled().items():
+        model = load(name)
+        held = sum(t.numel() for t in model.state_dict().values())
+        assert path.stat().st_size < 4.2 * held + 60_000
+        assert torch.all(torch.isfinite(model(torch.rand(1, 1, 17, 23))))

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from rcnet.cell import RecurrentNet
+from rcnet.data.images import list_images, read_folder, read_image, to_gray, to_tensor
+from rcnet.data.noise import add_noise, check_sigma, protocol_noise
+from rcnet.errors import InputError
+from rcnet.evaluation import denoising_results, psnr, ssim
+from rcnet.models import create_model
+
+from .conftest import IMAGES
+
+TEST = IMAGES / "bsd" / "test"
+
+
+def identity_net() -> RecurrentNet:
+    return create_model("r3", steps=(1, 2)).eval()  # the last convolution starts at zero: the output is the input
+
+
+def protocol_by_hand(image: np.ndarray, sigma: float) -> tuple[float, float]:
+    """The BSD68 protocol for a network that returns its input, with scikit-image's metrics."""
+    noisy = image / 255 + np.random.RandomState(0).normal(0, sigma / 255, image.shape)
+    output = np.rint(np.clip(noisy, 0, 1) * 255).astype(np.uint8)
+    similarity = structural_similarity(
+        image[..., 0], output[..., 0], gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
+    )[1]
+    return peak_signal_noise_ratio(image, output), similarity[5:-5, 5:-5].mean()
+
+
+@pytest.mark.parametrize("sigma", [15, 25, 50])
+def test_protocol_agrees_with_an_independent_one(sigma):
+    images = read_folder(TEST, 1)
+    expected = np.mean([protocol_by_hand(image, sigma) for image in images], axis=0)
+    rows = denoising_results(identity_net(), images, sigma, (1, 2))
+    for row in rows:
+        assert row["psnr"] == pytest.approx(expected[0], abs=0.0005)
+        assert row["ssim"] == pytest.approx(expected[1], abs=0.001)
+
+
+def test_psnr_is_the_mean_over_images_not_that_of_the_pooled_error():
+    images = [np.zeros((64, 64, 1), np.uint8), np.full((64, 64, 1), 128, np.uint8)]  # clipping halves the noise of the first
+    each = [denoising_results(identity_net(), [image], 25, (1,))[0]["psnr"] for image in images]
+    both = denoising_results(identity_net(), images, 25, (1,))[0]["psnr"]
+    assert both == pytest.approx(np.mean(each), abs=1e-3)
+    assert abs(each[0] - each[1]) > 2
+
+
+def test_psnr_and_ssim_of_equal_images():
+    x = torch.rand(1, 3, 32, 32)
+    assert psnr(x, x) == float("inf")
+    assert ssim(x, x) == pytest.approx(1)
+    assert psnr(torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 0.1)) == pytest.approx(20, abs=1e-4)
+
+
+def test_protocol_noise_is_neither_clipped_nor_rounded_unless_asked():
+    image = np.zeros((32, 32, 1), np.uint8)
+    noisy = protocol_noise(image, 25)
+    assert noisy.min() < 0
+    assert torch.any((noisy * 255).frac() != 0)
+    as_8bit = protocol_noise(image, 25, as_8bit=True)
+    assert as_8bit.min() == 0
+    torch.testing.assert_close(as_8bit * 255, (as_8bit * 255).round())
+
+
+def test_gray_is_the_weighted_sum_of_bsd68():
+    pixels = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [10, 20, 30]]], np.uint8)
+    assert to_gray(pixels).tolist() == [[76, 150, 29, 18]]
+
+
+def test_training_noise_has_the_sigma_asked_for():
+    clean = torch.full((4, 1, 128, 128), 0.5)
+    generator = torch.Generator().manual_seed(0)
+    fixed = add_noise(clean, 25.0, generator) - clean
+    assert fixed.std().item() * 255 == pytest.approx(25, rel=0.02)
+    blind = (add_noise(clean, (5.0, 50.0), generator) - clean).std(dim=(1, 2, 3)) * 255
+    assert blind.min() > 4.5
+    assert blind.max() < 51
+    assert blind.max() - blind.min() > 1
+    quantised = add_noise(clean, 50.0, generator, as_8bit=True) * 255
+    torch.testing.assert_close(quantised, quantised.round(), atol=1e-4, rtol=0)
+    assert 0 <= quantised.min() <= quantised.max() <= 255
+
+
+@pytest.mark.parametrize("sigma", [-1, 256, (50.0, 5.0), (1.0, 2.0, 3.0)])
+def test_bad_sigma(sigma):
+    with pytest.raises(InputError, match="0 to 255"):
+        check_sigma(sigma)
+
+
+def test_folders_and_files(tmp_path):
+    assert [path.name for path in list_images(TEST)] == sorted(path.name for path in TEST.iterdir())
+    with pytest.raises(InputError, match="no folder of images"):
+        list_images(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="holds no images"):
+        list_images(tmp_path)
+    (tmp_path / "letter.png").write_text("dear reader")
+    with pytest.raises(InputError, match="cannot be read as an image"):
+        read_image(tmp_path / "letter.png", 1)
+    assert read_image(IMAGES / "cat.png", 3).shape == (300, 451, 3)
+    assert read_image(IMAGES / "cat.png", 1).shape == (300, 451, 1)
+    assert read_folder(TEST, 3)[0].shape[2] == 3
+    assert to_tensor(read_image(IMAGES / "cat.png", 3)).shape == (1, 3, 300, 451)

@@ -1,0 +1,443 @@
+"""What every registered model must do, the paper's parameter counts, and files of weights."""
+
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rcnet import InputError, create_model, list_models, load, save, unroll
+from rcnet.models import files, read_metadata
+from rcnet.models.registry import entry, task_of
+
+SMALL = {"r2": {"width": 0.125}, "s2": {"width": 0.125}, "r3_fast": {"width": 8}}
+SIDES = {"r2": [(16, 24)], "s2": [(16, 24)]}  # two poolings and InvPool
+DEFAULT_SIDES = {"classify": [(9, 15)], "denoise": [(33, 47), (1, 8), (9, 1), (1, 1)]}
+ALL = [(name, steps) for name in list_models() for steps in entry(name).steps]
+DENOISERS = [(name, steps) for name, steps in ALL if entry(name).task == "denoise"]
+
+
+def config(name, steps):
+    """All step counts for an adjustable family, this one for a standard one."""
+    adjustable = entry(name).build.__annotations__["steps"] is not int
+    return {"steps": entry(name).steps if adjustable else steps, **SMALL.get(name, {})}
+
+
+@cache
+def cached(name, steps):
+    model = create_model(name, **config(name, steps))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.normal_(module.running_mean, std=0.1)
+    if task_of(model) == "denoise":
+        nn.init.normal_(model.get_parameter("head.weight"))
+    return model
+
+
+def built(name, steps):
+    model = cached(name, config(name, steps)["steps"]).eval()
+    model.zero_grad(set_to_none=True)
+    return model
+
+
+def sides(name):
+    return SIDES.get(name) or DEFAULT_SIDES[entry(name).task]
+
+
+def image(name, size=None, batch=1):
+    channels = 3 if entry(name).task == "classify" else 1
+    return torch.rand(batch, channels, *(size or sides(name)[0]))
+
+
+def trainable(model):
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+# Every registered model
+
+
+@pytest.mark.parametrize(("name", "steps"), ALL)
+def test_forward(name, steps):
+    model = built(name, steps)
+    for size in sides(name):
+        x = image(name, size, batch=2)
+        with torch.no_grad():
+            y = model(x, steps=steps)
+        assert y.shape == (x.shape if task_of(model) == "denoise" else (2, model.classifier.out_features))
+        assert y.isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "steps"), ALL)
+def test_backward_reaches_every_used_parameter(name, steps):
+    model = built(name, steps).train()
+    model(image(name, batch=4), steps=steps).square().mean().backward()
+    used = {id(parameter) for parameter in unroll(model, steps).parameters()}
+    for parameter_name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == (id(parameter) in used), parameter_name
+        assert parameter.grad is None or parameter.grad.abs().max() > 0, parameter_name
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_save_and_load(name, tmp_path):
+    steps = entry(name).steps[0]
+    model, path = built(name, steps), tmp_path / "new folder" / "weights.safetensors"
+    save(model, path, results={"error": 7.65}, training={"epochs": 3})
+    again = load(path)
+    assert not again.training
+    assert type(again) is type(model)
+    assert (again.steps, again.architecture["name"]) == (model.steps, name)
+    assert list(again.state_dict()) == list(model.state_dict())
+    assert all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))
+    x = image(name)
+    assert torch.equal(again(x, steps=steps), model(x, steps=steps))
+    assert again.metadata == read_metadata(path)
+    assert (again.metadata["results"], again.metadata["training"]) == ({"error": 7.65}, {"epochs": 3})
+    assert again.metadata["preprocessing"]["channels"] == x.shape[1]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(("name", "steps"), ALL)
+def test_export(name, steps):
+    model, x = built(name, steps), image(name)
+    with torch.no_grad():
+        exported = torch.export.export(unroll(model, steps), (x,)).module()
+        torch.testing.assert_close(exported(x), model(x, steps=steps))
+
+
+# The paper's numbers
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "parameters"),
+    [
+        ("r2", {"steps": 1}, 1_258_954),
+        ("r2", {"steps": 2}, 1_260_234),
+        ("r2", {"steps": 3}, 1_261_514),
+        ("r2", {"steps": 4}, 1_262_794),
+        ("s2", {"steps": 2}, 2_513_610),
+        ("s2", {"steps": 3}, 3_768_266),
+        ("s2", {"steps": 4}, 5_022_922),
+        ("s2", {"steps": 4, "width": 0.5}, 1_258_090),
+        ("r4", {"steps": (1, 2, 3)}, 11_241_124),
+        ("s4", {"steps": 1}, 11_217_316),
+        ("s4", {"steps": 2}, 17_488_036),
+        ("s4", {"steps": 3}, 23_758_756),
+    ],
+)
+def test_parameter_counts(name, config, parameters):
+    with torch.device("meta"):
+        assert trainable(create_model(name, **config)) == parameters
+
+
+def norm(state, name, x):
+    return F.batch_norm(x, *(state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")))
+
+
+def preactivation(state, cell, row, step, x, stride=1):
+    kernel, norms = f"{cell}.body", f"{cell}.norms.{row}.{step}"
+    y = F.relu(norm(state, f"{norms}.0", x))
+    if f"{kernel}.shortcut.weight" in state:
+        x = F.conv2d(y, state[f"{kernel}.shortcut.weight"], stride=stride)
+    y = F.conv2d(y, state[f"{kernel}.conv1.weight"], stride=stride, padding=1)
+    return x + F.conv2d(F.relu(norm(state, f"{norms}.1", y)), state[f"{kernel}.conv2.weight"], padding=1)
+
+
+def stem(state, x):
+    mean, std = torch.tensor([[0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]]).view(2, 3, 1, 1)
+    return F.conv2d((x - mean) / std, state["stem.weight"], padding=1)
+
+
+def classifier(state, x):
+    return F.linear(x.mean((2, 3)), state["classifier.weight"], state["classifier.bias"])
+
+
+def r2_by_hand(state, x, steps):
+    """Eq. 8."""
+    x = stem(state, x)
+    for cell, row in (("cell1", 0), ("cell2", steps)):
+        if cell == "cell2":
+            x = F.pixel_unshuffle(x, 2)
+        for t in range(steps):
+            x = preactivation(state, cell, row, t, x)
+            if t == (steps - 1) // 2:
+                x = F.avg_pool2d(x, 2)
+    return classifier(state, x)
+
+
+def r4_by_hand(state, x, steps):
+    """Eq. 10."""
+    x = stem(state, x)
+    for stage, row in ((1, 0), (2, steps), (3, steps), (4, steps)):
+        x = preactivation(state, f"transition{stage}", row, 0, x, stride=1 if stage == 1 else 2)
+        for t in range(steps):
+            x = preactivation(state, f"cell{stage}", row, t, x)
+    return classifier(state, x)
+
+
+def r3_by_hand(state, x, steps, residual=False):
+    """Eq. 7 and 9."""
+    y = F.relu(F.conv2d(x, state["stem.weight"], state["stem.bias"], padding=1))
+    for cell, row in (("cell1", 0), ("cell2", steps), ("cell3", steps)):
+        for t in range(steps):
+            z = norm(state, f"{cell}.norms.{row}.{t}.0", F.conv2d(y, state[f"{cell}.body.convs.0.weight"], padding=1))
+            y = F.relu(y + z if residual else z)
+    return x + F.conv2d(y, state["head.weight"], state["head.bias"], padding=1)
+
+
+def r3_fast_by_hand(state, x, steps):
+    height, width = x.shape[-2:]
+    x = F.pad(x, (0, width % 2, 0, height % 2), mode="reflect")
+    return F.pixel_shuffle(r3_by_hand(state, F.pixel_unshuffle(x, 2), steps, residual=True), 2)[..., :height, :width]
+
+
+BY_HAND = {"r2": r2_by_hand, "r3": r3_by_hand, "r3_fast": r3_fast_by_hand, "r4": r4_by_hand}
+
+
+@pytest.mark.parametrize(("name", "steps"), [(name, steps) for name, steps in ALL if name in BY_HAND])
+def test_forward_is_the_papers_formula(name, steps):
+    model, x = built(name, steps), image(name, batch=2)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, steps=steps), BY_HAND[name](model.state_dict(), x, steps), rtol=1e-4, atol=1e-5)
+
+
+def test_list_models():
+    assert list_models() == sorted({*list_models("classify"), *list_models("denoise")})
+    assert {"r2", "s2", "r4", "s4"} <= set(list_models("classify"))
+    assert {"r3", "s3", "r3_fast"} <= set(list_models("denoise"))
+
+
+# create_model's errors
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("r3_fats", {}, r"unknown model 'r3_fats': did you mean 'r3_fast'\? valid: .*r2.*s4"),
+        ("resnet", {}, r"unknown model 'resnet': valid: .*r2"),
+        ("r2", {"step": 4}, r"unknown option of r2 'step': did you mean 'steps'\? valid: steps, norm, classes, width, unified"),
+        ("r2", {"steps": 0}, "steps=0 is not valid: .*from 1"),
+        ("r2", {"steps": ()}, r"steps=\(\) is not valid"),
+        ("r2", {"steps": "4"}, "steps='4' is not valid"),
+        ("r2", {"steps": 2.5}, r"2\.5"),
+        ("r2", {"steps": None}, "None"),
+        ("r2", {"norm": "indep"}, "unknown norm mode 'indep': .*none, shared, independent, double"),
+        ("r2", {"classes": "ten"}, "r2 cannot be built with .*ten"),
+        ("r2", {"classes": -1}, "-1"),
+        ("r2", {"width": -1}, "-1"),
+        ("r2", {"width": float("nan")}, "nan"),
+        ("r3_fast", {"width": 1.5}, r"1\.5"),
+        ("s2", {"steps": (2, 3)}, r"\(2, 3\)"),
+    ],
+)
+def test_create_model_says_what_is_wrong(name, config, message):
+    with pytest.raises(InputError, match=message):
+        create_model(name, **config)
+
+
+# Files of weights
+
+
+def small(name="r3_fast", **config):
+    return create_model(name, **{"steps": (1, 2), "width": 4} | config)
+
+
+def write_nothing(path):
+    pass
+
+
+def write_text(path):
+    path.write_text("weights, I promise")
+
+
+def write_empty(path):
+    path.write_bytes(b"")
+
+
+def write_truncated(path):
+    save(small(), path)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def write_without_metadata(path):
+    save_file({"weight": torch.zeros(1)}, path)
+
+
+def write_metadata(text):
+    return lambda path: save_file({"weight": torch.zeros(1)}, path, metadata={"rcnet": text})
+
+
+def write_other_tensors(change):
+    def write(path):
+        save(small(), path)
+        metadata, state = read_metadata(path), load_file(path)
+        change(state)
+        save_file(state, path, metadata={"rcnet": json.dumps(metadata)})
+
+    return write
+
+
+BAD_FILES = {
+    "missing": (write_nothing, "no file of weights at"),
+    "text": (write_text, "not a readable safetensors file"),
+    "empty": (write_empty, "not a readable safetensors file"),
+    "truncated": (write_truncated, "not a readable safetensors file"),
+    "foreign": (write_without_metadata, r"was not written by rcnet\.save"),
+    "broken metadata": (write_metadata("{"), r"bad\.safetensors"),
+    "metadata without architecture": (write_metadata("{}"), r"bad\.safetensors"),
+    "unknown model": (write_metadata('{"architecture": {"name": "r9", "config": {}}}'), "unknown model 'r9'"),
+    "unknown option": (
+        write_metadata('{"architecture": {"name": "r2", "config": {"depth": 2}}}'),
+        "unknown option of r2 'depth'",
+    ),
+    "tensor missing": (
+        write_other_tensors(lambda state: state.pop("head.bias")),
+        r"does not hold weights of this r3_fast: 1 tensors differ, the first is head\.bias",
+    ),
+    "tensor too many": (
+        write_other_tensors(lambda state: state.update(extra=torch.zeros(1))),
+        "does not hold weights of this r3_fast: 1 tensors differ, the first is extra",
+    ),
+    "another shape": (
+        write_other_tensors(lambda state: state.update({"head.bias": torch.zeros(7)})),
+        r"does not hold weights of this r3_fast: 1 tensors differ, the first is head\.bias",
+    ),
+}
+
+
+@pytest.mark.parametrize(("write", "message"), BAD_FILES.values(), ids=BAD_FILES)
+def test_load_says_what_is_wrong(write, message, tmp_path):
+    path = tmp_path / "bad.safetensors"
+    write(path)
+    with pytest.raises(InputError, match=message) as error:
+        load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_load_of_an_unknown_name():
+    with pytest.raises(InputError, match="unknown weights 'no_such_weights'"):
+        load("no_such_weights")
+
+
+def test_a_failing_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "weights.safetensors"
+    save(small(), path)
+    before = path.read_bytes()
+
+    def fail(state, target, metadata):
+        target.write_bytes(before[:100])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(files, "save_file", fail)
+    with pytest.raises(OSError, match="No space"):
+        save(small(), path)
+    assert path.read_bytes() == before
+
+
+def test_save_replaces_the_old_file(tmp_path):
+    save(small(), tmp_path / "weights.safetensors")
+    model = small()
+    save(model, tmp_path / "weights.safetensors")
+    assert torch.equal(load(tmp_path / "weights.safetensors").stem.weight, model.stem.weight)
+
+
+def test_save_refuses_a_network_without_a_name(tmp_path):
+    model = small()
+    del model.architecture
+    with pytest.raises(InputError, match="not made by create_model or load"):
+        save(model, tmp_path / "weights.safetensors")
+
+
+@pytest.mark.parametrize("steps", [range(1, 3), {1, 2}, [1, 2], np.array([1, 2])], ids=repr)
+def test_any_iterable_of_steps_can_be_saved(steps, tmp_path):
+    save(small(steps=steps), tmp_path / "weights.safetensors")
+    assert load(tmp_path / "weights.safetensors").steps == (1, 2)
+
+
+@pytest.mark.parametrize("change", [lambda net: unroll(net, 2), torch.compile], ids=["unroll", "compile"])
+def test_save_writes_what_load_can_read_or_refuses(change, tmp_path):
+    changed, path, x = change(small().eval()), tmp_path / "weights.safetensors", torch.rand(1, 1, 8, 8)
+    try:
+        save(changed, path)
+    except InputError:
+        assert not path.exists()
+    else:
+        assert torch.equal(load(path)(x, steps=2), getattr(changed, "_orig_mod", changed)(x, steps=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "expected"),
+    [
+        ("r3", {}, {"range": [0.0, 1.0], "channels": 1, "layout": "gray"}),
+        ("r3_fast", {"channels": 3}, {"range": [0.0, 1.0], "channels": 3, "layout": "RGB"}),
+        ("r2", {"width": 0.125}, {"range": [0.0, 1.0], "channels": 3, "layout": "RGB"}),
+    ],
+)
+def test_preprocessing(name, config, expected):
+    assert files.preprocessing(create_model(name, **config)) == expected
+
+
+# Denoisers
+
+
+@pytest.mark.parametrize(("name", "steps"), DENOISERS)
+def test_a_new_denoiser_returns_its_input(name, steps):
+    x = image(name)
+    assert torch.equal(create_model(name, **config(name, steps)).eval()(x, steps=steps), x)
+
+
+def random_denoiser(name, **config):
+    model = create_model(name, **config).double().eval()
+    nn.init.normal_(model.get_parameter("head.weight"))
+    return model
+
+
+def changed_pixels(model, steps, side, place):
+    """The pixels of the output, [N, 2], that a change of one pixel of the input changes."""
+    x = torch.rand(1, 1, side, side, dtype=torch.float64)
+    other = x.clone()
+    other[(0, 0, *place)] += 0.5
+    with torch.no_grad():
+        return (model(x, steps=steps) != model(other, steps=steps))[0, 0].nonzero()
+
+
+def reach(model, steps, side, place):
+    return (changed_pixels(model, steps, side, place) - torch.tensor(place)).abs().max().item()
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "steps"),
+    [*(("r3", {}, steps) for steps in (1, 2, 3, 4, (4, 3, 1))), ("s3", {"steps": 2}, 2)],
+)
+def test_radius_of_r3_is_exact(name, config, steps):
+    model = random_denoiser(name, **config)
+    radius = model.radius(steps)
+    assert radius == 2 + (3 * steps if isinstance(steps, int) else sum(steps))
+    assert reach(model, steps, 2 * radius + 5, (radius + 2, radius + 2)) == radius
+
+
+FAST = pytest.mark.parametrize(("steps", "convs"), [(1, 1), (2, 1), (3, 1), (4, 1), ((4, 3, 1), 1), (2, 2)])
+
+
+@FAST
+def test_radius_of_r3_fast_is_a_bound(steps, convs):
+    model = random_denoiser("r3_fast", width=8, convs=convs)
+    radius = model.radius(steps)
+    places = [(radius + 2 + y, radius + 2 + x) for y in (0, 1) for x in (0, 1)]
+    assert radius - 2 <= max(reach(model, steps, 2 * radius + 6, place) for place in places) <= radius
+
+
+@FAST
+def test_radius_of_r3_fast_is_the_halo_of_an_aligned_tile(steps, convs):
+    """The tile begins at an even pixel, and so must its halo."""
+    model = random_denoiser("r3_fast", width=8, convs=convs)
+    radius = model.radius(steps)
+    assert radius % 2 == 0
+    start, end = radius + 4, radius + 8
+    for outside in (start - radius - 1, end + radius):
+        changed = changed_pixels(model, steps, end + radius + 4, (outside, outside))
+        assert not ((start <= changed) & (changed < end)).all(dim=1).any()

@@ -1,0 +1,264 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from rcnet.cell import shared_kernels
+from rcnet.data.images import random_patches, read_folder
+from rcnet.errors import InputError
+from rcnet.evaluation import denoising_results
+from rcnet.models import create_model, load
+from rcnet.training import list_recipes, read_recipe, train
+from rcnet.training.loop import Run, learning_rate_factor
+from rcnet.training.optimizer import Muon, make_optimizers, orthogonalize
+from rcnet.training.recipe import Optimizer, recipe_from
+from rcnet.training.steps import check_probabilities, draw_steps
+
+from .conftest import IMAGES
+
+DATA = IMAGES / "bsd"
+TINY = [
+    "model.width=8", "batch=2", "denoising.patch=24", "precision=fp32", "minutes=0", "ema=0.9", "log_every=1",
+]  # fmt: skip
+
+
+def tiny(*overrides):
+    return read_recipe("r3_fast", [*TINY, "iterations=6", *overrides])
+
+
+def command(out, *extra, iterations=40):
+    return [
+        sys.executable, "-m", "rcnet", "train", "r3_fast", *TINY, f"iterations={iterations}", "checkpoint_minutes=0",
+        "--data", str(DATA), "--out", str(out), *extra,
+    ]  # fmt: skip
+
+
+def wait_for_iteration(out, iteration, process):
+    log, deadline = out / "log.jsonl", time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and len(log.read_text().splitlines()) >= iteration:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"never reached iteration {iteration}: {process.communicate()}")
+
+
+def tensors(out):
+    return load(out / "weights.safetensors").state_dict()
+
+
+def test_a_killed_run_resumed_ends_with_the_weights_of_one_left_alone(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True)
+    process = subprocess.Popen(command(tmp_path / "killed"), env=environment, stderr=subprocess.PIPE)
+    wait_for_iteration(tmp_path / "killed", random.randint(3, 30), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "weights.safetensors").exists()
+    subprocess.run(command(tmp_path / "killed", "--resume"), check=True, env=environment, capture_output=True)
+    whole, resumed = tensors(tmp_path / "whole"), tensors(tmp_path / "killed")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    iterations = [json.loads(line)["iteration"] for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
+    assert iterations == list(range(1, 41))
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    process = subprocess.Popen(command(tmp_path / "run", iterations=100_000), stderr=subprocess.PIPE, text=True)
+    wait_for_iteration(tmp_path / "run", 3, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["iteration"] >= 3
+
+
+def test_training_removes_noise_and_records_itself(tmp_path):
+    recipe = read_recipe("r3_fast", [*TINY, "iterations=300", "optimizer.lr=2e-3", "denoising.patch=48", "denoising.holdout=2"])
+    result = train(recipe, DATA, tmp_path / "run", progress=False)
+    images = read_folder(DATA / "test", 1)
+    untrained = denoising_results(create_model("r3_fast"), images, 25, (1, 4))
+    trained = denoising_results(load(tmp_path / "run" / "weights.safetensors"), images, 25, (1, 4))
+    assert all(after["psnr"] > before["psnr"] + 1 for before, after in zip(untrained, trained, strict=True))
+    assert [row["steps"] for row in result["validation"]] == [1, 2, 3, 4]
+    assert result == json.loads((tmp_path / "run" / "result.json").read_text())
+    assert {"recipe", "seed", "epochs", "hardware", "minutes", "torch", "data"} <= result.keys()
+    assert load(tmp_path / "run" / "weights.safetensors").metadata["training"] == result
+
+
+def test_a_run_ends_with_its_minutes_and_its_schedule_with_it(tmp_path):
+    started = time.monotonic()
+    result = train(tiny("minutes=0.05", "iterations=1"), DATA, tmp_path / "run", progress=False)
+    assert result["iterations"] > 1
+    assert 3 <= time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize(
+    ("progress", "warmup", "decay", "factor"),
+    [(0, 0.1, 1, 0), (0.05, 0.1, 0, 0.5), (0.5, 0, 1, 0.5), (0.5, 0, 0.5, 1), (0.75, 0, 0.5, 0.5), (1, 0.1, 1, 0)],
+)
+def test_schedule(progress, warmup, decay, factor):
+    assert learning_rate_factor(progress, warmup, decay) == pytest.approx(factor)
+
+
+def test_shared_kernels_learn_at_half_the_rate():
+    model = create_model("r3", steps=(1, 2))
+    rates = {
+        id(p): group["base_lr"]
+        for optimizer in make_optimizers(model, Optimizer(name="sgd", lr=0.1))
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    shared = {id(p) for p in shared_kernels(model)}
+    assert len(rates) == len(list(model.parameters()))
+    assert len(shared) == 3
+    assert all(rate == pytest.approx(0.05 if key in shared else 0.1) for key, rate in rates.items())
+    fixed = create_model("r3", steps=1)
+    assert not shared_kernels(fixed)  # one step shares nothing
+
+
+def test_weight_decay_spares_norms_and_biases():
+    model = create_model("r3")
+    for optimizer in make_optimizers(model, Optimizer(name="muon", weight_decay=0.1)):
+        for group in optimizer.param_groups:
+            assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
+
+
+def test_muon_takes_the_kernels_of_cells_and_its_update_is_orthogonal():
+    model = create_model("r3")
+    muon = make_optimizers(model, Optimizer(name="muon", muon_lr=0.04))[0]
+    assert isinstance(muon, Muon)
+    kernels = muon.param_groups[0]["params"]
+    assert {id(p) for p in kernels} == {id(p) for p in shared_kernels(model)}
+    muon.param_groups[0]["lr"] = 0.02
+    before = [p.detach().clone() for p in kernels]
+    for p in kernels:
+        p.grad = torch.randn_like(p)
+    muon.step()
+    for p, old in zip(kernels, before, strict=True):
+        singular = torch.linalg.svdvals((p.detach() - old).flatten(1) / 0.02)
+        assert 0.6 < singular.min() <= singular.max() < 1.3
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 40), (2, 40, 16)])
+def test_orthogonalize_keeps_the_singular_vectors(shape):
+    matrices = torch.randn(shape)
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    core = u.transpose(-2, -1) @ orthogonalize(matrices) @ v.transpose(-2, -1)
+    assert core.diagonal(dim1=-2, dim2=-1).min() > 0.6
+    assert (core - torch.diag_embed(core.diagonal(dim1=-2, dim2=-1))).abs().max() < 1e-3
+
+
+def test_steps_are_drawn_with_their_probabilities():
+    counts = dict.fromkeys((2, 3, 4), 0)
+    for iteration in range(2000):
+        (n,) = draw_steps((2, 3, 4), (0.2, 0.3, 0.5), "sampled", np.random.default_rng([0, iteration]))
+        counts[n] += 1
+    for n, expected in zip(counts, (0.2, 0.3, 0.5), strict=True):
+        assert counts[n] / 2000 == pytest.approx(expected, abs=0.04)
+    assert draw_steps((2, 3), (0.4, 0.6), "aggregated", np.random.default_rng(0)) == {2: 0.4, 3: 0.6}
+    with pytest.raises(InputError, match="3 numbers that sum to 1"):
+        check_probabilities((0.5, 0.5), (2, 3, 4))
+    with pytest.raises(InputError, match="sum to 1"):
+        check_probabilities((0.5, 0.6), (2, 3))
+
+
+def test_the_aggregated_loss_is_the_weighted_sum_over_all_steps(tmp_path):
+    run = Run(
+        tiny("objective='aggregated'", "probabilities=[0.1, 0.2, 0.3, 0.4]", "optimizer.clip=0.0"), DATA, tmp_path / "run", False
+    )
+    model = create_model("r3_fast", steps=(1, 2, 3, 4), width=8)
+    model.load_state_dict(run.model.state_dict())
+    rng = np.random.default_rng([0, 0])
+    draw_steps(model.steps, run.probabilities, "aggregated", rng)
+    x, clean = run.task.batch(rng)
+    expected = sum(p * run.task.loss(model(x, n), clean).item() for n, p in zip(model.steps, run.probabilities, strict=True))
+    assert run.step() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_average_of_the_weights_is_what_is_saved(tmp_path):
+    run = Run(tiny("warmup=0.0"), DATA, tmp_path / "run", False)
+    start = run.model.get_parameter("head.weight").detach().clone()
+    run.step()
+    first = run.model.get_parameter("head.weight").detach().clone()
+    run.step()
+    second = run.model.get_parameter("head.weight").detach()
+    run.finish()
+    saved = tensors(tmp_path / "run")["head.weight"]
+    assert not torch.equal(start, first)
+    torch.testing.assert_close(saved, 0.9 * first + 0.1 * second)
+
+
+def test_an_existing_run_is_not_touched_without_resume(tmp_path):
+    train(tiny(), DATA, tmp_path / "run", progress=False)
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    with pytest.raises(InputError, match="already holds a run"):
+        train(tiny(), DATA, tmp_path / "run", progress=False)
+    with pytest.raises(InputError, match="another recipe: seed was 0 and is now 1"):
+        train(replace(tiny(), seed=1), DATA, tmp_path / "run", resume=True, progress=False)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(before[: len(before) // 2])
+    with pytest.raises(InputError, match="not a checkpoint"):
+        train(tiny(), DATA, tmp_path / "run", resume=True, progress=False)
+
+
+def test_the_eight_flips_and_rotations_of_a_patch_all_come():
+    image = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
+    patches = random_patches([image], 8, 200, np.random.default_rng(0))
+    assert len({tuple((patch * 255).round().int().flatten().tolist()) for patch in patches}) == 8
+
+
+def test_patches_larger_than_an_image_are_refused(tmp_path):
+    with pytest.raises(InputError, match="smaller than the training patch of 200"):
+        train(tiny("denoising.patch=200"), DATA, tmp_path / "run", progress=False)
+
+
+def test_a_diverging_run_says_so(tmp_path):
+    recipe = tiny("optimizer.name='sgd'", "optimizer.lr=1e9", "optimizer.clip=0.0", "iterations=50", "warmup=0.0")
+    with pytest.raises(InputError, match="lower the learning rate"):
+        train(recipe, DATA, tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_bundled_recipes_are_whole(name):
+    recipe = read_recipe(name)
+    model = create_model(**recipe.model)
+    check_probabilities(recipe.probabilities, model.steps)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimiser.lr=1", "did you mean 'optimizer'"),
+        ("optimizer.lrr=1", "did you mean 'optimizer.lr'"),
+        ("batch=many", "it takes int"),
+        ("optimizer.name=lion", "muon, adam, sgd"),
+        ("batch", "key=value"),
+        ("denoising.sigma=[1, 2, 3]", "sigma"),
+        ("batch.size=3", "not a section"),
+    ],
+)
+def test_bad_overrides(override, message):
+    with pytest.raises(InputError, match=message):
+        read_recipe("r3", [override])
+
+
+def test_bad_recipes(tmp_path):
+    with pytest.raises(InputError, match="r3, r3_fast"):
+        read_recipe("r5")
+    (tmp_path / "broken.toml").write_text("batch = ")
+    with pytest.raises(InputError, match="not a recipe"):
+        read_recipe(tmp_path / "broken.toml")
+    with pytest.raises(InputError, match="'model' is missing"):
+        recipe_from({}, "mine.toml")
+    with pytest.raises(InputError, match="has no name"):
+        train(recipe_from({"model": {}}, "mine.toml"), DATA, tmp_path / "run", progress=False)
+    with pytest.raises(InputError, match="classifiers"):
+        train(recipe_from({"model": {"name": "r2"}}, "mine.toml"), DATA, tmp_path / "run", progress=False)
