@@ -33,7 +33,8 @@ def list_images(folder: str | Path) -> list[Path]:
 def read_image(path: str | Path, channels: int) -> np.ndarray:
     """8-bit pixels [H, W, channels] of one file, gray (1) or RGB (3), or `InputError`."""
     try:
-        with Image.open(path) as image:
+        # Not by name: Pillow 13 maps some named TIFFs into memory, and garbles those that their orientation turns.
+        with Path(path).open("rb") as file, Image.open(file) as image:
             pixels = np.asarray(image.convert("L" if image.mode == "L" else "RGB"))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{path} cannot be read as an image: {error}") from error
