@@ -20,8 +20,8 @@ from rcnet.models import load
 
 WEIGHTS = ("r3.bsd-gray-25", "r3_fast.bsd-gray-25")
 SIGMA = 25
-ROUNDS = 5
-CROP = (slice(40, 296), slice(130, 386))  # rows and columns that the picture shows, enlarged
+ROUNDS = 3
+CROP = (slice(20, 240), slice(40, 300))  # rows and columns that the picture shows, enlarged
 
 
 def demo() -> tuple[list[dict[str, Any]], Image.Image, str]:

@@ -30,7 +30,7 @@ def find(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
-    if path.suffix or path.parent != Path():
+    if path.suffix == ".safetensors" or path.parent != Path():
         raise InputError(f"no file of weights at {path}; bundled weights: {', '.join(known) or 'none'}")
     raise unknown("weights", name_or_path, known)
 

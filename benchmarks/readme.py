@@ -1,0 +1,44 @@
+"""Writes the table of results of README.md from the metadata of the bundled weights.
+
+rcnet eval r3.bsd-gray-25 --data BSD68/ --sigma 25 --record         # measures and records, for each set of weights
+python -m benchmarks.readme                                          # renders
+"""
+
+import re
+from pathlib import Path
+
+from rcnet.cli.models import describe_weights
+from rcnet.cli.text import count
+from rcnet.models import bundled, read_metadata
+
+README = Path(__file__).parent.parent / "README.md"
+MARKS = ("<!-- rendered by python -m benchmarks.readme -->", "<!-- end -->")
+# On the same 68 images at sigma 25, as published: Zhang & Jung 2019 (R3 and BM3D), Zhang et al. 2017 (DnCNN), 2018 (FFDNet).
+PUBLISHED = {"BM3D": 28.57, "R3^4, the paper's": 29.07, "FFDNet": 29.19, "DnCNN-S": 29.23}
+
+
+def render() -> str:
+    """The table and what the figures come from."""
+    lines = ["| weights | steps | parameters | MACs, 321x481 | PSNR dB, BSD68, sigma 25 |", "|---|---|---|---|---|"]
+    notes = []
+    for name in bundled():
+        row, training = describe_weights(name), read_metadata(name)["training"]
+        for step in row["steps"]:
+            psnr = next(iter(step["results"].values()))
+            lines.append(f"| `{name}` | {step['steps']} | {step['parameters']:,} | {count(step['macs'])} | {psnr:.2f} |")
+        notes.append(
+            f"`{name}`: {training['iterations']:,} iterations in {training['minutes']:.0f} minutes on {training['hardware']}, "
+            f"seed {training['seed']}, {training['data'].split(' in ')[0]} of BSD."
+        )
+    published = ", ".join(f"{name} {value:.2f}" for name, value in PUBLISHED.items())
+    return "\n".join([*lines, "", f"Published on the same images: {published}.", "", *notes])
+
+
+def main() -> None:
+    text = README.read_text()
+    block = re.compile(f"{re.escape(MARKS[0])}.*?{re.escape(MARKS[1])}", re.DOTALL)
+    README.write_text(block.sub(lambda _: f"{MARKS[0]}\n{render()}\n{MARKS[1]}", text))
+
+
+if __name__ == "__main__":
+    main()
