@@ -77,7 +77,8 @@ def evaluate(
     network.to(device)
     with tqdm(total=len(counts) * len(images), unit="image", disable=None, leave=False) as bar:
         rows = denoising_results(network, images, sigma, counts, as_8bit=as_8bit, precision=precision, each=bar.update)
-    about = {"data": folder.resolve().name, "images": len(images), "sigma": sigma, "as_8bit": as_8bit, "precision": precision}
+    name = folder.name or folder.resolve().name
+    about = {"data": name, "images": len(images), "sigma": sigma, "as_8bit": as_8bit, "precision": precision}
     result = {**about, "rows": rows}
     if json_output:
         print(json.dumps({"model": model, **result}, indent=1))

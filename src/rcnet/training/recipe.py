@@ -1,6 +1,7 @@
 """Recipes: a TOML file that says which network is trained, on what and how. Unknown keys are errors."""
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -121,12 +122,42 @@ def _toml_value(text: str) -> Any:
         return text
 
 
+# Smallest and largest value of each number, or of each number of a pair.
+_RANGES: dict[str, tuple[float, float]] = {
+    "batch": (1, math.inf),
+    "iterations": (1, math.inf),
+    "minutes": (0, math.inf),
+    "warmup": (0, 1),
+    "decay": (0, 1),
+    "ema": (0, 0.999999),
+    "seed": (0, 2**63),
+    "log_every": (1, math.inf),
+    "checkpoint_minutes": (0, math.inf),
+    "denoising.patch": (1, math.inf),
+    "denoising.sigma": (0, 255),
+    "denoising.holdout": (0, math.inf),
+    "optimizer.lr": (0, math.inf),
+    "optimizer.muon_lr": (0, math.inf),
+    "optimizer.shared_lr": (0, 1),
+    "optimizer.betas": (0, 0.999999),
+    "optimizer.momentum": (0, 0.999999),
+    "optimizer.weight_decay": (0, math.inf),
+    "optimizer.clip": (0, math.inf),
+}
+
+
 def _build(kind: type[Any], table: Mapping[str, Any], source: str, prefix: str) -> Any:
     hints = typing.get_type_hints(kind)
     for key in table:
         if key not in hints:
             raise InputError(f"{source}: {unknown('key', prefix + key, [prefix + name for name in hints])}")
     values = {key: _convert(hints[key], value, source, prefix + key) for key, value in table.items()}
+    for key, value in values.items():
+        low, high = _RANGES.get(prefix + key, (-math.inf, math.inf))
+        numbers = value if isinstance(value, tuple) else (value,)
+        if prefix + key in _RANGES and not all(low <= number <= high for number in numbers):
+            limits = f"from {low:g}" + (f" to {high:g}" if high < math.inf else "")
+            raise InputError(f"{source}: {prefix}{key} = {table[key]!r} is not valid: it takes numbers {limits}")
     missing = [f.name for f in dataclasses.fields(kind) if f.name not in values and _required(f)]
     if missing:
         raise InputError(f"{source}: the key {missing[0]!r} is missing")
@@ -160,5 +191,8 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
         return float(value)
     elif type(value) is hint or (origin is Mapping and isinstance(value, dict)):
         return value
-    name = getattr(hint, "__name__", None) if origin is None else str(hint)
+    if dataclasses.is_dataclass(hint) or origin is Mapping:
+        name = f"a section, [{key}]"
+    else:
+        name = hint.__name__ if origin is None else str(hint)
     raise InputError(f"{source}: {key} = {value!r} is not valid: it takes {name}")
