@@ -174,6 +174,13 @@ def test_unsupported_steps_are_named_with_the_supported_ones(x, steps):
         unroll(tiny(), steps)
 
 
+@pytest.mark.parametrize("steps", [0, 1, 5])
+@pytest.mark.parametrize("norm_mode", MODES)
+def test_steps_are_checked_in_every_norm_mode(x, norm_mode, steps):
+    with pytest.raises(InputError, match=f"steps={steps} is not supported: valid: 2, 3, 4"):
+        tiny(norm_mode=norm_mode)(x, steps=steps)
+
+
 def test_numpy_integers_are_steps(x):
     net = tiny().eval()
     assert torch.equal(net(x, steps=np.int64(3)), net(x, steps=3))
@@ -504,15 +511,18 @@ def test_to_another_dtype(x):
         torch.testing.assert_close(net(x.double(), steps=steps), output.double(), rtol=1e-4, atol=1e-5)
 
 
-def test_sync_batch_norm_replaces_every_norm():
+def test_sync_batch_norm_replaces_every_norm(x):
     net = tiny()
-    names = list(net.state_dict())
-    entries = sum(map(len, table(names).values()))
-    net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    assert entries == 4 + 3 + len(LOWER_234)
+    names, entries, used = list(net.state_dict()), 4 + 3 + len(LOWER_234), set()
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(net).eval()
     assert sum(isinstance(module, nn.SyncBatchNorm) for module in net.modules()) == entries
     assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
     assert list(net.state_dict()) == names
+    for norm in batch_norms(net):
+        norm.register_forward_hook(lambda module, *_: used.add(module))
+    for steps in (2, 3, 4):
+        net(x, steps=steps)
+    assert len(used) == entries
 
 
 def test_moving_average_moves_what_changed(x):

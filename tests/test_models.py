@@ -323,6 +323,16 @@ def test_load_of_an_unknown_name():
         load("no_such_weights")
 
 
+@pytest.mark.parametrize("name", files.bundled())
+def test_bundled_weights_load(name):
+    model = load(name)
+    x = image(model.architecture["name"])
+    for steps in model.steps:
+        assert model(x, steps=steps).isfinite().all()
+    with pytest.raises(InputError, match=f"did you mean {name!r}"):
+        load(name[:-1])
+
+
 def test_a_failing_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "weights.safetensors"
     save(small(), path)
