@@ -63,6 +63,14 @@ def test_colour_through_gray_weights_is_channel_by_channel():
         denoise(colour, x[:, :1], 2)
 
 
+def test_a_training_model_stays_in_training():
+    model, x = trained_like("r3_fast"), torch.rand(1, 1, 16, 16)
+    expected = denoise(model, x, 2)
+    model.train()
+    assert torch.equal(denoise(model, x, 2), expected)
+    assert all(module.training for module in model.modules())
+
+
 def test_bad_arguments():
     model, x = trained_like("r3_fast"), torch.rand(1, 1, 16, 16)
     with pytest.raises(InputError, match="valid: 1, 2, 3, 4"):

@@ -8,6 +8,7 @@ gives the ordinary network of one step count and `untie` its standard network, w
 
 import copy
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Self, TypeVar, cast
 
@@ -94,9 +95,7 @@ class RecurrentCell(nn.Module):
 
     def fixed(self, steps: int, upstream: int) -> "RecurrentCell":
         """A cell for this one call only: the same body, not copied, and the norms of that path alone."""
-        cell = copy.copy(self)
-        cell._modules = dict(self._modules)
-        cell._buffers, cell._parameters = dict(self._buffers), dict(self._parameters)
+        cell = _shallow_copy(self)
         cell.steps, cell.by_upstream = (steps,), False
         cell.norms = nn.ModuleList([nn.ModuleList(list(self._row(upstream))[: steps if self.by_step else 1])])
         return cell
@@ -176,7 +175,7 @@ class RecurrentNet(nn.Sequential):
         cells = self.recurrent_cells()
         if steps is None:
             return (self.steps[-1],) * len(cells) if self.steps else tuple(cell.steps[-1] for cell in cells)
-        own = (steps,) * len(cells) if isinstance(steps, int) else tuple(steps)
+        own = _whole(steps) if isinstance(steps, Iterable) else _whole(steps) * len(cells)
         if not self._holds(own):
             raise InputError(f"steps={steps!r} is not supported: valid: {self._describe_steps()}")
         return own
@@ -218,8 +217,7 @@ class RecurrentNet(nn.Sequential):
 
     def _replace(self, change: Callable[[nn.Module, int, int], nn.Module], own: tuple[int, ...]) -> Self:
         """A shallow copy with each cell replaced by `change(cell, steps, upstream)`; nothing else is copied."""
-        net = copy.copy(self)
-        net._modules = dict(self._modules)
+        net = _shallow_copy(self)
         upstream, place = 0, 0
         for name, module in self.named_children():
             if isinstance(module, RecurrentCell | StandardCell):
@@ -231,10 +229,28 @@ class RecurrentNet(nn.Sequential):
         return net
 
 
+M = TypeVar("M", bound=nn.Module)
+
+
+def _shallow_copy(module: M) -> M:
+    """The same children, parameters and buffers, in dictionaries of its own: hooks on one do not run on the other."""
+    other = copy.copy(module)
+    other.__dict__.update({key: value.copy() for key, value in vars(module).items() if isinstance(value, dict)})
+    return other
+
+
+def _whole(steps: Any) -> tuple[int, ...]:
+    """Whole numbers of any integer type, numpy's too; () if there is anything else."""
+    try:
+        return tuple(operator.index(n) for n in (steps if isinstance(steps, Iterable) else (steps,)))
+    except TypeError:
+        return ()
+
+
 def supported_steps(steps: Iterable[int] | int) -> tuple[int, ...]:
     """The step counts, ascending, or `InputError`: at least one, each a positive whole number."""
-    values = tuple(sorted({steps} if isinstance(steps, int) else set(steps)))
-    if not values or not all(isinstance(n, int) and n >= 1 for n in values):
+    values = tuple(sorted(set(_whole(steps))))
+    if not values or values[0] < 1:
         raise InputError(f"steps={steps!r} is not valid: give one or more whole numbers from 1, e.g. 4 or (2, 3, 4)")
     return values
 
@@ -266,10 +282,15 @@ def untie(model: Net) -> Net:
     def separate(cell: nn.Module, steps: int, upstream: int) -> nn.Module:
         if not isinstance(cell, RecurrentCell) or not cell.recurrent:
             return cell
-        groups = list(cast(nn.ModuleList, cell.norms[0]))
+        groups = list(cast(nn.ModuleList, cell.fixed(steps, upstream).norms[0]))
         return StandardCell((copy.deepcopy(cell.body) for _ in range(steps)), groups, cell.pool)
 
     return copy.deepcopy(model._replace(separate, model.per_cell()))
+
+
+def evaluating(model: Net) -> Net:
+    """The model in evaluation mode: itself, or a copy if it is training, whose mode stays as it is."""
+    return copy.deepcopy(model).eval() if model.training else model
 
 
 def shared_kernels(model: nn.Module) -> list[nn.Parameter]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcnet.cell import RecurrentNet, Steps, unroll
+from rcnet.cell import RecurrentNet, Steps, evaluating, unroll
 from rcnet.device import autocast
 from rcnet.errors import InputError
 from rcnet.models.denoise import Denoiser
@@ -50,7 +50,7 @@ def denoise(
     elif channels != model.channels:
         raise InputError(f"these weights take images of {model.channels} channels, and this one has {channels}")
     device = next(model.parameters()).device
-    net = unroll(model, steps).eval()
+    net = evaluating(unroll(model, steps))
     halo = model.radius(steps)
     side = -(-tile // model.sub) * model.sub or max(height, width)
     out = torch.empty(images.shape, dtype=torch.float32)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rcnet.cell import RecurrentNet, Steps, unroll
+from rcnet.cell import RecurrentNet, Steps, evaluating, unroll
 from rcnet.data.images import to_tensor
 from rcnet.data.noise import protocol_noise
 from rcnet.device import autocast
@@ -63,11 +63,10 @@ def denoising_results(
     `each` is called after each image at each step count, for a progress bar. `as_8bit`: the noisy images are clipped and
     rounded first, as files are.
     """
-    model.eval()
     device = next(model.parameters()).device
     rows = []
     for n in steps:
-        net = unroll(model, n)
+        net = evaluating(unroll(model, n))
         scores = []
         for image in images:
             clean = to_tensor(image).to(device)

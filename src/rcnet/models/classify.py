@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from rcnet.cell import NormMode, RecurrentCell, RecurrentNet, Transition, supported_steps, unroll, untie
+from rcnet.cell import NormMode, RecurrentCell, RecurrentNet, Transition, supported_steps, untie
 from rcnet.models.layers import Normalize, PreActBody, conv3x3, init_weights
 from rcnet.models.registry import register
 
@@ -63,7 +63,7 @@ def r2(
 @register(task="classify", steps=(1, 2, 3, 4))
 def s2(steps: int = 4, norm: NormMode = "independent", classes: int = 10, width: float = 1.0) -> RecurrentNet:
     """S2: the graph of R2 unrolled for `steps`, kernels not shared; `width` multiplies the channels 64 and 256."""
-    net = untie(unroll(r2(steps, norm, classes, width)))
+    net = untie(r2(steps, norm, classes, width))
     init_weights(net)
     return net
 
@@ -104,6 +104,6 @@ def r4(
 @register(task="classify", steps=(1, 2, 3))
 def s4(steps: int = 3, norm: NormMode = "independent", classes: int = 100) -> RecurrentNet:
     """S4: pre-activation ResNet-18, -26 and -34 for 1, 2 and 3 steps: the graph of R4, kernels not shared."""
-    net = untie(unroll(r4(steps, norm, classes)))
+    net = untie(r4(steps, norm, classes))
     init_weights(net)
     return net

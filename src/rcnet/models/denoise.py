@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rcnet.cell import NormMode, RecurrentCell, RecurrentNet, Steps, supported_steps, unroll, untie
+from rcnet.cell import NormMode, RecurrentCell, RecurrentNet, Steps, supported_steps, untie
 from rcnet.models.layers import ConvBody, conv3x3, init_weights
 from rcnet.models.registry import register
 
@@ -31,8 +31,11 @@ class Denoiser(RecurrentNet):
         return x + super().forward(padded, steps)[..., :height, :width]
 
     def radius(self, steps: Steps = None) -> int:
-        """How many pixels away a pixel of the input can change the output: the halo that a tile needs."""
-        return self.sub * (2 + self.convs * sum(self.per_cell(steps)))
+        """How many pixels away, at most, a pixel of the input can change the output: the halo that a tile needs.
+
+        A multiple of `sub`, so that tiles that start on one keep their sub-images.
+        """
+        return self.sub * (2 + self.convs * sum(self.per_cell(steps)) + (self.sub > 1))
 
 
 def _denoiser(
@@ -97,7 +100,7 @@ def r3(
 @register(task="denoise", steps=(1, 2, 3, 4))
 def s3(steps: int = 4, norm: NormMode = "independent", channels: int = 1) -> Denoiser:
     """S3: the graph of R3 unrolled for `steps`, kernels not shared."""
-    net = untie(unroll(_denoiser(steps, norm, channels, 64, 1, residual=False, sub=1, unified=True)))
+    net = untie(_denoiser(steps, norm, channels, 64, 1, residual=False, sub=1, unified=True))
     _init_denoiser(net)
     return net
 

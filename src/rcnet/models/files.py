@@ -45,7 +45,12 @@ def read_metadata(name_or_path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a readable safetensors file: {error}") from error
     if metadata is None:
         raise InputError(f"{path} was not written by rcnet.save: it does not say which architecture it holds")
-    return json.loads(metadata)
+    try:
+        read = json.loads(metadata)
+        read["architecture"]["name"], read["architecture"]["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged: its metadata does not say which architecture it holds") from error
+    return read
 
 
 def save(model: RecurrentNet, path: str | Path, **metadata: Any) -> None:
@@ -56,6 +61,12 @@ def save(model: RecurrentNet, path: str | Path, **metadata: Any) -> None:
     Raises:
         InputError: the model was not made by `create_model` or `load`.
     """
+    model = getattr(model, "_orig_mod", model)
+    architecture = architecture_of(model)
+    with torch.device("meta"):
+        fresh = create_model(architecture["name"], **architecture["config"])
+    if fresh.state_dict().keys() != model.state_dict().keys():
+        raise InputError("this network is not as create_model made it (unrolled?): save the network that it was made from")
     path = Path(path)
     metadata = {"format": 1, "architecture": architecture_of(model), "preprocessing": preprocessing(model), **metadata}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rcnet.cell import RecurrentNet
+from rcnet.cell import RecurrentNet, supported_steps
 from rcnet.errors import InputError, unknown
 
 
@@ -55,9 +55,12 @@ def create_model(name: str, **config: Any) -> RecurrentNet:
     for key in config:
         if key not in valid:
             raise unknown(f"option of {name}", key, valid)
+    if "steps" in config:
+        steps = supported_steps(config["steps"])
+        config["steps"] = steps if len(steps) > 1 else steps[0]
     try:
         net = build(**config)
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # InputError is a ValueError
         raise InputError(f"{name} cannot be built with {config}: {error}") from error
     net.architecture = {"name": name, "config": config}
     return net
