@@ -7,8 +7,8 @@ python -m benchmarks.readme                                          # renders
 import re
 from pathlib import Path
 
-from rcnet.cli.models import describe_weights
 from rcnet.cli.text import count
+from rcnet.cost.catalogue import describe_weights
 from rcnet.models import bundled, read_metadata
 
 README = Path(__file__).parent.parent / "README.md"
@@ -24,11 +24,11 @@ def render() -> str:
     for name in bundled():
         row, training = describe_weights(name), read_metadata(name)["training"]
         for step in row["steps"]:
-            psnr = next(iter(step["results"].values()))
+            psnr = step["results"]["BSD68 sigma 25"]
             lines.append(f"| `{name}` | {step['steps']} | {step['parameters']:,} | {count(step['macs'])} | {psnr:.2f} |")
         notes.append(
             f"`{name}`: {training['iterations']:,} iterations in {training['minutes']:.0f} minutes on {training['hardware']}, "
-            f"seed {training['seed']}, {training['data'].split(' in ')[0]} of BSD."
+            f"seed {training['seed']}, the {training['data']['images']} training images of BSD."
         )
     published = ", ".join(f"{name} {value:.2f}" for name, value in PUBLISHED.items())
     return "\n".join([*lines, "", f"Published on the same images: {published}.", "", *notes])

@@ -133,6 +133,29 @@ def test_compare_shows_the_input_and_every_step(run, tmp_path):
     assert Image.open("cat-compare.png").size[0] >= 5 * 160
 
 
+def test_a_phone_photograph_is_shown_upright(run, tmp_path):
+    noisy_cat(tmp_path / "cat.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open("cat.png").save("phone.jpg", exif=exif, quality=95)
+    assert run("denoise", "phone.jpg", "--compare")[0] == 0
+    width, height = Image.open("phone-compare.png").size
+    assert height > 160 > 120
+    assert width < 5 * 160  # panels are 120 wide now
+
+
+def test_results_in_a_folder_are_not_inputs_of_the_next_run(run, tmp_path):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    noisy_cat(tmp_path / "in" / "a.png")
+    noisy_cat(tmp_path / "in" / "sub" / "a.png")
+    first = run("denoise", "in", "--compare", "--steps", "1")
+    assert first[0] == 0
+    assert run("denoise", "in", "--compare", "--steps", "1") == first
+    status, out, _ = run("denoise", "in", "--out-dir", "out", "--steps", "1")
+    assert status == 0
+    assert out.split() == ["out/a.png", "out/sub/a.png"]
+
+
 def test_a_folder_with_a_bad_file_does_the_others(run, tmp_path):
     (tmp_path / "in").mkdir()
     noisy_cat(tmp_path / "in" / "a.png")
@@ -161,6 +184,14 @@ def test_bad_images_are_one_line_and_touch_nothing(refused, tmp_path):
     assert ".png" in refused("denoise", "cat.png", "-o", "cat.xyz")
     assert "no image given" in refused("denoise")
     assert "both be written" in refused("denoise", "cat.png", IMAGES / "cat.png", "--out-dir", "out")
+    noisy_cat(tmp_path / "cat-compare.png")
+    assert "overwrite an input" in refused("denoise", "cat.png", "cat-compare.png", "--compare")
+    assert "is a folder" in refused("denoise", "cat.png", "-o", "empty")
+    assert "existing folder" in refused("denoise", "cat.png", "-o", "nowhere/cat.png")
+    assert "letter.png" in refused("denoise", "cat.png", "--out-dir", "letter.png")
+    assert "letter.png" in refused("denoise", "letter.png", "--out-dir", "new")
+    assert "-o" in refused("denoise", "--demo", "--steps", "1")
+    assert "folder" in refused("denoise", "--demo", "-o", "nowhere/demo.png")
     assert "--out-dir" in refused("denoise", "cat.png", "letter.png", "-o", "one.png")
     assert (tmp_path / "old.png").read_bytes() == b"precious"
 
@@ -181,6 +212,10 @@ def test_bad_choices_name_the_valid_ones(refused, tmp_path):
     assert "auto, fp32, bf16" in refused("denoise", "cat.png", "--precision", "fp64")
     assert "--steps" in refused("denoise", "cat.png", "--stepz", "2")
     assert "denoise" in refused("denois", "cat.png")
+    broken = create_model("r3_fast")
+    torch.nn.init.constant_(broken.get_parameter("head.bias"), float("nan"))
+    save(broken, tmp_path / "nan.safetensors")
+    assert "not finite" in refused("denoise", "cat.png", "--model", "nan.safetensors")
     (tmp_path / "mine.safetensors").write_text("no")
     assert "safetensors" in refused("denoise", "cat.png", "--model", "mine.safetensors")
     save(create_model("r2"), tmp_path / "r2.safetensors")
@@ -196,6 +231,8 @@ def test_eval_prints_json_and_records(run, tmp_path):
     assert [row["steps"] for row in result["rows"]] == [1, 2, 3, 4]
     assert result["images"] == 3
     assert load("w.safetensors").metadata["results"][-1]["rows"] == result["rows"]
+    assert run("eval", "w.safetensors", "--data", BSD, "--sigma", "25", "--steps", "1", "--record")[0] == 0
+    assert load("w.safetensors").metadata["results"][-1]["rows"] == result["rows"]
     again = run("eval", "w.safetensors", "--data", BSD / "test", "--steps", "2")[1]
     assert f"{result['rows'][1]['psnr']:.3f}" in again
 
@@ -208,6 +245,13 @@ def test_bad_data(refused, tmp_path):
     assert "no folder of images" in refused("train", "r3", "--data", "nowhere")
     assert "unknown key" in refused("train", "r3", "batchh=3", "--data", BSD)
     assert "r3_fast" in refused("train", "r3_fats", "--data", BSD)
+    assert "1" in refused("train", "r3", "--data", BSD, "model.steps=0")
+    for override in ("model.name=[1]", "model.channels=2", "model.steps=true", "minutes=inf", "batch=0", "optimizer.lr=nan"):
+        refused("train", "r3", "--data", BSD, override)
+    Image.new("L", (5, 5)).save(tmp_path / "empty" / "small.png")
+    assert "too small to measure" in refused("eval", "r3_fast.bsd-gray-25", "--data", "empty")
+    (tmp_path / "file").write_text("x")
+    assert "file" in refused("train", "r3", "--data", BSD, "--out", "file")
 
 
 def test_train_and_resume(run, refused, tmp_path):
@@ -216,9 +260,11 @@ def test_train_and_resume(run, refused, tmp_path):
     assert status == 0, err
     assert "run/weights.safetensors" in out
     assert "already holds a run" in refused(*arguments, "--data", BSD, "--out", "run")
-    assert run(*arguments, "--data", BSD, "--out", "run", "--resume")[0] == 0
+    before = snapshot()
+    assert run("train", "r3_fast", "--data", BSD, "--out", "run", "--resume", *arguments[2:])[0] == 0
+    assert snapshot() == before  # a finished run is left as it is
     wider = [argument.replace("width=8", "width=16") for argument in arguments]
-    assert "another recipe" in refused(*wider, "--data", BSD, "--out", "run", "--resume")
+    assert "another run" in refused(*wider, "--data", BSD, "--out", "run", "--resume")
     assert json.loads(run(*arguments, "--data", BSD, "--out", "other", "--json")[1])["iterations"] == 3
 
 

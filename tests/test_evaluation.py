@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from rcnet.cell import RecurrentNet
+from rcnet.data import imagefile
 from rcnet.data.images import list_images, read_folder, read_image, to_gray, to_tensor
 from rcnet.data.noise import add_noise, check_sigma, protocol_noise
 from rcnet.errors import InputError
@@ -89,6 +91,23 @@ def test_bad_sigma(sigma):
         check_sigma(sigma)
 
 
+def test_16_bit_images_are_rounded_to_8(tmp_path):
+    gray = read_image(TEST / "106024.png", 1)
+    Image.fromarray(gray[:, :, 0].astype(np.uint16) * 257 + 100).save(tmp_path / "deep.png")
+    assert np.array_equal(read_image(tmp_path / "deep.png", 1), gray)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_is_what_pillow_shows(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.arange(6, dtype=np.uint8).reshape(2, 3, 1)
+    image = Image.fromarray(pixels[:, :, 0])
+    image.info["exif"] = exif.tobytes()
+    shown = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(imagefile.upright(imagefile.ImageFile(pixels, exif=exif.tobytes()), pixels)[:, :, 0], shown)
+
+
 def test_folders_and_files(tmp_path):
     assert [path.name for path in list_images(TEST)] == sorted(path.name for path in TEST.iterdir())
     with pytest.raises(InputError, match="no folder of images"):
@@ -96,7 +115,7 @@ def test_folders_and_files(tmp_path):
     with pytest.raises(InputError, match="holds no images"):
         list_images(tmp_path)
     (tmp_path / "letter.png").write_text("dear reader")
-    with pytest.raises(InputError, match="cannot be read as an image"):
+    with pytest.raises(InputError, match="is not such an image"):
         read_image(tmp_path / "letter.png", 1)
     assert read_image(IMAGES / "cat.png", 3).shape == (300, 451, 3)
     assert read_image(IMAGES / "cat.png", 1).shape == (300, 451, 1)

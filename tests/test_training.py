@@ -80,6 +80,40 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["iteration"] >= 3
 
 
+def test_a_run_stopped_by_ctrl_c_and_resumed_is_exact(tmp_path):
+    train(tiny("iterations=8"), DATA, tmp_path / "whole", progress=False)
+    run = Run(tiny("iterations=8"), DATA, tmp_path / "stopped", False)
+    loss, run.task = run.task.loss, replace(run.task, loss=lambda x, y: interrupt(run) or loss(x, y))
+    with pytest.raises(KeyboardInterrupt):
+        run.go(False, time.perf_counter)
+    assert run.iteration == 4
+    train(tiny("iterations=8"), DATA, tmp_path / "stopped", resume=True, progress=False)
+    whole, resumed = tensors(tmp_path / "whole"), tensors(tmp_path / "stopped")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def interrupt(run):
+    if run.iteration == 3:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_is_resumed_with_the_same_data_only(tmp_path):
+    train(tiny(), DATA, tmp_path / "run", progress=False)
+    with pytest.raises(InputError, match="another run: data"):
+        train(tiny(), DATA / "test", tmp_path / "run", resume=True, progress=False)
+    assert train(tiny("log_every=5"), DATA, tmp_path / "run", resume=True, progress=False)["iterations"] == 6
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").write_text('{"iteration": 1}\n{"iteration": 2}\n{"iter')
+    with pytest.raises(InputError, match="already holds a run"):
+        train(tiny(), DATA, tmp_path / "run", progress=False)
+    train(tiny(), DATA, tmp_path / "run", resume=True, progress=False)
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
 def test_training_removes_noise_and_records_itself(tmp_path):
     recipe = read_recipe("r3_fast", [*TINY, "iterations=300", "optimizer.lr=2e-3", "denoising.patch=48", "denoising.holdout=2"])
     result = train(recipe, DATA, tmp_path / "run", progress=False)
@@ -196,12 +230,23 @@ def test_the_average_of_the_weights_is_what_is_saved(tmp_path):
     torch.testing.assert_close(saved, 0.9 * first + 0.1 * second)
 
 
+def test_training_starts_from_weights(tmp_path):
+    train(tiny(), DATA, tmp_path / "first", progress=False)
+    first = tmp_path / "first" / "weights.safetensors"
+    second = Run(tiny(f"init='{first}'"), DATA, tmp_path / "second", False)
+    assert all(torch.equal(tensor, second.model.state_dict()[name]) for name, tensor in load(first).state_dict().items())
+    with pytest.raises(InputError, match="'width': 8"):
+        Run(tiny(f"init='{first}'", "model.width=16"), DATA, tmp_path / "third", False)
+    with pytest.raises(InputError, match="no file of weights"):
+        Run(tiny("init='nowhere.safetensors'"), DATA, tmp_path / "third", False)
+
+
 def test_an_existing_run_is_not_touched_without_resume(tmp_path):
     train(tiny(), DATA, tmp_path / "run", progress=False)
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     with pytest.raises(InputError, match="already holds a run"):
         train(tiny(), DATA, tmp_path / "run", progress=False)
-    with pytest.raises(InputError, match="another recipe: seed was 0 and is now 1"):
+    with pytest.raises(InputError, match="another run: seed was 0 and is now 1"):
         train(replace(tiny(), seed=1), DATA, tmp_path / "run", resume=True, progress=False)
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
     (tmp_path / "run" / "checkpoint.pt").write_bytes(before[: len(before) // 2])
@@ -240,7 +285,7 @@ def test_bundled_recipes_are_whole(name):
         ("optimizer.lrr=1", "did you mean 'optimizer.lr'"),
         ("batch=many", "it takes int"),
         ("batch=0", "batch = 0 is not valid: it takes numbers from 1"),
-        ("ema=1.5", "from 0 to 0.999999"),
+        ("ema=1.5", "from 0 to 1"),
         ("denoising.patch=-3", "from 1"),
         ("denoising.sigma=[5, 300]", "from 0 to 255"),
         ("optimizer=3", "it takes a section"),

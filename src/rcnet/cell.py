@@ -163,7 +163,10 @@ class RecurrentNet(nn.Sequential):
         self._find_steps()
 
     def _find_steps(self) -> None:
-        common = set.intersection(*(set(cell.steps) for cell in self.recurrent_cells()))
+        cells = self.recurrent_cells()
+        if not cells:
+            raise InputError("a RecurrentNet has one RecurrentCell or more; for a chain without, take nn.Sequential")
+        common = set.intersection(*(set(cell.steps) for cell in cells))
         self.steps = tuple(sorted(common))
 
     def recurrent_cells(self) -> list[RecurrentCell | StandardCell]:
@@ -242,7 +245,8 @@ def _shallow_copy(module: M) -> M:
 def _whole(steps: Any) -> tuple[int, ...]:
     """Whole numbers of any integer type, numpy's too; () if there is anything else."""
     try:
-        return tuple(operator.index(n) for n in (steps if isinstance(steps, Iterable) else (steps,)))
+        numbers = tuple(steps) if isinstance(steps, Iterable) else (steps,)
+        return () if any(isinstance(n, bool) for n in numbers) else tuple(operator.index(n) for n in numbers)
     except TypeError:
         return ()
 

@@ -29,14 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except InputError as error:
         fail(error)
+    except BrokenPipeError:  # the reader of our output, e.g. head, has gone
+        sys.stderr.close()
+        sys.exit(0)
+    except OSError as error:
+        fail(f"{error.filename or 'the system'}: {error.strerror or error}")
     except CycloptsError as error:
         fail(f"{' '.join(str(error).split())} (see rcnet {' '.join([*(error.command_chain or []), '--help'])})")
     except KeyboardInterrupt:
         print("rcnet: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output, e.g. head, has gone
-        sys.stderr.close()
-        sys.exit(0)
 
 
 def fail(message: object) -> None:

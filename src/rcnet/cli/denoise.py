@@ -2,11 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from cyclopts import Parameter
 
 from rcnet.errors import InputError
+
+if TYPE_CHECKING:
+    from rcnet.models.denoise import Denoiser
 
 DEFAULT = "r3_fast.bsd-gray-25"
 
@@ -61,66 +64,92 @@ def denoise(
         Noise of sigma 25 on a bundled photograph, and a table of steps, parameters, MACs, ms and PSNR; -o names the picture.
     """
     if demo:
-        if inputs:
-            raise InputError("--demo brings its own photograph: leave the images out")
+        if inputs or out_dir or steps or tile is not None or compare or model != DEFAULT:
+            raise InputError("--demo brings its own photograph and shows every step: it takes only -o")
         run_demo(output or Path("rcnet-demo.png"))
         return
     if not inputs:
         raise InputError("no image given: rcnet denoise IN..., e.g. rcnet denoise photo.png (or rcnet denoise --demo)")
     if output and out_dir:
         raise InputError("give either -o for one result or --out-dir for a folder of them")
-    files = expand(inputs)
-    if output and len(files) > 1:
-        raise InputError(f"-o takes one result and there are {len(files)} images: give --out-dir")
+    jobs = [job for path in inputs for job in plan(path, output, out_dir, compare)]
+    if output and len(jobs) > 1:
+        raise InputError(f"-o takes one result and there are {len(jobs)} images: give --out-dir")
+    check_targets(jobs)
     from rcnet.cli.text import parse_steps
     from rcnet.deploy.denoise import TILE
+    from rcnet.device import best_device, resolve_precision
     from rcnet.models import load
+    from rcnet.models.denoise import Denoiser
 
-    targets = [target_of(file, output, out_dir) for file in files]
-    check_targets(files, targets)
-    network = load(model)
+    network = load(model).to(best_device())
+    if not isinstance(network, Denoiser):
+        raise InputError(f"{model} does not denoise: take a denoiser, e.g. {DEFAULT}")
     own = network.per_cell(parse_steps(steps))
-    if out_dir:
-        out_dir.mkdir(parents=True, exist_ok=True)
+    precision = resolve_precision(precision, best_device())
     failed = 0
-    for file, target in zip(files, targets, strict=True):
+    for job in jobs:
         try:
-            denoise_file(file, target, network, own, TILE if tile is None else tile, precision, compare)
+            denoise_file(job, network, own, TILE if tile is None else tile, precision)
         except InputError as error:
-            if len(files) == 1:
+            if len(jobs) == 1:
                 raise
             failed += 1
             print(f"rcnet: {error}", file=sys.stderr)
     if failed:
-        raise InputError(f"{failed} of {len(files)} images could not be denoised; the others are done")
+        raise InputError(f"{failed} of {len(jobs)} images could not be denoised; the others are done")
 
 
-def expand(inputs: list[Path]) -> list[Path]:
-    """The files named, and the images of the folders named."""
+class Job(NamedTuple):
+    """One image: the file, its result, the picture of every step if there is to be one; is the result's folder made?"""
+
+    file: Path
+    target: Path
+    picture: Path | None
+    makes_folder: bool
+
+
+def plan(path: Path, output: Path | None, out_dir: Path | None, compare: bool) -> list[Job]:
+    """The jobs of a file, or of every image of a folder but for our own results."""
+    from rcnet.data.imagefile import FORMATS
     from rcnet.data.images import list_images
 
-    return [file for path in inputs for file in (list_images(path) if path.is_dir() else [path])]
+    files = [path]
+    if path.is_dir():
+        ours = ("-denoised", "-compare")
+        files = [f for f in list_images(path) if f.suffix.lower() in FORMATS and not f.stem.endswith(ours)]
+        if not files:
+            raise InputError(
+                f"{path} holds no images to denoise: only earlier results, or other formats than {', '.join(FORMATS)}"
+            )
+    jobs = []
+    for file in files:
+        if out_dir:
+            target = out_dir / (file.relative_to(path) if path.is_dir() else file.name)
+        else:
+            target = output or file.with_name(f"{file.stem}-denoised{file.suffix}")
+        picture = target.with_name(f"{target.stem.removesuffix('-denoised')}-compare.png")
+        jobs.append(Job(file, target, picture if compare else None, out_dir is not None))
+    return jobs
 
 
-def target_of(file: Path, output: Path | None, out_dir: Path | None) -> Path:
-    if output:
-        return output
-    return out_dir / file.name if out_dir else file.with_name(f"{file.stem}-denoised{file.suffix}")
+def check_targets(jobs: list[Job]) -> None:
+    """`InputError` if a result would overwrite an input or another result."""
+    inputs = {job.file.resolve() for job in jobs}
+    writers: dict[Path, Path] = {}
+    for job in jobs:
+        for target in filter(None, (job.target, job.picture)):
+            place = target.resolve()
+            if place in inputs:
+                raise InputError(f"{target} would overwrite an input: name another file or folder for the result")
+            if place in writers:
+                raise InputError(f"{writers[place]} and {job.file} would both be written to {target}: rename one of them")
+            if place.is_dir():
+                raise InputError(f"{target} cannot be written: it is a folder")
+            writers[place] = job.file
 
 
-def check_targets(files: list[Path], targets: list[Path]) -> None:
-    sources = {file.resolve() for file in files}
-    seen: dict[Path, Path] = {}
-    for file, target in zip(files, targets, strict=True):
-        place = target.resolve()
-        if place in sources:
-            raise InputError(f"{target} would overwrite an input: name another file or folder for the result")
-        if place in seen:
-            raise InputError(f"{seen[place]} and {file} would both be written to {target}")
-        seen[place] = file
-
-
-def denoise_file(file: Path, target: Path, network, own, tile: int, precision: str, compare: bool) -> None:  # type: ignore[no-untyped-def]
+def denoise_file(job: Job, network: "Denoiser", own: tuple[int, ...], tile: int, precision: str) -> None:
     """One image: read, check that the result can be written, denoise, write."""
     import torch
     from tqdm import tqdm
@@ -128,30 +157,43 @@ def denoise_file(file: Path, target: Path, network, own, tile: int, precision: s
     from rcnet.data import imagefile
     from rcnet.deploy.denoise import count_tiles
     from rcnet.deploy.denoise import denoise as run
-    from rcnet.device import best_device, resolve_precision
     from rcnet.figures.side_by_side import save_picture, side_by_side
 
-    image = imagefile.read(file)
-    imagefile.check_writable(target, image)
-    device = best_device()
-    network.to(device)
-    precision = resolve_precision(precision, device)
+    image = imagefile.read(job.file)
+    if job.makes_folder:
+        make_folder(job.target.parent)
+    imagefile.check_writable(job.target, image)
     pixels = imagefile.as_float(image)
     x = torch.from_numpy(pixels.transpose(2, 0, 1).copy()).unsqueeze(0)
-    runs = [own] + [network.per_cell(n) for n in network.steps if compare and network.per_cell(n) != own]
+    runs = [own]
+    if job.picture:
+        runs += [steps for steps in map(network.per_cell, network.steps) if steps != own]
     total = len(runs) * count_tiles(network, tuple(x.shape), tile)
     results = {}
-    with tqdm(total=total, desc=file.name, unit="tile", disable=None if total > 4 else True, leave=False) as bar:
-        for choice in runs:
-            y = run(network, x, choice, tile=tile, precision=precision, each=bar.update)
-            results[choice] = y[0].numpy().transpose(1, 2, 0)
-    imagefile.write(target, imagefile.from_float(image, results[own]))
-    print(target)
-    if compare:
-        picture = target.with_name(f"{target.stem.removesuffix('-denoised')}-compare.png")
-        unified = [(f"{n} step{'s' if n > 1 else ''}", results[network.per_cell(n)]) for n in network.steps]
-        save_picture(picture, side_by_side([[("input", pixels), *unified]]))
-        print(picture)
+    with tqdm(total=total, desc=job.file.name, unit="tile", disable=None if total > 4 else True, leave=False) as bar:
+        for steps in runs:
+            y = run(network, x, steps, tile=tile, precision=precision, each=bar.update)
+            results[steps] = y[0].numpy().transpose(1, 2, 0)
+    imagefile.write(job.target, imagefile.from_float(image, results[own]))
+    print(job.target)
+    if job.picture:
+        panels = [("input", pixels), *((steps_label(steps), results[steps]) for steps in sorted(results))]
+        save_picture(job.picture, side_by_side([[(label, imagefile.upright(image, panel)) for label, panel in panels]]))
+        print(job.picture)
+
+
+def steps_label(steps: tuple[int, ...]) -> str:
+    """1 step, 4 steps, or steps 4,3,3."""
+    if len(set(steps)) > 1:
+        return "steps " + ",".join(map(str, steps))
+    return f"{steps[0]} step{'s' if steps[0] > 1 else ''}"
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be a folder for results: {error.strerror}") from error
 
 
 def run_demo(picture: Path) -> None:
@@ -162,6 +204,8 @@ def run_demo(picture: Path) -> None:
 
     if picture.suffix.lower() != ".png":
         raise InputError(f"the picture of the demo is a PNG: {picture} does not end in .png")
+    if not picture.parent.is_dir() or picture.is_dir():
+        raise InputError(f"{picture} cannot be written: its folder does not exist, or it is a folder")
     rows, image, about = demo()
     lines = [
         (r["model"], r["steps"], f"{r['parameters']:,}", count(r["macs"]), f"{r['ms']:.0f}", f"{r['psnr']:.2f}") for r in rows

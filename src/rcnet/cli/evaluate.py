@@ -86,7 +86,10 @@ def evaluate(
         print(f"{model} on {len(images)} images of {folder}, sigma {sigma:g}")
         print(table(("steps", "PSNR dB", "SSIM"), [(r["steps"], f"{r['psnr']:.3f}", f"{r['ssim']:.4f}") for r in rows]))
     if record:
-        kept = [r for r in network.metadata.get("results", []) if any(r.get(key) != about[key] for key in about)]
+        same = [r for r in network.metadata["results"] if all(r.get(key) == value for key, value in about.items())]
+        kept = [r for r in network.metadata["results"] if r not in same]
+        measured = {str(row["steps"]): row for r in [*same, result] for row in r["rows"]}
+        result["rows"] = sorted(measured.values(), key=lambda row: str(row["steps"]))
         metadata = {key: value for key, value in network.metadata.items() if key not in ("format", "architecture")}
         save(network, find(model), **{**metadata, "results": [*kept, result]})
         print(f"recorded in {find(model)}", file=sys.stderr)

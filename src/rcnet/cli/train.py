@@ -11,9 +11,8 @@ from rcnet.cli.text import Json
 
 def train(
     recipe: str,
-    overrides: Annotated[list[str] | None, Parameter(name="KEY=VALUE", consume_multiple=True)] = None,
     /,
-    *,
+    *overrides: Annotated[str, Parameter(name="KEY=VALUE")],
     data: Path = Path("data"),
     out: Path | None = None,
     resume: bool = False,
@@ -22,8 +21,8 @@ def train(
     """Train a network by a recipe.
 
     OUT then holds weights.safetensors, result.json, log.jsonl and
-    checkpoint.pt. Ctrl-C saves a checkpoint first; --resume goes on exactly
-    where a run stood, killed or not.
+    checkpoint.pt. Ctrl-C saves a checkpoint first; --resume goes on where the
+    run stood, killed or not.
 
     Examples::
 
@@ -50,7 +49,7 @@ def train(
     from rcnet.training import read_recipe
     from rcnet.training import train as run
 
-    checked = read_recipe(recipe, overrides or [])
+    checked = read_recipe(recipe, overrides)
     folder = out or Path("runs") / Path(recipe).stem
     result = run(checked, data, folder, resume=resume, progress=not json_output)
     if json_output:

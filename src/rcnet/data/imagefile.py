@@ -150,6 +150,21 @@ def from_float(image: ImageFile, values: np.ndarray) -> ImageFile:
     return dataclasses.replace(image, pixels=np.rint(values * np.iinfo(dtype).max).astype(dtype))
 
 
+def upright(image: ImageFile, values: np.ndarray) -> np.ndarray:
+    """Values [H, W, C] at the image's pixels as they are to be seen: turned and mirrored as its EXIF orientation says."""
+    exif = Image.Exif()
+    try:
+        exif.load(image.exif)
+        orientation = exif.get(_TAGS.Orientation, 1)
+    except Exception:  # a damaged block says nothing
+        orientation = 1
+    if orientation in (2, 3, 7, 8):
+        values = values[:, ::-1]
+    if orientation in (3, 4, 6, 7):
+        values = values[::-1]
+    return values.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else values
+
+
 def _refused(path: Path, problem: str) -> InputError:
     return InputError(f"{path} {' '.join(problem.split())}; {_VALID}")
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 
+from rcnet.data import imagefile
 from rcnet.errors import InputError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".ppm", ".pgm"}
+SUFFIXES = {*imagefile.FORMATS, ".bmp"}
 # The gray version of BSD (BSD68) is this sum of the colour images, rounded; PIL's "L" differs by a level in a few pixels.
 GRAY_WEIGHTS = np.array([0.298936, 0.587043, 0.114021])
 
@@ -31,16 +31,17 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def read_image(path: str | Path, channels: int) -> np.ndarray:
-    """8-bit pixels [H, W, channels] of one file, gray (1) or RGB (3), or `InputError`."""
-    try:
-        # Not by name: Pillow 13 maps some named TIFFs into memory, and garbles those that their orientation turns.
-        with Path(path).open("rb") as file, Image.open(file) as image:
-            pixels = np.asarray(image.convert("L" if image.mode == "L" else "RGB"))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as an image: {error}") from error
+    """8-bit pixels [H, W, channels] of one file, gray (1) or RGB (3), without its alpha; 16-bit ones are rounded.
+
+    Raises:
+        InputError: what `imagefile.read` raises.
+    """
+    pixels = imagefile.read(path).pixels
+    if pixels.dtype == np.uint16:
+        pixels = np.rint(pixels / 257).astype(np.uint8)
     if channels == 1:
-        return to_gray(pixels)[:, :, None]
-    return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
+        return to_gray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)[:, :, None]
+    return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
 
 
 def read_folder(folder: str | Path, channels: int) -> list[np.ndarray]:

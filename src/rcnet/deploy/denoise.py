@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from rcnet.cell import RecurrentNet, Steps, evaluating, unroll
-from rcnet.device import autocast
+from rcnet.device import autocast, resolve_precision
 from rcnet.errors import InputError
 from rcnet.models.denoise import Denoiser
 
-TILE = 512
+TILE, SMALLEST_TILE = 512, 16  # pixels a side
 
 
 @torch.inference_mode()
@@ -34,25 +34,28 @@ def denoise(
         images: float [B, C, H, W] in [0, 1]. A gray network takes the channels of a colour image one by one.
         steps: the cost: any step count that the model supports; the largest unless given.
         tile: side of a tile in pixels, without its overlap; 0 takes the whole image at once.
-        precision: `fp32` or `bf16`.
+        precision: `fp32`, `bf16` or `auto`.
         each: called after each tile, for a progress bar; see `count_tiles`.
 
     Raises:
-        InputError: not a denoiser, unsupported steps, a negative tile or channels that do not fit.
+        InputError: not a denoiser, unsupported steps, a tile too small, an unknown precision, or images of another type, shape or
+            number of channels.
     """
     if not isinstance(model, Denoiser):
         raise InputError("this network does not denoise: take a denoiser, e.g. r3_fast.bsd-gray-25")
-    if tile < 0:
-        raise InputError(f"tile={tile} is not valid: give the side of a tile in pixels, or 0 for the whole image at once")
+    if tile < 0 or 0 < tile < SMALLEST_TILE:
+        raise InputError(f"tile={tile} is not valid: give its side in pixels, {SMALLEST_TILE} or more, or 0 for no tiles")
+    if images.ndim != 4 or not images.is_floating_point():
+        raise InputError(f"images are float [B, C, H, W] in [0, 1], not {images.dtype} {list(images.shape)}")
     batch, channels, height, width = images.shape
     if model.channels == 1:
         images = images.reshape(batch * channels, 1, height, width)
     elif channels != model.channels:
         raise InputError(f"these weights take images of {model.channels} channels, and this one has {channels}")
     device = next(model.parameters()).device
+    precision = resolve_precision(precision, device)
     net = evaluating(unroll(model, steps))
-    halo = model.radius(steps)
-    side = -(-tile // model.sub) * model.sub or max(height, width)
+    halo, side = model.radius(steps), tile_side(model, tile, height, width)
     out = torch.empty(images.shape, dtype=torch.float32)
     for top in range(0, height, side):
         for left in range(0, width, side):
@@ -67,9 +70,14 @@ def denoise(
     return out.reshape(batch, channels, height, width)
 
 
+def tile_side(model: Denoiser, tile: int, height: int, width: int) -> int:
+    """The side of a tile in pixels: `tile` rounded up to whole sub-images, or the whole image for 0."""
+    return -(-tile // model.sub) * model.sub or max(height, width)
+
+
 def count_tiles(model: Denoiser, shape: tuple[int, ...], tile: int) -> int:
     """How many times `denoise` calls `each` for images of this shape [B, C, H, W]."""
     batch, channels, height, width = shape
     planes = batch * (channels if model.channels == 1 else 1)
-    side = -(-tile // model.sub) * model.sub or max(height, width)
+    side = tile_side(model, tile, height, width)
     return planes * -(-height // side) * -(-width // side)

@@ -12,6 +12,7 @@ from rcnet.cell import RecurrentNet, Steps, evaluating, unroll
 from rcnet.data.images import to_tensor
 from rcnet.data.noise import protocol_noise
 from rcnet.device import autocast
+from rcnet.errors import InputError
 
 
 def psnr(image: Tensor, reference: Tensor) -> float:
@@ -42,6 +43,14 @@ def ssim(image: Tensor, reference: Tensor) -> float:
     return value.mean().item()
 
 
+def check_sizes(images: Sequence[np.ndarray]) -> None:
+    """`InputError` if one of the images [H, W, C] is too small for SSIM's window."""
+    for image in images:
+        if min(image.shape[:2]) < 11:
+            height, width = image.shape[:2]
+            raise InputError(f"an image of {width}x{height} pixels is too small to measure: SSIM takes 11 a side or more")
+
+
 def to_uint8_levels(x: Tensor) -> Tensor:
     """Clamped to [0, 1] and rounded to levels of 1/255: what an 8-bit file would hold."""
     return (x.float().clamp(0, 1) * 255).round() / 255
@@ -62,7 +71,11 @@ def denoising_results(
 
     `each` is called after each image at each step count, for a progress bar. `as_8bit`: the noisy images are clipped and
     rounded first, as files are.
+
+    Raises:
+        InputError: steps that the model does not support, or an image of less than 11 pixels a side.
     """
+    check_sizes(images)
     device = next(model.parameters()).device
     rows = []
     for n in steps:

@@ -47,8 +47,10 @@ def read_metadata(name_or_path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} was not written by rcnet.save: it does not say which architecture it holds")
     try:
         read = json.loads(metadata)
-        read["architecture"]["name"], read["architecture"]["config"]
-    except (ValueError, KeyError, TypeError) as error:
+        if not isinstance(read["architecture"]["config"], dict) or not isinstance(read.setdefault("results", []), list):
+            raise TypeError
+        read["architecture"]["name"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged: its metadata does not say which architecture it holds") from error
     return read
 
@@ -108,4 +110,6 @@ def load_state(model: RecurrentNet, state: dict[str, torch.Tensor], source: obje
     if wrong:
         name = architecture_of(model)["name"]
         raise InputError(f"{source} does not hold weights of this {name}: {len(wrong)} tensors differ, the first is {wrong[0]}")
+    if not all(torch.isfinite(tensor).all() for tensor in state.values()):
+        raise InputError(f"{source} holds numbers that are not finite: the training that wrote it diverged")
     model.load_state_dict(state)

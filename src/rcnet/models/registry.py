@@ -1,6 +1,7 @@
 """`create_model` and `list_models`: every architecture by name."""
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ def list_models(task: str | None = None) -> list[str]:
 
 def entry(name: str) -> Entry:
     """The registry's entry, or `InputError` that names the valid ones."""
-    if name not in _ENTRIES:
+    if not isinstance(name, str) or name not in _ENTRIES:
         raise unknown("model", name, list_models())
     return _ENTRIES[name]
 
@@ -52,9 +53,10 @@ def create_model(name: str, **config: Any) -> RecurrentNet:
     """
     build = entry(name).build
     valid = inspect.signature(build).parameters
-    for key in config:
+    for key, value in config.items():
         if key not in valid:
             raise unknown(f"option of {name}", key, valid)
+        _check_option(f"{key} of {name}", value, valid[key].annotation)
     if "steps" in config:
         steps = supported_steps(config["steps"])
         config["steps"] = steps if len(steps) > 1 else steps[0]
@@ -62,8 +64,19 @@ def create_model(name: str, **config: Any) -> RecurrentNet:
         net = build(**config)
     except (TypeError, ValueError, RuntimeError) as error:  # InputError is a ValueError
         raise InputError(f"{name} cannot be built with {config}: {error}") from error
-    net.architecture = {"name": name, "config": config}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}  # as JSON has it
+    net.architecture = {"name": name, "config": plain}
     return net
+
+
+def _check_option(what: str, value: object, kind: object) -> None:
+    """`InputError` unless a yes-or-no is a bool, a count a whole number from 1 and a factor a positive number."""
+    if kind is bool and not isinstance(value, bool):
+        raise InputError(f"{what} is true or false, not {value!r}")
+    if kind is int and what.partition(" ")[0] != "steps" and (type(value) is not int or value < 1):
+        raise InputError(f"{what} is a whole number from 1, not {value!r}")
+    if kind is float and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf):
+        raise InputError(f"{what} is a positive number, not {value!r}")
 
 
 def task_of(model: RecurrentNet) -> str:

@@ -19,33 +19,33 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def read_checkpoint(path: Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    """The state, or `InputError` if the file is not a checkpoint, or one of a run with another recipe."""
+def read_checkpoint(path: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """The state, or `InputError` if the file is not a checkpoint, or one of another run than `run` describes."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        theirs = state["recipe"]
+        theirs = dict(state["run"])
     except Exception as error:  # torch.load raises almost anything on a broken file
-        raise InputError(f"{path} is not a checkpoint that this version can read: {error}") from error
-    differing = sorted(key for key in theirs.keys() | recipe.keys() if theirs.get(key) != recipe.get(key))
+        raise InputError(f"{path} is not a checkpoint of rcnet: delete it to start anew, or choose another folder") from error
+    differing = sorted(key for key in theirs.keys() | run.keys() if theirs.get(key) != run.get(key))
     if differing:
         key = differing[0]
         raise InputError(
-            f"{path} is of a run with another recipe: {key} was {theirs.get(key)!r} and is now {recipe.get(key)!r}; "
-            "resume with the same recipe, or start in another folder with --out"
+            f"{path} is of another run: {key} was {theirs.get(key)!r} and is now {run.get(key)!r}; "
+            "resume with the same recipe and data, or start in another folder with --out"
         )
     return state
 
 
 def cut_log(path: Path, iteration: int) -> None:
-    """Drops the lines of a JSONL log that a run resumed at `iteration` will write again."""
+    """Drops the lines of a JSONL log that a run resumed at `iteration` will write again, and those that are damaged."""
     if not path.exists():
         return
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             if json.loads(line)["iteration"] <= iteration:
                 lines.append(line)
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             continue
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(line + "\n" for line in lines))

@@ -1,15 +1,19 @@
 """The training loop: Alg. 2, resumable at any iteration.
 
 Every random draw of an iteration comes from (seed, iteration) alone, so that a checkpoint needs no generator's state and a
-run that was killed and resumed ends with the weights of one left alone.
+run of so many iterations that was killed and resumed ends with the weights of one left alone. (A run of so many minutes goes
+on with the time that it has left: how many iterations that makes depends on the machine.)
 """
 
 import json
 import math
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,13 +26,15 @@ from tqdm import tqdm
 from rcnet.cell import RecurrentNet
 from rcnet.device import autocast, best_device, channels_last, hardware, keep_freed_memory, resolve_precision
 from rcnet.errors import InputError
-from rcnet.models.files import save
+from rcnet.models.files import load, preprocessing, save
 from rcnet.models.registry import create_model
 from rcnet.training.checkpoint import cut_log, read_checkpoint, write_checkpoint
 from rcnet.training.optimizer import make_optimizers, set_learning_rate
 from rcnet.training.recipe import Recipe
 from rcnet.training.steps import check_probabilities, draw_steps
 from rcnet.training.tasks import Task, make_task
+
+FILES = ("checkpoint.pt", "log.jsonl", "weights.safetensors", "result.json")
 
 
 def learning_rate_factor(progress: float, warmup: float, decay: float) -> float:
@@ -50,10 +56,10 @@ def train(
     """Trains the recipe's network on `data` and writes to the folder `out`; returns what `result.json` holds.
 
     `out` then holds `weights.safetensors` (the average of the weights if the recipe keeps one), `result.json`, `log.jsonl` and
-    `checkpoint.pt`. Ctrl-C writes a checkpoint first.
+    `checkpoint.pt`. Ctrl-C writes a checkpoint first, then raises KeyboardInterrupt.
 
     Args:
-        resume: go on from `out/checkpoint.pt`, exactly; a folder without one starts anew.
+        resume: go on from `out/checkpoint.pt`; a folder without one starts anew, and a finished run returns its result.
         progress: show a progress bar on stderr.
         clock: the seconds that the recipe's `minutes` are counted in; `time.process_time` counts those of the processor, so that
             runs on a busy machine compare.
@@ -70,7 +76,7 @@ class Run:
     def __init__(self, recipe: Recipe, data: Path, out: Path, resume: bool) -> None:
         self.recipe, self.out = recipe, out
         self.checkpoint = out / "checkpoint.pt"
-        if self.checkpoint.exists() and not resume:
+        if not resume and any((out / name).exists() for name in FILES):
             raise InputError(f"{out} already holds a run: add --resume to go on with it, or choose another folder with --out")
         torch.manual_seed(recipe.seed)
         self.device = best_device()
@@ -80,6 +86,8 @@ class Run:
         if "name" not in config:
             raise InputError("the recipe's [model] has no name, e.g. name = 'r3'")
         self.model: RecurrentNet = channels_last(create_model(**config).to(self.device))
+        if recipe.init:
+            self.model.load_state_dict(start_from(recipe.init, self.model).state_dict())
         self.probabilities = check_probabilities(recipe.probabilities, self.model.steps)
         self.task: Task = make_task(recipe, self.model, data)
         self.optimizers = make_optimizers(self.model, recipe.optimizer)
@@ -88,25 +96,40 @@ class Run:
             if recipe.ema
             else None
         )
-        self.iteration, self.elapsed = 0, 0.0
+        self.iteration, self.elapsed, self.stopped = 0, 0.0, False
         if resume and self.checkpoint.exists():
-            self.restore(read_checkpoint(self.checkpoint, recipe.to_dict()))
-        out.mkdir(parents=True, exist_ok=True)
+            self.restore(read_checkpoint(self.checkpoint, self.identity()))
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{out} cannot be a folder of a run: {error.strerror}") from error
+        cut_log(out / "log.jsonl", self.iteration)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to be resumed: all that its weights depend on."""
+        recipe = self.recipe.to_dict()
+        free = ("log_every", "checkpoint_minutes")
+        return {key: value for key, value in recipe.items() if key not in free} | {
+            "data": self.task.data["crc32"],
+            "precision": self.precision,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.iteration, self.elapsed = state["iteration"], state["elapsed"]
-        cut_log(self.out / "log.jsonl", self.iteration)
+        try:
+            self.model.load_state_dict(state["model"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            self.iteration, self.elapsed = int(state["iteration"]), float(state["elapsed"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise InputError(f"{self.checkpoint} is damaged: delete it to start anew, or choose another folder") from error
 
     def keep(self) -> None:
         write_checkpoint(
             self.checkpoint,
             {
-                "recipe": self.recipe.to_dict(),
+                "run": self.identity(),
                 "iteration": self.iteration,
                 "elapsed": self.elapsed,
                 "model": self.model.state_dict(),
@@ -123,29 +146,29 @@ class Run:
         return min(1.0, self.iteration / self.recipe.iterations)
 
     def go(self, progress: bool, clock: Callable[[], float]) -> dict[str, Any]:
+        if self.done >= 1 and (self.out / "result.json").exists():
+            return read_result(self.out / "result.json")
         started, elapsed_before = clock(), self.elapsed
         kept = logged = started
         losses: list[float] = []
-        bar = tqdm(total=1.0, initial=self.done, disable=not progress, bar_format="{percentage:5.1f}%|{bar:24}| {desc}")
-        try:
-            with (self.out / "log.jsonl").open("a") as log:
-                while self.done < 1:
-                    losses.append(self.step())
-                    now = clock()
-                    self.elapsed = elapsed_before + now - started
-                    if self.iteration % self.recipe.log_every == 0:
-                        self.report(log, bar, losses, (now - logged) / len(losses))
-                        losses, logged = [], now
-                    if now - kept > 60 * self.recipe.checkpoint_minutes:
-                        self.keep()
-                        kept = now
-        except KeyboardInterrupt:
+        shape = "{percentage:5.1f}%|{bar:24}| {desc}"
+        bar = tqdm(total=1.0, initial=self.done, disable=None if progress else True, bar_format=shape)
+        with bar, stopped_by_signals(self), (self.out / "log.jsonl").open("a") as log:
+            while self.done < 1 and not self.stopped:
+                losses.append(self.step())
+                now = clock()
+                self.elapsed = elapsed_before + now - started
+                if self.iteration % self.recipe.log_every == 0:
+                    self.report(log, bar, losses, (now - logged) / len(losses))
+                    losses, logged = [], now
+                if now - kept > 60 * self.recipe.checkpoint_minutes:
+                    self.keep()
+                    kept = now
             self.keep()
-            bar.close()
+            bar.n = self.done
+        if self.done < 1:
             print(f"stopped at iteration {self.iteration}; go on with --resume", file=sys.stderr)
-            raise
-        bar.close()
-        self.keep()
+            raise KeyboardInterrupt
         return self.finish()
 
     def step(self) -> float:
@@ -200,10 +223,10 @@ class Run:
         result = {
             "architecture": self.model.architecture,
             "recipe": self.recipe.to_dict(),
-            "data": self.task.about,
+            "data": self.task.data,
             "seed": self.recipe.seed,
             "iterations": self.iteration,
-            "epochs": round(self.iteration * self.recipe.batch / self.task.images, 2),
+            "epochs": round(self.iteration * self.recipe.batch / self.task.data["images"], 2),
             "hardware": hardware(self.device),
             "precision": self.precision,
             "torch": torch.__version__,
@@ -212,17 +235,57 @@ class Run:
             "commit": commit(),
             "validation": rows,
         }
-        save(model, self.out / "weights.safetensors", training=result)
+        expects = preprocessing(model) | self.task.preprocessing
+        save(model, self.out / "weights.safetensors", preprocessing=expects, training=result)
         temporary = self.out / "result.json.tmp"
         temporary.write_text(json.dumps(result, indent=1) + "\n")
         temporary.replace(self.out / "result.json")
         return result
 
 
-def commit() -> str | None:
-    """The commit of the source tree that runs, or None where it is not one."""
+def start_from(name_or_path: str, model: RecurrentNet) -> RecurrentNet:
+    """The weights that training starts from, or `InputError` if they are of another architecture."""
+    source = load(name_or_path)
+    if source.architecture != model.architecture:
+        raise InputError(f"init = {name_or_path!r} holds {source.architecture}, and the recipe is for {model.architecture}")
+    return source
+
+
+@contextmanager
+def stopped_by_signals(run: Run) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run between two iterations, where a checkpoint is exact; a second Ctrl-C ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: object) -> None:
+        run.stopped = True
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, stop)
     try:
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What a finished run wrote."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: delete it, and --resume writes it again") from error
+
+
+def commit() -> str | None:
+    """The commit of the source tree that runs, with -dirty if it was changed, or None where this file is in no repository."""
+    folder = str(Path(__file__).parent)
+    try:
+        subprocess.run(["git", "-C", folder, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True)
+        command = ["git", "-C", folder, "describe", "--always", "--dirty", "--exclude", "*"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -26,7 +26,9 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+                buffer = self.state[p]["momentum"]
                 buffer.lerp_(p.grad, 1 - group["momentum"])
                 nesterov = p.grad.lerp(buffer, group["momentum"])
                 updates.setdefault(p.shape, []).append((p, nesterov.flatten(1)))
@@ -79,7 +81,7 @@ def make_optimizers(model: nn.Module, config: Optimizer) -> list[torch.optim.Opt
     if listed(True):
         optimizers.append(Muon(listed(True), lr=0.0, momentum=config.momentum))
     if config.name == "sgd":
-        optimizers.append(torch.optim.SGD(listed(False), momentum=config.momentum, nesterov=True))
+        optimizers.append(torch.optim.SGD(listed(False), momentum=config.momentum, nesterov=config.momentum > 0))
     else:
         optimizers.append(torch.optim.AdamW(listed(False), betas=config.betas))
     return optimizers

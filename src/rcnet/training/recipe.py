@@ -43,6 +43,7 @@ class Recipe:
     """One training run. A run ends after `iterations`, or after `minutes` if that is above 0; the schedule ends with it."""
 
     model: Mapping[str, Any]
+    init: str = ""  # weights to start from, bundled ones by name or a file; fresh ones unless given
     denoising: Denoising = field(default_factory=Denoising)
     optimizer: Optimizer = field(default_factory=Optimizer)
     batch: int = 32
@@ -59,7 +60,7 @@ class Recipe:
     checkpoint_minutes: float = 2.0
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values, without the sections that the network's task does not read."""
+        """The recipe as JSON values."""
         return _plain(dataclasses.asdict(self))
 
 
@@ -117,9 +118,10 @@ def recipe_from(table: Mapping[str, Any], source: str) -> Recipe:
 
 def _toml_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return table["value"] if len(table) == 1 else text
 
 
 # Smallest and largest value of each number, or of each number of a pair.
@@ -129,8 +131,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "minutes": (0, math.inf),
     "warmup": (0, 1),
     "decay": (0, 1),
-    "ema": (0, 0.999999),
-    "seed": (0, 2**63),
+    "ema": (0, 1),
+    "seed": (0, 2**32),
     "log_every": (1, math.inf),
     "checkpoint_minutes": (0, math.inf),
     "denoising.patch": (1, math.inf),
@@ -139,8 +141,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "optimizer.lr": (0, math.inf),
     "optimizer.muon_lr": (0, math.inf),
     "optimizer.shared_lr": (0, 1),
-    "optimizer.betas": (0, 0.999999),
-    "optimizer.momentum": (0, 0.999999),
+    "optimizer.betas": (0, 1),
+    "optimizer.momentum": (0, 1),
     "optimizer.weight_decay": (0, math.inf),
     "optimizer.clip": (0, math.inf),
 }
@@ -155,7 +157,7 @@ def _build(kind: type[Any], table: Mapping[str, Any], source: str, prefix: str) 
     for key, value in values.items():
         low, high = _RANGES.get(prefix + key, (-math.inf, math.inf))
         numbers = value if isinstance(value, tuple) else (value,)
-        if prefix + key in _RANGES and not all(low <= number <= high for number in numbers):
+        if prefix + key in _RANGES and not all(low <= number <= high and math.isfinite(number) for number in numbers):
             limits = f"from {low:g}" + (f" to {high:g}" if high < math.inf else "")
             raise InputError(f"{source}: {prefix}{key} = {table[key]!r} is not valid: it takes numbers {limits}")
     missing = [f.name for f in dataclasses.fields(kind) if f.name not in values and _required(f)]

@@ -17,7 +17,7 @@ def check_probabilities(probabilities: Sequence[float], steps: Sequence[int]) ->
             f"probabilities = {list(probabilities)} is not valid: give {len(steps)} numbers that sum to 1, "
             f"one for each of the steps {', '.join(map(str, steps))}"
         )
-    return tuple(probabilities)
+    return tuple(p / sum(probabilities) for p in probabilities)
 
 
 def draw_steps(
