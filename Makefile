@@ -18,4 +18,4 @@ test: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv rcnet-demo.png

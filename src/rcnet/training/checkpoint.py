@@ -40,13 +40,16 @@ def cut_log(path: Path, iteration: int) -> None:
     """Drops the lines of a JSONL log that a run resumed at `iteration` will write again, and those that are damaged."""
     if not path.exists():
         return
+    text = path.read_text(errors="replace")
     lines = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in text.splitlines():
         try:
             if json.loads(line)["iteration"] <= iteration:
                 lines.append(line)
         except (ValueError, KeyError, TypeError):
             continue
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(line + "\n" for line in lines))
-    temporary.replace(path)
+    kept = "".join(line + "\n" for line in lines)
+    if kept != text:
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(kept)
+        temporary.replace(path)
