@@ -130,9 +130,11 @@ class StandardCell(nn.Module):
         self.steps = (len(self.bodies),)
 
     def holds(self, steps: int, upstream: int) -> bool:
+        """Whether this is its one step count."""
         return steps in self.steps
 
     def forward(self, x: Tensor, steps: int, upstream: int = 0) -> Tensor:
+        """As `RecurrentCell.forward`; there is one step count, and nothing depends on the cell upstream."""
         for t, body in enumerate(self.bodies):
             x = body(x, self.norms[t if len(self.norms) > 1 else 0])
             if self.pool is not None and t + 1 == (len(self.bodies) + 1) // 2:
@@ -183,19 +185,25 @@ class RecurrentNet(nn.Sequential):
             raise InputError(f"steps={steps!r} is not supported: valid: {self._describe_steps()}")
         return own
 
-    def _holds(self, own: tuple[int, ...]) -> bool:
-        cells = self.recurrent_cells()
-        if len(own) != len(cells):
-            return False
+    def _walk(self, own: tuple[int, ...]) -> list[tuple[nn.Module, int, int]]:
+        """Each module in order, with its steps (0 for a plain one) and the steps of the recurrent cell upstream."""
+        walk: list[tuple[nn.Module, int, int]] = []
         upstream, place = 0, 0
         for module in self:
-            if isinstance(module, RecurrentCell | StandardCell):
-                n = own[place] if module.recurrent else 1
-                if not module.holds(n, upstream):
-                    return False
-                if module.recurrent:
-                    upstream, place = n, place + 1
-        return True
+            if not isinstance(module, RecurrentCell | StandardCell):
+                walk.append((module, 0, upstream))
+            elif not module.recurrent:
+                walk.append((module, 1, upstream))
+            else:
+                walk.append((module, own[place], upstream))
+                upstream, place = own[place], place + 1
+        return walk
+
+    def _holds(self, own: tuple[int, ...]) -> bool:
+        if len(own) != len(self.recurrent_cells()):
+            return False
+        cells = [(cell, n, upstream) for cell, n, upstream in self._walk(own) if isinstance(cell, RecurrentCell | StandardCell)]
+        return all(cell.holds(n, upstream) for cell, n, upstream in cells)
 
     def _describe_steps(self) -> str:
         choices = itertools.product(*(cell.steps for cell in self.recurrent_cells()))
@@ -205,29 +213,17 @@ class RecurrentNet(nn.Sequential):
         return " or per cell ".join(part for part in (unified, some) if part)
 
     def forward(self, x: Tensor, steps: Steps = None) -> Tensor:  # type: ignore[override]
-        own = self.per_cell(steps)
-        upstream, place = 0, 0
-        for module in self:
-            if isinstance(module, RecurrentCell | StandardCell):
-                if module.recurrent:
-                    x = module(x, own[place], upstream)
-                    upstream, place = own[place], place + 1
-                else:
-                    x = module(x, 1, upstream)
-            else:
-                x = module(x)
+        """x: [B, C, H, W]. Raises `InputError`, which names the supported steps, for any others."""
+        for module, n, upstream in self._walk(self.per_cell(steps)):
+            x = module(x, n, upstream) if n else module(x)
         return x
 
     def _replace(self, change: Callable[[nn.Module, int, int], nn.Module], own: tuple[int, ...]) -> Self:
         """A shallow copy with each cell replaced by `change(cell, steps, upstream)`; nothing else is copied."""
         net = _shallow_copy(self)
-        upstream, place = 0, 0
-        for name, module in self.named_children():
-            if isinstance(module, RecurrentCell | StandardCell):
-                n = own[place] if module.recurrent else 1
+        for name, (module, n, upstream) in zip(self._modules, self._walk(own), strict=True):
+            if n:
                 net._modules[name] = change(module, n, upstream)
-                if module.recurrent:
-                    upstream, place = n, place + 1
         net._find_steps()
         return net
 
