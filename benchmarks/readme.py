@@ -23,11 +23,15 @@ def render() -> str:
     notes = []
     for name in bundled():
         row, training = describe_weights(name), read_metadata(name)["training"]
+        runs = [training]
+        while runs[-1].get("before"):
+            runs.append(runs[-1]["before"])
+        iterations, minutes = sum(run["iterations"] for run in runs), sum(run["minutes"] for run in runs)
         for step in row["steps"]:
             psnr = step["results"]["BSD68 sigma 25"]
             lines.append(f"| `{name}` | {step['steps']} | {step['parameters']:,} | {count(step['macs'])} | {psnr:.2f} |")
         notes.append(
-            f"`{name}`: {training['iterations']:,} iterations in {training['minutes']:.0f} minutes on {training['hardware']}, "
+            f"`{name}`: {iterations:,} iterations in {minutes:.0f} minutes on {training['hardware']} ({training['precision']}), "
             f"seed {training['seed']}, the {training['data']['images']} training images of BSD."
         )
     published = ", ".join(f"{name} {value:.2f}" for name, value in PUBLISHED.items())

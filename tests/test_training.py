@@ -235,6 +235,7 @@ def test_training_starts_from_weights(tmp_path):
     first = tmp_path / "first" / "weights.safetensors"
     second = Run(tiny(f"init='{first}'"), DATA, tmp_path / "second", False)
     assert all(torch.equal(tensor, second.model.state_dict()[name]) for name, tensor in load(first).state_dict().items())
+    assert second.finish()["before"] == load(first).metadata["training"]
     with pytest.raises(InputError, match="'width': 8"):
         Run(tiny(f"init='{first}'", "model.width=16"), DATA, tmp_path / "third", False)
     with pytest.raises(InputError, match="no file of weights"):

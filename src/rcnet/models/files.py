@@ -51,7 +51,9 @@ def read_metadata(name_or_path: str | Path) -> dict[str, Any]:
             raise TypeError
         read["architecture"]["name"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged: its metadata does not say which architecture it holds, or its results are no list") from error
+        raise InputError(
+            f"{path} is damaged: its metadata does not say which architecture it holds, or its results are no list"
+        ) from error
     return read
 
 

@@ -86,8 +86,11 @@ class Run:
         if "name" not in config:
             raise InputError("the recipe's [model] has no name, e.g. name = 'r3'")
         self.model: RecurrentNet = channels_last(create_model(**config).to(self.device))
+        self.before: dict[str, Any] | None = None
         if recipe.init:
-            self.model.load_state_dict(start_from(recipe.init, self.model).state_dict())
+            source = start_from(recipe.init, self.model)
+            self.model.load_state_dict(source.state_dict())
+            self.before = source.metadata.get("training")
         self.probabilities = check_probabilities(recipe.probabilities, self.model.steps)
         self.task: Task = make_task(recipe, self.model, data)
         self.optimizers = make_optimizers(self.model, recipe.optimizer)
@@ -234,6 +237,7 @@ class Run:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": commit(),
             "validation": rows,
+            "before": self.before,  # the training of the weights that this one started from
         }
         expects = preprocessing(model) | self.task.preprocessing
         save(model, self.out / "weights.safetensors", preprocessing=expects, training=result)
