@@ -198,15 +198,18 @@ def make_folder(folder: Path) -> None:
 
 def run_demo(picture: Path) -> None:
     """The table and the picture of `rcnet denoise --demo`."""
+    from tqdm import tqdm
+
     from rcnet.cli.text import count, table
-    from rcnet.figures.demo import demo
+    from rcnet.figures.demo import ROUNDS, demo
     from rcnet.figures.side_by_side import save_picture
 
     if picture.suffix.lower() != ".png":
         raise InputError(f"the picture of the demo is a PNG: {picture} does not end in .png")
     if not picture.parent.is_dir() or picture.is_dir():
         raise InputError(f"{picture} cannot be written: its folder does not exist, or it is a folder")
-    rows, image, about = demo()
+    with tqdm(total=1 + ROUNDS, desc="denoising at every step", disable=None, leave=False) as bar:
+        rows, image, about = demo(bar.update)
     lines = [
         (r["model"], r["steps"], f"{r['parameters']:,}", count(r["macs"]), f"{r['ms']:.0f}", f"{r['psnr']:.2f}") for r in rows
     ]

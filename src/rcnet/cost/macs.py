@@ -6,6 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rcnet.cell import RecurrentNet, Steps, unroll
+from rcnet.models.files import preprocessing
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -21,8 +22,7 @@ def macs(model: RecurrentNet, steps: Steps, size: tuple[int, int], batch: int = 
         size: height and width of the input in pixels.
     """
     net = copy.deepcopy(unroll(model, steps)).to("meta").eval()
-    first = next(m for m in net.modules() if isinstance(m, torch.nn.Conv2d))
-    channels = first.in_channels // getattr(model, "sub", 1) ** 2
+    channels = preprocessing(model)["channels"]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.empty(batch, channels, *size, device="meta"))
     return int(counter.get_total_flops()) // 2

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,22 @@ ROUNDS = 3
 CROP = (slice(20, 240), slice(40, 300))  # rows and columns that the picture shows, enlarged
 
 
-def demo() -> tuple[list[dict[str, Any]], Image.Image, str]:
-    """Rows of model, steps, parameters, MACs, ms (median of interleaved calls) and PSNR; the picture; a line about the image."""
+def demo(each: Callable[[], Any] = lambda: None) -> tuple[list[dict[str, Any]], Image.Image, str]:
+    """Rows of model, steps, parameters, MACs, ms (median of interleaved calls) and PSNR; the picture; a line about the image.
+
+    `each` is called before every round, for a progress bar.
+    """
     path = Path(str(resources.files("rcnet") / "assets" / "cameraman.png"))
     image = read_image(path, 1)
     clean, noisy = to_tensor(image), protocol_noise(image, SIGMA)
     device = best_device()
     models = {name: load(name).to(device) for name in WEIGHTS}
     calls = [(name, n) for name, model in models.items() for n in model.steps]
+    each()
     outputs = {(name, n): denoise(models[name], noisy, n) for name, n in calls}  # also the warm-up
     times: dict[tuple[str, int], list[float]] = {call: [] for call in calls}
     for _ in range(ROUNDS):
+        each()
         for name, n in calls:
             start = time.perf_counter()
             denoise(models[name], noisy, n)

@@ -51,9 +51,7 @@ def read_metadata(name_or_path: str | Path) -> dict[str, Any]:
             raise TypeError
         read["architecture"]["name"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} is damaged: its metadata does not say which architecture it holds, or its results are no list"
-        ) from error
+        raise InputError(f"{path} is damaged: its metadata names no architecture, or its results are no list") from error
     return read
 
 
@@ -76,8 +74,11 @@ def save(model: RecurrentNet, path: str | Path, **metadata: Any) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    save_file(state, temporary, metadata={KEY: json.dumps(metadata)})
-    temporary.replace(path)
+    try:
+        save_file(state, temporary, metadata={KEY: json.dumps(metadata)})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def preprocessing(model: RecurrentNet) -> dict[str, Any]:
