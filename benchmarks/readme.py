@@ -1,9 +1,10 @@
-"""Writes the table of results of README.md from the metadata of the bundled weights.
+"""Writes the table of results of README.md, and results/weights/NAME.json, from the metadata of the bundled weights.
 
 rcnet eval r3.bsd-gray-25 --data BSD68/ --sigma 25 --record         # measures and records, for each set of weights
 python -m benchmarks.readme                                          # renders
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rcnet.cost.catalogue import describe_weights
 from rcnet.models import bundled, read_metadata
 
 README = Path(__file__).parent.parent / "README.md"
+RECORDS = README.parent / "results" / "weights"
 MARKS = ("<!-- rendered by python -m benchmarks.readme -->", "<!-- end -->")
 # On the same 68 images at sigma 25, as published: Zhang & Jung 2019 (R3 and BM3D), Zhang et al. 2017 (DnCNN), 2018 (FFDNet).
 PUBLISHED = {"BM3D": 28.57, "R3^4, the paper's": 29.07, "FFDNet": 29.19, "DnCNN-S": 29.23}
@@ -39,6 +41,8 @@ def render() -> str:
 
 
 def main() -> None:
+    for name in bundled():
+        (RECORDS / f"{name}.json").write_text(json.dumps(read_metadata(name), indent=1) + "\n")
     text = README.read_text()
     block = re.compile(f"{re.escape(MARKS[0])}.*?{re.escape(MARKS[1])}", re.DOTALL)
     README.write_text(block.sub(lambda _: f"{MARKS[0]}\n{render()}\n{MARKS[1]}", text))
