@@ -1,11 +1,14 @@
 """The command line: parse, call the library, print. Each command loads torch only when it runs."""
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 from cyclopts import App, CycloptsError, Parameter
 
+from rcnet.cli.classify import classify
+from rcnet.cli.data import data
 from rcnet.cli.denoise import denoise
 from rcnet.cli.evaluate import evaluate
 from rcnet.cli.models import models
@@ -14,12 +17,20 @@ from rcnet.errors import InputError
 
 app = App(
     name="rcnet",
-    help="Compact networks with a cost dial: denoise images, train, evaluate. More steps cost more and do better.",
+    help="Compact networks with a cost dial: denoise and classify images, train, evaluate. More steps cost more and do better.",
     version=lambda: version("rcnet"),
     help_format="plaintext",
     default_parameter=Parameter(negative=()),
 )
-for command, name in ((denoise, "denoise"), (models, "models"), (evaluate, "eval"), (train, "train")):
+COMMANDS: dict[str, Callable[..., None]] = {
+    "denoise": denoise,
+    "classify": classify,
+    "models": models,
+    "eval": evaluate,
+    "train": train,
+    "data": data,
+}
+for name, command in COMMANDS.items():
     app.command(command, name=name)
 
 
@@ -42,5 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def fail(message: object) -> None:
-    print(f"rcnet: {message}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # of many processes under torchrun one is enough
+        print(f"rcnet: {message}", file=sys.stderr)
     sys.exit(2)

@@ -2,10 +2,16 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rcnet.cli.text import Json
 from rcnet.errors import InputError
+
+if TYPE_CHECKING:
+    from rcnet.cell import RecurrentNet, Steps
+    from rcnet.models.denoise import Denoiser
 
 
 def evaluate(
@@ -13,37 +19,41 @@ def evaluate(
     /,
     *,
     data: Path,
-    sigma: float = 25.0,
+    sigma: float | None = None,
     steps: str = "all",
     as_8bit: bool = False,
     precision: str = "fp32",
     json_output: Json = False,
     record: bool = False,
 ) -> None:
-    """Measure a denoiser: PSNR and SSIM of a folder of clean images, with noise added by the protocol of BSD68.
+    """Measure trained weights: PSNR and SSIM of a denoiser, error rate of a classifier.
 
-    The protocol is that of BSD68. The noise of every image is that of
-    np.random.RandomState(0).normal(0, sigma/255), neither clipped nor rounded;
-    the output is clamped and rounded to 8 bits; PSNR is that of the whole
-    image, and the mean over images is printed.
+    Denoisers take a folder of clean images and the protocol of BSD68: the noise
+    of every image is that of np.random.RandomState(0).normal(0, sigma/255),
+    neither clipped nor rounded; the output is clamped and rounded to 8 bits;
+    PSNR is that of the whole image, and the mean over images is printed.
+
+    Classifiers take a folder with CIFAR-10 or CIFAR-100 as they were trained on
+    (see rcnet data), or of images by class: the test images, no augmentation.
 
     Examples::
 
       rcnet eval r3_fast.bsd-gray-25 --data BSD68/ --sigma 25
       rcnet eval runs/mine/weights.safetensors --data photos/ --steps 2
+      rcnet eval r2.cifar10 --data data/ --json
 
     Parameters
     ----------
     model
         Bundled weights (see rcnet models) or a file of weights.
     data
-        Folder of clean images (or one with a folder named test in it).
+        Folder of the images (or one with a folder named test in it).
     sigma
-        Standard deviation of the noise, in levels of 255.
+        Standard deviation of a denoiser's noise, in levels of 255; 25 unless given.
     steps
         A step count of the model, or all.
     as_8bit
-        Clip and round the noisy images first, as 8-bit files hold them.
+        Clip and round a denoiser's noisy images first, as 8-bit files hold them.
     precision
         fp32, bf16 or auto.
     json_output
@@ -51,45 +61,82 @@ def evaluate(
     record
         Also write the figures into the metadata of the file of weights.
     """
-    from tqdm import tqdm
-
     from rcnet.cli.text import parse_steps, table
-    from rcnet.data.images import read_folder, split_folder
-    from rcnet.data.noise import check_sigma
     from rcnet.device import best_device, resolve_precision
-    from rcnet.evaluation import denoising_results
+    from rcnet.evaluation.record import record_result
     from rcnet.models import load
     from rcnet.models.denoise import Denoiser
-    from rcnet.models.files import find, save
 
     network = load(model)
-    if not isinstance(network, Denoiser):
-        raise InputError(f"{model} does not denoise")
-    check_sigma(sigma)
     asked = parse_steps(steps) if steps != "all" else None
     counts = network.steps if asked is None else (asked,)
     for n in counts:
         network.per_cell(n)
-    device = best_device()
-    precision = resolve_precision(precision, device)
+    precision = resolve_precision(precision, best_device())
+    network.to(best_device())
+    if isinstance(network, Denoiser):
+        result = measure_denoiser(network, data, counts, 25.0 if sigma is None else sigma, as_8bit, precision)
+        columns = {"PSNR dB": ("psnr", 3), "SSIM": ("ssim", 4)}
+    else:
+        if sigma is not None or as_8bit:
+            raise InputError(f"{model} classifies: --sigma and --as-8bit are for denoisers")
+        result = measure_classifier(network, data, counts, precision)
+        columns = {"error %": ("error", 2), "top-5 error %": ("top5_error", 2), "loss": ("loss", 4)}
+    rows = result["rows"]
+    if json_output:
+        print(json.dumps({"model": model, **result}, indent=1))
+    else:
+        about = f", sigma {result['sigma']:g}" if "sigma" in result else ""
+        print(f"{model} on {result['images']} images of {result['data']}{about}")
+        lines = [(row["steps"], *(f"{row[key]:.{digits}f}" for key, digits in columns.values())) for row in rows]
+        print(table(("steps", *columns), lines))
+    if record:
+        print(f"recorded in {record_result(network, model, result)}", file=sys.stderr)
+
+
+def measure_denoiser(
+    network: "Denoiser", data: Path, counts: Sequence["Steps"], sigma: float, as_8bit: bool, precision: str
+) -> dict[str, Any]:
+    """The result of a denoiser on a folder of clean images."""
+    from tqdm import tqdm
+
+    from rcnet.data.images import read_folder, split_folder
+    from rcnet.data.noise import check_sigma
+    from rcnet.evaluation import denoising_results
+
+    check_sigma(sigma)
     folder = split_folder(data, "test")
     images = read_folder(folder, network.channels)
-    network.to(device)
     with tqdm(total=len(counts) * len(images), unit="image", disable=None, leave=False) as bar:
         rows = denoising_results(network, images, sigma, counts, as_8bit=as_8bit, precision=precision, each=bar.update)
     name = folder.name or folder.resolve().name
     about = {"data": name, "images": len(images), "sigma": sigma, "as_8bit": as_8bit, "precision": precision}
-    result = {**about, "rows": rows}
-    if json_output:
-        print(json.dumps({"model": model, **result}, indent=1))
-    else:
-        print(f"{model} on {len(images)} images of {folder}, sigma {sigma:g}")
-        print(table(("steps", "PSNR dB", "SSIM"), [(r["steps"], f"{r['psnr']:.3f}", f"{r['ssim']:.4f}") for r in rows]))
-    if record:
-        same = [r for r in network.metadata["results"] if all(r.get(key) == value for key, value in about.items())]
-        kept = [r for r in network.metadata["results"] if r not in same]
-        measured = {str(row["steps"]): row for r in [*same, result] for row in r["rows"]}
-        result["rows"] = sorted(measured.values(), key=lambda row: str(row["steps"]))
-        metadata = {key: value for key, value in network.metadata.items() if key not in ("format", "architecture")}
-        save(network, find(model), **{**metadata, "results": [*kept, result]})
-        print(f"recorded in {find(model)}", file=sys.stderr)
+    return {**about, "rows": rows}
+
+
+def measure_classifier(network: "RecurrentNet", data: Path, counts: Sequence["Steps"], precision: str) -> dict[str, Any]:
+    """The result of a classifier on the test images of the data that it was trained on."""
+    from tqdm import tqdm
+
+    from rcnet.data.labelled import read_labelled
+    from rcnet.deploy.classify import class_names
+    from rcnet.evaluation import classification_results
+
+    names = class_names(network)
+    trained_on = network.metadata.get("training", {}).get("data", {}).get("folder")
+    test = read_labelled(
+        data,
+        "test",
+        trained_on if trained_on in ("cifar10", "cifar100") else "auto",
+        network.metadata["preprocessing"]["size"][0],
+    )
+    if list(test.classes) != names:
+        raise InputError(f"{data} holds the classes {some(test.classes)}, and these weights know {some(names)}")
+    with tqdm(total=len(counts) * len(test.labels), unit="image", disable=None, leave=False) as bar:
+        rows = classification_results(network, test.images, test.labels, counts, precision=precision, each=bar.update)
+    return {"data": test.name, "images": len(test.labels), "precision": precision, "rows": rows}
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, for an error."""
+    return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")

@@ -16,7 +16,7 @@ def models(*, json_output: Json = False) -> None:
         Print JSON.
     """
     from rcnet.cli.text import count, table
-    from rcnet.cost.catalogue import describe_architecture, describe_weights
+    from rcnet.cost.catalogue import METRICS, describe_architecture, describe_weights
     from rcnet.models import bundled, list_models
 
     rows = [describe_architecture(name) for name in list_models()] + [describe_weights(name) for name in bundled()]
@@ -27,7 +27,8 @@ def models(*, json_output: Json = False) -> None:
     for row in rows:
         for i, step in enumerate(row["steps"]):
             first = (row["name"], row["task"]) if i == 0 else ("", "")
-            result = ", ".join(f"{value:.2f} dB {data}" for data, value in step.get("results", {}).items())
+            unit = METRICS[row["task"]][1]
+            result = ", ".join(f"{value:.2f} {unit}, {data}" for data, value in step.get("results", {}).items())
             lines.append((*first, step["steps"], f"{step['parameters']:,}", count(step["macs"]), result))
     print(table(("name", "task", "steps", "parameters", "MACs", "result"), lines))
-    print("\nA name with a dot is a set of trained weights: rcnet denoise IN --model NAME --steps N")
+    print("\nA name with a dot is a set of trained weights: rcnet denoise (or classify) IN --model NAME --steps N")

@@ -16,32 +16,41 @@ def train(
     data: Path = Path("data"),
     out: Path | None = None,
     resume: bool = False,
+    max_minutes: float | None = None,
+    tensorboard: bool = False,
     json_output: Json = False,
 ) -> None:
     """Train a network by a recipe.
 
     OUT then holds weights.safetensors, result.json, log.jsonl and
     checkpoint.pt. Ctrl-C saves a checkpoint first; --resume goes on where the
-    run stood, killed or not.
+    run stood, killed or not. Under torchrun, processes share each batch.
 
     Examples::
 
       rcnet train r3_fast --data BSD/train --out runs/mine
       rcnet train r3_fast --data photos/ denoising.sigma=[5,50] minutes=60
       rcnet train r3_fast --data BSD/train --out runs/mine --resume
+      rcnet train cifar_fast --data data/ model.name=s2 model.steps=4
+      torchrun --nproc-per-node 8 -m rcnet train cifar_paper --data data/
 
     Parameters
     ----------
     recipe
-        A bundled recipe (r3, r3_fast) or a TOML file.
+        A bundled recipe (cifar_fast, cifar_paper, r3, r3_fast) or a TOML file.
     overrides
         Values that replace the recipe's, e.g. batch=8 optimizer.lr=1e-3.
     data
-        Folder of training images (or one with a folder named train in it).
+        Folder of training images, or with a folder named train in it: any images for a denoiser;
+        CIFAR-10, CIFAR-100 (see rcnet data) or CLASS/NAME.png for a classifier.
     out
         Folder of the run; runs/RECIPE unless given.
     resume
         Go on with the run in OUT.
+    max_minutes
+        End after so many minutes, all of which are used: the schedule ends with them.
+    tensorboard
+        Also log to TensorBoard, in OUT (pip install 'rcnet[tensorboard]').
     json_output
         Print the result as JSON, and no progress bar.
     """
@@ -49,13 +58,21 @@ def train(
     from rcnet.training import read_recipe
     from rcnet.training import train as run
 
+    if max_minutes is not None:
+        overrides = (*overrides, f"minutes={max_minutes}")
     checked = read_recipe(recipe, overrides)
     folder = out or Path("runs") / Path(recipe).stem
-    result = run(checked, data, folder, resume=resume, progress=not json_output)
+    result = run(checked, data, folder, resume=resume, progress=not json_output, tensorboard=tensorboard)
+    if not result:  # another process than the first of many, which reports
+        return
     if json_output:
         print(json.dumps(result, indent=1))
         return
-    print(f"{result['iterations']} iterations ({result['epochs']} epochs) in {result['minutes']} minutes")
+    rate = result["iterations"] * checked.batch / (60 * result["minutes"]) if result["minutes"] else 0
+    print(
+        f"{result['iterations']} iterations ({result['epochs']} epochs) in {result['minutes']} minutes, {rate:.0f} images/s, "
+        f"{result['pflop']:.3g} PFLOP"
+    )
     print(folder / "weights.safetensors")
     rows = result["validation"]
     if rows:

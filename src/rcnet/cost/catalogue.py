@@ -7,12 +7,13 @@ from rcnet.models import create_model, load
 from rcnet.models.registry import entry, task_of
 
 SIZES = {"denoise": (321, 481), "classify": (32, 32)}  # pixels: an image of BSD, of CIFAR
+METRICS = {"denoise": ("psnr", "dB"), "classify": ("error", "% error")}  # the key in a row of results, and its unit
 
 
 def measured(result: dict[str, Any]) -> str:
-    """The name of a recorded result: its data, sigma, and what differs from the protocol of BSD68."""
-    name = f"{result['data']} sigma {result['sigma']:g}"
-    return name + ", 8-bit noise" * result["as_8bit"] + f", {result['precision']}" * (result["precision"] != "fp32")
+    """The name of a recorded result: its data, its noise, and what differs from the protocols."""
+    noise = f" sigma {result['sigma']:g}" + ", 8-bit noise" * result["as_8bit"] if "sigma" in result else ""
+    return result["data"] + noise + f", {result['precision']}" * (result["precision"] != "fp32")
 
 
 def describe_architecture(name: str) -> dict[str, Any]:
@@ -32,8 +33,9 @@ def describe_weights(name: str) -> dict[str, Any]:
     model = load(name)
     task, steps = task_of(model), []
     for n in model.steps:
+        metric = METRICS[task][0]
         results = {
-            measured(result): row["psnr"] for result in model.metadata["results"] for row in result["rows"] if row["steps"] == n
+            measured(result): row[metric] for result in model.metadata["results"] for row in result["rows"] if row["steps"] == n
         }
         steps.append({"steps": n, "parameters": parameters(model), "macs": macs(model, n, SIZES[task]), "results": results})
     return {

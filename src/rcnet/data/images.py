@@ -31,12 +31,13 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def read_image(path: str | Path, channels: int) -> np.ndarray:
-    """8-bit pixels [H, W, channels] of one file, gray (1) or RGB (3), without its alpha; 16-bit ones are rounded.
+    """8-bit pixels [H, W, channels] of one file, gray (1) or RGB (3), upright, without its alpha; 16-bit ones are rounded.
 
     Raises:
         InputError: what `imagefile.read` raises.
     """
-    pixels = imagefile.read(path).pixels
+    image = imagefile.read(path)
+    pixels = np.ascontiguousarray(imagefile.upright(image, image.pixels))
     if pixels.dtype == np.uint16:
         pixels = np.rint(pixels / 257).astype(np.uint8)
     if channels == 1:

@@ -7,6 +7,7 @@ on with the time that it has left: how many iterations that makes depends on the
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -20,18 +21,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from rcnet.cell import RecurrentNet
+from rcnet.cost.macs import macs
 from rcnet.device import autocast, best_device, channels_last, hardware, keep_freed_memory, resolve_precision
 from rcnet.errors import InputError
+from rcnet.evaluation.recalibrate import recalibrate
 from rcnet.models.files import load, preprocessing, save
 from rcnet.models.registry import create_model
 from rcnet.training.checkpoint import cut_log, read_checkpoint, write_checkpoint
 from rcnet.training.optimizer import make_optimizers, set_learning_rate
+from rcnet.training.parallel import average, join, leave, share
 from rcnet.training.recipe import Recipe
-from rcnet.training.steps import check_probabilities, draw_steps
+from rcnet.training.steps import check_probabilities, draw_steps, expected_cost
 from rcnet.training.tasks import Task, make_task
 
 FILES = ("checkpoint.pt", "log.jsonl", "weights.safetensors", "result.json")
@@ -51,23 +56,26 @@ def train(
     *,
     resume: bool = False,
     progress: bool = True,
+    tensorboard: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
     """Trains the recipe's network on `data` and writes to the folder `out`; returns what `result.json` holds.
 
     `out` then holds `weights.safetensors` (the average of the weights if the recipe keeps one), `result.json`, `log.jsonl` and
-    `checkpoint.pt`. Ctrl-C writes a checkpoint first, then raises KeyboardInterrupt.
+    `checkpoint.pt`. Ctrl-C writes a checkpoint first, then raises KeyboardInterrupt. Under `torchrun` each process takes its
+    share of every batch; only the first writes, and the others return {}.
 
     Args:
         resume: go on from `out/checkpoint.pt`; a folder without one starts anew, and a finished run returns its result.
         progress: show a progress bar on stderr.
+        tensorboard: also log to TensorBoard, in `out`.
         clock: the seconds that the recipe's `minutes` are counted in; `time.process_time` counts those of the processor, so that
             runs on a busy machine compare.
 
     Raises:
-        InputError: the recipe or the data does not fit, or `out` holds another run.
+        InputError: the recipe or the data does not fit, `out` holds another run, or another process of this one has gone.
     """
-    return Run(recipe, Path(data), Path(out), resume).go(progress, clock)
+    return Run(recipe, Path(data), Path(out), resume).go(progress, clock, Board(Path(out)) if tensorboard else None)
 
 
 class Run:
@@ -76,23 +84,34 @@ class Run:
     def __init__(self, recipe: Recipe, data: Path, out: Path, resume: bool) -> None:
         self.recipe, self.out = recipe, out
         self.checkpoint = out / "checkpoint.pt"
-        if not resume and any((out / name).exists() for name in FILES):
-            raise InputError(f"{out} already holds a run: add --resume to go on with it, or choose another folder with --out")
-        torch.manual_seed(recipe.seed)
         self.device = best_device()
+        self.world = join(self.device)
+        self.writes = self.world.rank == 0
+        if self.writes and not resume and any((out / name).exists() for name in FILES):
+            raise InputError(f"{out} already holds a run: add --resume to go on with it, or choose another folder with --out")
+        if recipe.batch % (self.world.size * recipe.accumulate):
+            raise InputError(
+                f"batch = {recipe.batch} does not divide into {self.world.size} processes x {recipe.accumulate} parts "
+                "(accumulate): give a multiple"
+            )
+        torch.manual_seed(recipe.seed)
         keep_freed_memory()
         self.precision = resolve_precision(recipe.precision, self.device)
-        config: dict[str, Any] = dict(recipe.model)
-        if "name" not in config:
-            raise InputError("the recipe's [model] has no name, e.g. name = 'r3'")
-        self.model: RecurrentNet = channels_last(create_model(**config).to(self.device))
+        self.task: Task = make_task(recipe, data, self.device)
+        model = create_model(**{**self.task.config, **recipe.model})
+        self.task.prepare(model)
+        self.model: RecurrentNet = channels_last(model.to(self.device))
+        self.probabilities = check_probabilities(recipe.probabilities, self.model.steps)
+        self.iterations = recipe.iterations
+        if recipe.epochs > 0:
+            self.iterations = max(1, round(recipe.epochs * self.task.data["images"] / recipe.batch))
         self.before: dict[str, Any] | None = None
-        if recipe.init:
+        going_on = share(resume and self.checkpoint.exists(), self.world)
+        if recipe.init and not going_on:
             source = start_from(recipe.init, self.model)
             self.model.load_state_dict(source.state_dict())
             self.before = source.metadata.get("training")
-        self.probabilities = check_probabilities(recipe.probabilities, self.model.steps)
-        self.task: Task = make_task(recipe, self.model, data)
+        self.call: Callable[..., Tensor] = compiled(self.model) if recipe.compile else self.model
         self.optimizers = make_optimizers(self.model, recipe.optimizer)
         self.average = (
             AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)  # type: ignore[no-untyped-call]
@@ -100,13 +119,15 @@ class Run:
             else None
         )
         self.iteration, self.elapsed, self.stopped = 0, 0.0, False
-        if resume and self.checkpoint.exists():
-            self.restore(read_checkpoint(self.checkpoint, self.identity()))
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{out} cannot be a folder of a run: {error.strerror}") from error
-        cut_log(out / "log.jsonl", self.iteration)
+        self.time: Callable[[], float] = lambda: self.elapsed
+        if going_on:
+            self.restore(share(read_checkpoint(self.checkpoint, self.identity()) if self.writes else None, self.world))
+        if self.writes:
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"{out} cannot be a folder of a run: {error.strerror}") from error
+            cut_log(out / "log.jsonl", self.iteration)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to be resumed: all that its weights depend on."""
@@ -124,11 +145,13 @@ class Run:
                 optimizer.load_state_dict(saved)
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
-            self.iteration, self.elapsed = int(state["iteration"]), float(state["elapsed"])
+            self.iteration, self.elapsed, self.before = int(state["iteration"]), float(state["elapsed"]), state["before"]
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise InputError(f"{self.checkpoint} is damaged: delete it to start anew, or choose another folder") from error
 
     def keep(self) -> None:
+        if not self.writes:
+            return
         write_checkpoint(
             self.checkpoint,
             {
@@ -137,6 +160,7 @@ class Run:
                 "elapsed": self.elapsed,
                 "model": self.model.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "before": self.before,
                 "average": None if self.average is None else self.average.state_dict(),
             },
         )
@@ -146,52 +170,60 @@ class Run:
         """The part of the run that is behind, in [0, 1]."""
         if self.recipe.minutes > 0:
             return min(1.0, self.elapsed / (60 * self.recipe.minutes))
-        return min(1.0, self.iteration / self.recipe.iterations)
+        return min(1.0, self.iteration / self.iterations)
 
-    def go(self, progress: bool, clock: Callable[[], float]) -> dict[str, Any]:
+    def go(self, progress: bool, clock: Callable[[], float], board: "Board | None" = None) -> dict[str, Any]:
         if self.done >= 1 and (self.out / "result.json").exists():
             return read_result(self.out / "result.json")
         started, elapsed_before = clock(), self.elapsed
-        kept = logged = started
+        self.time = lambda: elapsed_before + clock() - started
+        kept = logged = self.elapsed
         losses: list[float] = []
         shape = "{percentage:5.1f}%|{bar:24}| {desc}"
-        bar = tqdm(total=1.0, initial=self.done, disable=None if progress else True, bar_format=shape)
-        with bar, stopped_by_signals(self), (self.out / "log.jsonl").open("a") as log:
+        bar = tqdm(total=1.0, initial=self.done, disable=None if progress and self.writes else True, bar_format=shape)
+        log_file = self.out / "log.jsonl" if self.writes else Path(os.devnull)
+        with bar, stopped_by_signals(self), log_file.open("a") as log:
             while self.done < 1 and not self.stopped:
                 losses.append(self.step())
-                now = clock()
-                self.elapsed = elapsed_before + now - started
                 if self.iteration % self.recipe.log_every == 0:
-                    self.report(log, bar, losses, (now - logged) / len(losses))
-                    losses, logged = [], now
-                if now - kept > 60 * self.recipe.checkpoint_minutes:
+                    line = self.report(log, bar, losses, (self.elapsed - logged) / len(losses))
+                    losses, logged = [], self.elapsed
+                    if board and self.writes:
+                        board.add(self.iteration, line)
+                if self.elapsed - kept > 60 * self.recipe.checkpoint_minutes:
                     self.keep()
-                    kept = now
+                    kept = self.elapsed
             self.keep()
             bar.n = self.done
         if self.done < 1:
-            print(f"stopped at iteration {self.iteration}; go on with --resume", file=sys.stderr)
+            if self.writes:
+                print(f"stopped at iteration {self.iteration}; go on with --resume", file=sys.stderr)
             raise KeyboardInterrupt
-        return self.finish()
+        leave()
+        if not self.writes:
+            return {}
+        result = self.finish()
+        if board:
+            for row in result["validation"]:
+                figures = {f"{key} at steps {row['steps']}": value for key, value in row.items() if isinstance(value, float)}
+                board.add(self.iteration, figures)
+        return result
 
     def step(self) -> float:
-        """One iteration of Alg. 2 (or of the aggregated loss); returns the loss."""
-        recipe, device = self.recipe, self.device
+        """One iteration of Alg. 2, the aggregated loss or the sandwich rule; returns the loss."""
+        recipe = self.recipe
         rng = np.random.default_rng([recipe.seed, self.iteration])
         weights = draw_steps(self.model.steps, self.probabilities, recipe.objective, rng)
-        x, target = self.task.batch(rng)
-        x = x.to(device, memory_format=torch.channels_last)
-        target = target.to(device)
-        factor = learning_rate_factor(self.done, recipe.warmup, recipe.decay)
-        set_learning_rate(self.optimizers, factor)
+        x, target = (self.share_of(whole) for whole in self.task.batch(rng, self.iteration))
+        set_learning_rate(self.optimizers, learning_rate_factor(self.done, recipe.warmup, recipe.decay))
         self.model.train()
         total = 0.0
-        for steps, weight in weights.items():
-            with autocast(self.precision, device):
-                output = self.model(x, steps)
-            loss = weight * self.task.loss(output, target)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
+        for part, part_target in zip(x.chunk(recipe.accumulate), target.chunk(recipe.accumulate), strict=True):
+            total += self.backward(part.contiguous(memory_format=torch.channels_last), part_target, weights)
+        # The clock is rank 0's, and a signal to one process stops all after the same iteration.
+        clock = self.time() if self.writes else 0.0
+        total, self.elapsed, stops = average(self.model, self.world, [total / self.world.size, clock, float(self.stopped)])
+        self.stopped = stops > 0
         if not math.isfinite(total):
             raise InputError(f"the loss is {total} at iteration {self.iteration}: lower the learning rate or the clip")
         if recipe.optimizer.clip > 0:
@@ -204,7 +236,25 @@ class Run:
             self.average.update_parameters(self.model)
         return total
 
-    def report(self, log: Any, bar: Any, losses: list[float], seconds: float) -> None:
+    def share_of(self, batch: Tensor) -> Tensor:
+        """The part of a batch that this process takes."""
+        share = len(batch) // self.world.size
+        return batch[self.world.rank * share : (self.world.rank + 1) * share]
+
+    def backward(self, x: Tensor, target: Tensor, weights: dict[int, float]) -> float:
+        """Adds the gradients of one part of a batch; returns its share of the loss."""
+        total = 0.0
+        for place, (steps, weight) in enumerate(weights.items()):
+            with autocast(self.precision, self.device):
+                output = self.call(x, steps)
+            loss = weight / self.recipe.accumulate * self.task.loss(output, target)
+            if self.recipe.objective == "sandwich" and place == 0:
+                target = self.task.teach(output.detach())
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        return total
+
+    def report(self, log: Any, bar: Any, losses: list[float], seconds: float) -> dict[str, float]:
         mean, rate = sum(losses) / len(losses), self.recipe.batch / seconds
         left = self.elapsed / max(self.done, 1e-9) * (1 - self.done)
         line = {
@@ -218,11 +268,16 @@ class Run:
         bar.n = self.done
         clock = f"{int(left) // 3600}:{int(left) % 3600 // 60:02d}:{int(left) % 60:02d}"
         bar.set_description_str(f"iteration {self.iteration}, loss {mean:.4g}, {rate:.0f} images/s, {clock} left")
+        return line
 
     def finish(self) -> dict[str, Any]:
         model: Any = self.model if self.average is None else self.average.module
         model.architecture = self.model.architecture
-        rows = self.task.evaluate(model)
+        rows, recalibrated = self.task.evaluate(model), None
+        if self.recipe.recalibrate:
+            recalibrate(model, self.inputs(), self.probabilities)
+            recalibrated, rows = {"before": rows}, self.task.evaluate(model)
+            recalibrated["after"] = rows
         result = {
             "architecture": self.model.architecture,
             "recipe": self.recipe.to_dict(),
@@ -230,13 +285,16 @@ class Run:
             "seed": self.recipe.seed,
             "iterations": self.iteration,
             "epochs": round(self.iteration * self.recipe.batch / self.task.data["images"], 2),
+            "pflop": float(f"{self.flop() / 1e15:.4g}"),
             "hardware": hardware(self.device),
+            "processes": self.world.size,
             "precision": self.precision,
             "torch": torch.__version__,
             "minutes": round(self.elapsed / 60, 2),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": commit(),
             "validation": rows,
+            "recalibrated": recalibrated,
             "before": self.before,  # the training of the weights that this one started from
         }
         expects = preprocessing(model) | self.task.preprocessing
@@ -245,6 +303,40 @@ class Run:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
         temporary.replace(self.out / "result.json")
         return result
+
+    def flop(self) -> float:
+        """Floating-point operations of the convolutions so far: three times those of the forward, as steps are drawn."""
+        height, width = self.task.batch(np.random.default_rng(0), 0)[0].shape[-2:]
+        cost = {n: 6 * macs(self.model, n, (height, width)) for n in self.model.steps}
+        return self.iteration * self.recipe.batch * expected_cost(cost, self.probabilities, self.recipe.objective)
+
+    def inputs(self) -> Iterator[Tensor]:
+        """The batches that batch norms are recalibrated on."""
+        for i in range(self.recipe.recalibrate):
+            yield self.task.batch(np.random.default_rng([self.recipe.seed, 2, i]), i)[0]
+
+
+def compiled(model: RecurrentNet) -> Callable[..., Tensor]:
+    """The model with one compiled graph a step count."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(model.steps))
+    return torch.compile(model, fullgraph=True, dynamic=False)
+
+
+class Board:
+    """TensorBoard's log of a run."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise InputError("TensorBoard is not installed: pip install 'rcnet[tensorboard]'") from error
+        self.writer: Any = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+
+    def add(self, iteration: int, figures: dict[str, Any]) -> None:
+        for name, value in figures.items():
+            if name != "iteration":
+                self.writer.add_scalar(name, value, iteration)
+        self.writer.flush()
 
 
 def start_from(name_or_path: str, model: RecurrentNet) -> RecurrentNet:

@@ -25,6 +25,19 @@ class Denoising:
 
 
 @dataclass(frozen=True)
+class Classification:
+    """Labelled images and how they are varied."""
+
+    dataset: Literal["auto", "cifar10", "cifar100", "folder"] = "auto"  # auto takes the one that is there
+    size: int = 32  # pixels, a side, that image folders are resized to
+    crop: int = 4  # pixels that a random crop may be off, with reflection; 0 does not crop
+    flip: Literal["random", "alternating", "none"] = "random"  # alternating: each image in one epoch and not in the next
+    cutout: int = 0  # pixels, a side, of a square that is blanked
+    label_smoothing: float = 0.0
+    holdout: int = 0  # this many of the training images are kept for validation; the test images are then not looked at
+
+
+@dataclass(frozen=True)
 class Optimizer:
     """Muon takes the convolution kernels of cells, and Adam the rest; `adam` and `sgd` take all."""
 
@@ -40,21 +53,28 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run. A run ends after `iterations`, or after `minutes` if that is above 0; the schedule ends with it."""
+    """One training run. It ends after `minutes` if that is above 0, else `epochs`, else `iterations`; its schedule with it."""
 
     model: Mapping[str, Any]
     init: str = ""  # weights to start from, bundled ones by name or a file; fresh ones unless given
     denoising: Denoising = field(default_factory=Denoising)
+    classification: Classification = field(default_factory=Classification)
     optimizer: Optimizer = field(default_factory=Optimizer)
-    batch: int = 32
+    batch: int = 32  # images an iteration, of all processes together
+    accumulate: int = 1  # parts that a process takes its share of a batch in, one after the other: less memory
     iterations: int = 10_000
+    epochs: float = 0.0
     minutes: float = 0.0
     warmup: float = 0.02  # part of the run in which the learning rate rises from zero
     decay: float = 1.0  # part of the run, its last, in which the learning rate falls to zero along a half cosine
-    probabilities: tuple[float, ...] = ()  # of each supported step count, in ascending order; evenly unless given (Alg. 2)
-    objective: Literal["sampled", "aggregated"] = "sampled"  # Alg. 2, or the weighted sum over all steps (Sec. 4.2)
+    # Of each supported step count, in ascending order; evenly unless given (Alg. 2). A network of one step count needs none.
+    probabilities: tuple[float, ...] = ()
+    # Alg. 2; the weighted sum over all steps (Sec. 4.2); or the largest, which teaches the smallest and a third (US-Nets 2019).
+    objective: Literal["sampled", "aggregated", "sandwich"] = "sampled"
     ema: float = 0.0  # decay of the average of the weights that is evaluated and saved; 0 takes the last weights
+    recalibrate: int = 0  # batches over which every batch norm's statistics are measured again at the end; 0 keeps them
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False  # torch.compile, one graph a step count; needs a C++ compiler on a CPU
     seed: int = 0
     log_every: int = 100  # iterations
     checkpoint_minutes: float = 2.0
@@ -127,6 +147,9 @@ def _toml_value(text: str) -> Any:
 # Smallest and largest value of each number, or of each number of a pair.
 _RANGES: dict[str, tuple[float, float]] = {
     "batch": (1, math.inf),
+    "accumulate": (1, math.inf),
+    "epochs": (0, math.inf),
+    "recalibrate": (0, math.inf),
     "iterations": (1, math.inf),
     "minutes": (0, math.inf),
     "warmup": (0, 1),
@@ -138,6 +161,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "denoising.patch": (1, math.inf),
     "denoising.sigma": (0, 255),
     "denoising.holdout": (0, math.inf),
+    "classification.size": (8, math.inf),
+    "classification.crop": (0, math.inf),
+    "classification.cutout": (0, math.inf),
+    "classification.label_smoothing": (0, 1),
+    "classification.holdout": (0, math.inf),
     "optimizer.lr": (0, math.inf),
     "optimizer.muon_lr": (0, math.inf),
     "optimizer.shared_lr": (0, 1),

@@ -1,0 +1,138 @@
+"""Variants of a recipe at equal processor time: which settings deserve the long run.
+
+    python -m benchmarks.variants denoiser BSD/train [--only NAME ...]
+    python -m benchmarks.variants classifier data/ [--only NAME ...]
+
+Each variant trains on one thread for the same minutes of processor time and is measured on images held out of the training
+set. A variant whose result file exists is not run again. The results are in results/KIND_variants/NAME.json, and the table,
+rendered from them, in results/KIND_variants/README.md.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rcnet.training import read_recipe, train
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is varied: name -> overrides of `recipe`, after those of `common`; `minutes` of processor time each."""
+
+    recipe: str
+    common: list[str]
+    minutes: float
+    metric: str
+    measured: str
+    variants: dict[str, list[str]]
+
+
+COST_ADJUSTABLE = ["model.steps=[2,3,4]", "minutes=6"]
+COMPARISONS = {
+    "denoiser": Comparison(
+        "r3_fast",
+        ["batch=8", "probabilities=[]", "warmup=0.05", "ema=0.995", "denoising.holdout=16"],
+        3,
+        "psnr",
+        "PSNR in dB at sigma 25 on 16 images held out of the 232 training images of BSD",
+        {
+            "base": [],
+            "larger steps drawn more often (0.1, 0.2, 0.3, 0.4)": ["probabilities=[0.1,0.2,0.3,0.4]"],
+            "aggregated loss over all steps": ["objective=aggregated"],
+            "no average of the weights": ["ema=0.0"],
+            "96 channels": ["model.width=96"],
+            "two convolutions a cell, steps 1 to 3": ["model.convs=2", "model.steps=[1,2,3]"],
+            "cells not residual": ["model.residual=false"],
+            "batch 4": ["batch=4"],
+            "batch 16": ["batch=16"],
+            "Muon at twice the learning rate": ["optimizer.muon_lr=0.08"],
+            "Adam (2e-3) for all": ["optimizer.name=adam", "optimizer.lr=2e-3"],
+        },
+    ),
+    "classifier": Comparison(
+        "cifar_fast",
+        ["classification.dataset=cifar10", "classification.holdout=5000", "model.steps=2", "ema=0.98"],
+        3,
+        "error",
+        "Error in % on 5,000 images held out of the 50,000 training images of CIFAR-10",
+        {
+            "base": [],
+            "Muon at half the learning rate": ["optimizer.muon_lr=0.02"],
+            "Muon at twice the learning rate": ["optimizer.muon_lr=0.08"],
+            "SGD with Nesterov momentum (0.1, decay 5e-4)": [
+                "optimizer.name=sgd", "optimizer.lr=0.1", "optimizer.momentum=0.9", "optimizer.weight_decay=5e-4",
+            ],
+            "Adam (2e-3) for all": ["optimizer.name=adam", "optimizer.lr=2e-3"],
+            "batch 64": ["batch=64"],
+            "batch 256": ["batch=256"],
+            "the others at five times the learning rate": ["optimizer.lr=5e-3"],
+            "no label smoothing": ["classification.label_smoothing=0.0"],
+            "shared kernels at the full learning rate": ["optimizer.shared_lr=1.0"],
+            "steps 2, 3, 4: Alg. 2": COST_ADJUSTABLE,
+            "steps 2, 3, 4: sandwich rule": [*COST_ADJUSTABLE, "objective=sandwich"],
+            "steps 2, 3, 4: aggregated loss": [*COST_ADJUSTABLE, "objective=aggregated"],
+        },
+    ),
+}  # fmt: skip
+
+
+def slug(name: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+def render(kind: str) -> str:
+    """The table of what is measured so far."""
+    comparison = COMPARISONS[kind]
+    paths = {name: RESULTS / f"{kind}_variants" / f"{slug(name)}.json" for name in comparison.variants}
+    results = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    steps = sorted({row["steps"] for result in results.values() for row in result["validation"]})
+    lines = [
+        f"# Variants of the {comparison.recipe} recipe at equal processor time",
+        "",
+        f"Rendered by `python -m benchmarks.variants {kind}` from the result files beside this page. {comparison.measured},",
+        "by step count; one seed. The base is the bundled recipe with",
+        f"`{' '.join(comparison.common)}`; each variant changes what its name says.",
+        "",
+        f"| variant | minutes | iterations | {' | '.join(f'steps {n}' for n in steps)} |",
+        f"|---|---|---|{'---|' * len(steps)}",
+    ]
+    for name, result in results.items():
+        figures = {row["steps"]: f"{row[comparison.metric]:.2f}" for row in result["validation"]}
+        cells = " | ".join(figures.get(n, "") for n in steps)
+        lines.append(f"| {name} | {result['minutes']:g} | {result['iterations']} | {cells} |")
+    hardware = "; ".join(sorted({result["hardware"] for result in results.values()}))
+    return "\n".join([*lines, "", f"Hardware: {hardware}.", ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=COMPARISONS)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="these variants; all unless given")
+    parser.add_argument("--runs", type=Path, default=Path("runs/variants"), help="folder of the runs themselves")
+    args = parser.parse_args()
+    comparison = COMPARISONS[args.kind]
+    if unknown := set(args.only or ()) - comparison.variants.keys():
+        parser.error(f"unknown variants {sorted(unknown)}; valid: {', '.join(comparison.variants)}")
+    torch.set_num_threads(1)
+    folder = RESULTS / f"{args.kind}_variants"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in args.only or comparison.variants:
+        path = folder / f"{slug(name)}.json"
+        if not path.exists():
+            overrides = [f"minutes={comparison.minutes}", *comparison.common, *comparison.variants[name]]
+            runs = args.runs / args.kind / slug(name)
+            result = train(read_recipe(comparison.recipe, overrides), args.data, runs, resume=True, clock=time.process_time)
+            path.write_text(json.dumps({"variant": name, **result}, indent=1) + "\n")
+        (folder / "README.md").write_text(render(args.kind))
+    print(render(args.kind))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""rcnet classify"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from rcnet.cli.text import Json
+from rcnet.errors import InputError
+
+DEFAULT = "r2.cifar10"
+BATCH = 64  # images at a time
+
+
+def classify(
+    inputs: Annotated[list[Path] | None, Parameter(name="IN")] = None,
+    /,
+    *,
+    model: str = DEFAULT,
+    steps: str | None = None,
+    top: int = 1,
+    precision: str = "fp32",
+    json_output: Json = False,
+) -> None:
+    """Name what images show, at the cost that --steps names.
+
+    PNG, JPEG, TIFF, WebP and BMP of any size and mode: each is turned upright,
+    resized and cut to the middle as the weights expect.
+
+    Examples::
+
+      rcnet classify cat.png
+      rcnet classify photos/ --steps 2 --top 3
+      rcnet classify photos/ --model runs/mine/weights.safetensors --json
+
+    Parameters
+    ----------
+    inputs
+        Images, or folders of images.
+    model
+        Bundled weights (see rcnet models) or a file of weights.
+    steps
+        Cost: a step count of the model, or one number a cell, e.g. 4,3. The largest unless given.
+    top
+        How many of the likeliest classes to print.
+    precision
+        fp32, bf16 or auto.
+    json_output
+        Print JSON.
+    """
+    if not inputs:
+        raise InputError("no image given: rcnet classify IN..., e.g. rcnet classify cat.png")
+    if top < 1:
+        raise InputError(f"--top {top} is not valid: give a whole number from 1")
+    import torch
+    from tqdm import tqdm
+
+    from rcnet.cli.text import parse_steps, table
+    from rcnet.data.images import list_images
+    from rcnet.deploy.classify import best_classes, class_names, read_fitting
+    from rcnet.deploy.classify import classify as run
+    from rcnet.device import best_device, resolve_precision
+    from rcnet.models import load
+
+    files = [file for path in inputs for file in (list_images(path) if path.is_dir() else [path])]
+    network = load(model).to(best_device())
+    names, own = class_names(network), network.per_cell(parse_steps(steps))
+    resolve_precision(precision, best_device())
+    rows: list[tuple[Path, list[tuple[str, float]]]] = []
+    failed = 0
+    for first in tqdm(range(0, len(files), BATCH), disable=None if len(files) > BATCH else True, unit="batch", leave=False):
+        read = {}
+        for file in files[first : first + BATCH]:
+            try:
+                read[file] = read_fitting(file, network)
+            except InputError as error:
+                if len(files) == 1:
+                    raise
+                failed += 1
+                print(f"rcnet: {error}", file=sys.stderr)
+        if read:
+            best = best_classes(run(network, torch.stack(list(read.values())), own, precision=precision), names, top)
+            rows += zip(read, best, strict=True)
+    if json_output:
+        print(json.dumps([{"file": str(f), "classes": [{"class": c, "probability": p} for c, p in best]} for f, best in rows]))
+    else:
+        lines = [(file if i == 0 else "", name, f"{100 * p:.1f}%") for file, best in rows for i, (name, p) in enumerate(best)]
+        print(table(("file", "class", "probability"), lines))
+    if failed:
+        raise InputError(f"{failed} of {len(files)} images could not be read; the others are above")

@@ -1,0 +1,50 @@
+"""rcnet data"""
+
+import json
+import shlex
+from pathlib import Path
+
+from rcnet.cli.text import Json
+
+
+def data(
+    name: str,
+    /,
+    *,
+    out: Path = Path("data"),
+    url: str | None = None,
+    json_output: Json = False,
+) -> None:
+    """Download a data set.
+
+    A download that broke goes on where it stopped when it is run again, and
+    one that is complete is not repeated. Every file is checked by its MD5.
+
+    Examples::
+
+      rcnet data cifar10
+      rcnet data bsds500 --out /data
+      rcnet data cifar100 --url https://mirror/cifar-100-binary.tar.gz
+
+    Parameters
+    ----------
+    name
+        cifar10, cifar100, or bsds500: the 232 training and 68 test images of
+        the paper's denoising, written to OUT/bsd.
+    out
+        Folder to put it in.
+    url
+        Another address of the same archive, where the official one is slow.
+    json_output
+        Print the result as JSON, and no progress bar.
+    """
+    from rcnet.data.download import get
+
+    path = get(name, out, url, progress=not json_output)
+    recipe, folder = ("r3_fast", path) if name == "bsds500" else ("cifar_fast", out)
+    following = f"rcnet train {recipe} --data {shlex.quote(str(folder))}"
+    if json_output:
+        print(json.dumps({"name": name, "path": str(path), "next": following}, indent=1))
+        return
+    print(path)
+    print(f"next: {following}")

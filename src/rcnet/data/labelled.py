@@ -1,0 +1,204 @@
+"""Labelled images in memory: CIFAR-10, CIFAR-100 or a folder of class folders; and their augmentation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rcnet.data.cifar import CIFAR, RECORDS, cifar_sets, read_cifar
+from rcnet.data.images import SUFFIXES, list_images, read_image
+from rcnet.errors import InputError, unknown
+
+DATASETS = ("auto", *CIFAR, "folder")
+FLIPS = ("random", "alternating", "none")
+GREY = (125, 123, 114)  # the mean colour of the CIFAR-10 training images; CIFAR-100's is (129, 124, 112)
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """One split of a data set.
+
+    Attributes:
+        images: uint8 [N, 3, H, W].
+        labels: int64 [N], indices into `classes`.
+        classes: the class names.
+        name: "cifar10", "cifar100" or the name of the folder.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str
+
+
+def read_labelled(folder: str | Path, split: str, dataset: str = "auto", size: int | None = None) -> Labelled:
+    """One split of the labelled images at a path.
+
+    An image folder is `folder/split/class/name.png`, or `folder/class/name.png` for both splits if it has no folder named
+    train or test. The classes are the names of the class folders, sorted; names that begin with a dot are left out.
+
+    Args:
+        folder: what `read_cifar` takes, or an image folder.
+        split: "train" or "test".
+        dataset: "cifar10", "cifar100", "folder", or "auto": the CIFAR that is there, or else an image folder.
+        size: side of the images in pixels; 32 unless given. Images of another size go through `fit`.
+
+    Raises:
+        InputError: an unknown split or dataset, two data sets to choose from, none, images that cannot be read, a class
+            folder without images, images outside class folders, fewer than two classes, or other classes in the test split
+            than in the training split.
+    """
+    if split not in RECORDS:
+        raise unknown("split", split, RECORDS)
+    if dataset not in DATASETS:
+        raise unknown("data set", dataset, DATASETS)
+    if dataset == "auto":
+        found = cifar_sets(folder)
+        if len(found) > 1:
+            raise InputError(f"{folder} holds {' and '.join(found)}: name the data set to use")
+        dataset = found[0] if found else "folder"
+    if dataset == "folder":
+        return _read_folders(Path(folder), split, 32 if size is None else size)
+    images, labels, classes = read_cifar(folder, dataset, split)
+    if size not in (None, 32):
+        resized = [fit(image, size).transpose(2, 0, 1) for image in images.transpose(0, 2, 3, 1)]
+        images = np.stack(resized)
+    return Labelled(torch.from_numpy(images), torch.from_numpy(labels), classes, dataset)
+
+
+def fit(image: np.ndarray, size: int) -> np.ndarray:
+    """The centre of an image: uint8 [size, size, 3] of uint8 [H, W, 3].
+
+    The shorter side is resized to `size` (bicubic with antialiasing), the longer one is cut, as torchvision's `Resize` and
+    `CenterCrop` do it.
+
+    Raises:
+        InputError: a size below 1.
+    """
+    if size < 1:
+        raise InputError(f"size = {size} is not valid: images are at least 1 pixel wide")
+    height, width = image.shape[:2]
+    short = min(height, width)
+    wide, high = size * width // short, size * height // short
+    if (wide, high) != (width, height):
+        image = np.asarray(Image.fromarray(image).resize((wide, high), Image.Resampling.BICUBIC))
+    top, left = round((high - size) / 2), round((wide - size) / 2)
+    return image[top : top + size, left : left + size]
+
+
+def augment(
+    images: Tensor,
+    rng: np.random.Generator,
+    *,
+    crop: int = 4,
+    flip: str = "random",
+    epoch: int = 0,
+    index: Tensor | None = None,
+    seed: int = 0,
+    cutout: int = 0,
+) -> Tensor:
+    """Shifted, mirrored and partly hidden copies of a batch: uint8 [B, 3, H, W] of the same, on the same device.
+
+    All draws are made by `rng` on the CPU, so that they do not depend on the device.
+
+    Args:
+        crop: the image is padded by reflection by so many pixels and a window of its own size is cut at a random place.
+        flip: "random" mirrors each image with probability 1/2; "alternating" mirrors it in every other epoch, beginning in a
+            random one of the first two (Jordan, arXiv 2404.00498); "none" never does.
+        epoch: for the alternating flip.
+        index: for the alternating flip, the position of each image in its data set, int64 [B].
+        seed: for the alternating flip, what decides, with the index, how an image begins.
+        cutout: side of a square, at a random place inside the image, that is painted grey (`GREY`).
+
+    Raises:
+        InputError: a crop or cutout that does not fit into the image, an unknown flip, an alternating one without `index`.
+    """
+    batch, _, height, width = images.shape
+    side = min(height, width)
+    if not 0 <= crop < side or not 0 <= cutout <= side:
+        raise InputError(
+            f"crop = {crop} and cutout = {cutout} are not both valid: below {side} and at most {side} for these images"
+        )
+    rows = _window(rng, batch, height, crop)
+    columns = _window(rng, batch, width, crop)
+    if flip == "random":
+        mirrored = torch.from_numpy(rng.integers(2, size=batch).astype(bool))
+    elif flip == "alternating":
+        if index is None:
+            raise InputError("the alternating flip needs the index of each image")
+        mirrored = (_hash(index.cpu(), seed) + epoch) % 2 == 1
+    elif flip == "none":
+        mirrored = torch.zeros(batch, dtype=torch.bool)
+    else:
+        raise unknown("flip", flip, FLIPS)
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    places = (rows[:, :, None] * width + columns[:, None, :]).flatten(1).to(images.device)
+    out = images.flatten(2).gather(2, places[:, None].expand(-1, images.shape[1], -1)).view_as(images)
+    if cutout:
+        top, left = (torch.from_numpy(rng.integers(n - cutout + 1, size=(batch, 1))) for n in (height, width))
+        hidden = _between(top, height, cutout)[:, None, :, None] & _between(left, width, cutout)[:, None, None, :]
+        grey = torch.tensor(GREY, dtype=torch.uint8, device=images.device)[:, None, None]
+        out = torch.where(hidden.to(images.device), grey, out)
+    return out
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Float32 in [0, 1] of uint8, of the same shape."""
+    return images.float().div_(255)
+
+
+def _window(rng: np.random.Generator, batch: int, side: int, crop: int) -> Tensor:
+    """The row (or column) of the image behind each one of a random window of the padded image: int64 [batch, side]."""
+    places = np.arange(side) + rng.integers(-crop, crop + 1, size=(batch, 1))
+    return torch.from_numpy(side - 1 - np.abs(side - 1 - np.abs(places)))
+
+
+def _between(start: Tensor, side: int, length: int) -> Tensor:
+    places = torch.arange(side)
+    return (places >= start) & (places < start + length)
+
+
+def _hash(index: Tensor, seed: int) -> Tensor:
+    """Well-mixed numbers of 32 bits, one for each index, other ones for another seed."""
+    value = index.long() + (seed * 0x9E3779B1 & 0xFFFFFFFF)
+    for _ in range(3):
+        value = ((value ^ (value >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
+    return value ^ (value >> 16)
+
+
+def _read_folders(folder: Path, split: str, size: int) -> Labelled:
+    if not folder.is_dir():
+        raise InputError(f"no folder of labelled images at {folder}")
+    splits = [name for name in RECORDS if (folder / name).is_dir()]
+    if splits and split not in splits:
+        raise InputError(f"{folder} holds a folder named {splits[0]} but none named {split}")
+    root = folder / split if splits else folder
+    classes = _classes(root)
+    if len(splits) == 2:
+        train, test = (set(_classes(folder / name)) for name in ("train", "test"))
+        differing = (("train", train - test), ("test", test - train))
+        only = [f"{', '.join(sorted(names))} only in {name}" for name, names in differing if names]
+        if only:
+            raise InputError(f"{folder} does not hold the same classes in train and test: {'; '.join(only)}")
+    files = [(path, label) for label, name in enumerate(classes) for path in list_images(root / name)]
+    images = np.empty((len(files), 3, size, size), np.uint8)
+    for i, (path, _) in enumerate(files):
+        images[i] = fit(read_image(path, 3), size).transpose(2, 0, 1)
+    labels = torch.tensor([label for _, label in files])
+    return Labelled(torch.from_numpy(images), labels, classes, folder.resolve().name)
+
+
+def _classes(root: Path) -> tuple[str, ...]:
+    """The names of the class folders."""
+    entries = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+    stray = [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
+    valid = f"valid: {root}/CLASS/NAME.png"
+    if stray:
+        raise InputError(f"{stray[0]} lies outside the class folders ({len(stray)} such images); {valid}")
+    classes = tuple(path.name for path in entries if path.is_dir())
+    if len(classes) < 2:
+        raise InputError(f"{root} holds {len(classes)} class folders, and no two to tell apart; {valid}")
+    return classes

@@ -1,0 +1,65 @@
+"""Classifying images of any size and mode."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rcnet.cell import RecurrentNet, Steps, evaluating, unroll
+from rcnet.data.images import read_image
+from rcnet.data.labelled import fit
+from rcnet.device import autocast, resolve_precision
+from rcnet.errors import InputError
+from rcnet.models.registry import task_of
+
+
+def class_names(model: RecurrentNet) -> list[str]:
+    """What the outputs stand for, from the metadata of loaded weights, or `InputError` if this is no trained classifier."""
+    names = getattr(model, "metadata", {}).get("preprocessing", {}).get("classes")
+    if task_of(model) != "classify" or not isinstance(names, list):
+        raise InputError("this network does not classify, or its weights do not name their classes: take a trained classifier")
+    return [str(name) for name in names]
+
+
+def read_fitting(path: str | Path, model: RecurrentNet) -> Tensor:
+    """The image of a file as the weights expect it: uint8 [3, H, W], upright, resized and cut as their preprocessing says.
+
+    Raises:
+        InputError: the file is not an image that rcnet reads, or the weights do not say their size.
+    """
+    size = getattr(model, "metadata", {}).get("preprocessing", {}).get("size")
+    if not isinstance(size, list) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise InputError("these weights do not say which size of image they take")
+    return torch.from_numpy(fit(read_image(path, 3), size[0])).permute(2, 0, 1)
+
+
+@torch.inference_mode()
+def classify(model: RecurrentNet, images: Tensor, steps: Steps = None, *, precision: str = "fp32") -> Tensor:
+    """The probability of each class, float [B, classes].
+
+    Args:
+        images: [B, 3, H, W], uint8 or float in [0, 1].
+        steps: the cost: any step count that the model supports; the largest unless given.
+        precision: `fp32`, `bf16` or `auto`.
+
+    Raises:
+        InputError: unsupported steps, an unknown precision, or images of another shape.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise InputError(f"images are [B, 3, H, W], uint8 or float in [0, 1], not {list(images.shape)}")
+    device = next(model.parameters()).device
+    net = evaluating(unroll(model, steps))
+    x = images.to(device, memory_format=torch.channels_last)
+    with autocast(resolve_precision(precision, device), device):
+        logits = net(x.float() / 255 if x.dtype == torch.uint8 else x)
+    return logits.float().softmax(1).cpu()
+
+
+def best_classes(probabilities: Tensor, names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
+    """For each row of `probabilities` [B, classes] the `top` likeliest classes, the likeliest first."""
+    values, places = probabilities.topk(min(top, len(names)))
+    return [
+        [(names[place], round(value, 4)) for value, place in zip(row, where, strict=True)]
+        for row, where in zip(values.tolist(), places.tolist(), strict=True)
+    ]

@@ -1,0 +1,61 @@
+"""Error rate of a classifier at each step count."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rcnet.cell import RecurrentNet, Steps, evaluating, unroll
+from rcnet.device import autocast, resolve_precision
+
+
+@torch.inference_mode()
+def classification_results(
+    model: RecurrentNet,
+    images: Tensor,
+    labels: Tensor,
+    steps: Sequence[Steps],
+    *,
+    precision: str = "fp32",
+    batch: int = 250,
+    each: Callable[[int], object] = lambda images: None,
+) -> list[dict[str, Any]]:
+    """One row a step count: `steps`, `error` and `top5_error` in %, and `loss`, the mean cross-entropy. No augmentation.
+
+    Args:
+        images: uint8 [N, 3, H, W].
+        labels: int64 [N].
+        each: called with the number of images after each batch, for a progress bar.
+
+    Raises:
+        InputError: steps that the model does not support.
+    """
+    device = next(model.parameters()).device
+    precision = resolve_precision(precision, device)
+    rows = []
+    for n in steps:
+        net = evaluating(unroll(model, n))
+        wrong, wrong5, loss = 0, 0, 0.0
+        for pixels, target in zip(torch.split(images, batch), torch.split(labels, batch), strict=True):
+            x = pixels.to(device, memory_format=torch.channels_last).float() / 255
+            target = target.to(device)
+            with autocast(precision, device):
+                logits = net(x)
+            logits = logits.float()
+            best = logits.topk(min(5, logits.shape[1])).indices == target[:, None]
+            wrong += int((~best[:, 0]).sum())
+            wrong5 += int((~best.any(1)).sum())
+            loss += F.cross_entropy(logits, target, reduction="sum").item()
+            each(len(target))
+        count = len(labels)
+        rows.append(
+            {
+                "steps": n,
+                "error": round(100 * wrong / count, 3),
+                "top5_error": round(100 * wrong5 / count, 3),
+                "loss": round(loss / count, 5),
+            }
+        )
+    return rows
