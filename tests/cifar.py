@@ -104,11 +104,10 @@ def python2_pickle(value):
 
 
 class _Python2Pickler(pickle._Pickler):
-    dispatch = dict(pickle._Pickler.dispatch)
-
     def save_string(self, value):
         value = value.encode() if isinstance(value, str) else value
         head = b"U" + bytes([len(value)]) if len(value) < 256 else b"T" + struct.pack("<i", len(value))
         self.write(head + value)
 
-    dispatch[bytes] = dispatch[str] = save_string
+
+_Python2Pickler.dispatch = {**pickle._Pickler.dispatch, **dict.fromkeys((bytes, str), _Python2Pickler.save_string)}

@@ -1,7 +1,10 @@
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+from rcnet.cli import main
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -9,3 +12,53 @@ IMAGES = Path(__file__).parent / "images"
 @pytest.fixture(autouse=True)
 def _same_draws():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Runs one command in an empty folder: exit status, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        try:
+            main([str(argument) for argument in arguments])
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def refused(run):
+    """Runs a command that must fail with one line on stderr, exit status 2, nothing on stdout and no new file."""
+
+    def call(*arguments):
+        before = snapshot()
+        status, out, err = run(*arguments)
+        assert status == 2, err
+        assert out == ""
+        assert err.count("\n") == 1, err
+        assert err.startswith("rcnet: ")
+        assert snapshot() == before
+        return err
+
+    return call
+
+
+def snapshot():
+    return {
+        os.path.join(folder, name): os.stat(os.path.join(folder, name)).st_mtime_ns
+        for folder, _, names in os.walk(".")
+        for name in names
+    }
+
+
+@pytest.fixture(scope="session")
+def cifar_folder(tmp_path_factory):
+    """Real CIFAR-10 images by class: ten of each in train and in test."""
+    from .cifar import write_folder
+
+    return write_folder(tmp_path_factory.mktemp("cifar") / "photos", 10)

@@ -6,59 +6,15 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
-from rcnet.cli import main
 from rcnet.cli.text import count, table
 from rcnet.models import bundled, create_model, load, save
 
-from .conftest import IMAGES
+from .conftest import IMAGES, snapshot
 
 BSD = IMAGES / "bsd"
-
-
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Runs one command in an empty folder: exit status, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        try:
-            main([str(argument) for argument in arguments])
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
-def refused(run):
-    """Runs a command that must fail with one line on stderr, exit status 2, nothing on stdout and no new file."""
-
-    def call(*arguments):
-        before = snapshot()
-        status, out, err = run(*arguments)
-        assert status == 2, err
-        assert out == ""
-        assert err.count("\n") == 1, err
-        assert err.startswith("rcnet: ")
-        assert snapshot() == before
-        return err
-
-    return call
-
-
-def snapshot():
-    return {
-        os.path.join(folder, name): os.stat(os.path.join(folder, name)).st_mtime_ns
-        for folder, _, names in os.walk(".")
-        for name in names
-    }
 
 
 def noisy_cat(path, sigma=25):

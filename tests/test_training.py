@@ -20,7 +20,7 @@ from rcnet.training import list_recipes, read_recipe, train
 from rcnet.training.loop import Run, learning_rate_factor
 from rcnet.training.optimizer import Muon, make_optimizers, orthogonalize
 from rcnet.training.recipe import Optimizer, recipe_from
-from rcnet.training.steps import check_probabilities, draw_steps
+from rcnet.training.steps import check_probabilities, draw_steps, expected_cost
 
 from .conftest import IMAGES
 
@@ -198,6 +198,13 @@ def test_steps_are_drawn_with_their_probabilities():
     for n, expected in zip(counts, (0.2, 0.3, 0.5), strict=True):
         assert counts[n] / 2000 == pytest.approx(expected, abs=0.04)
     assert draw_steps((2, 3), (0.4, 0.6), "aggregated", np.random.default_rng(0)) == {2: 0.4, 3: 0.6}
+    assert draw_steps((2, 4), (0.4, 0.6), "sandwich", np.random.default_rng(0)) == {4: 0.5, 2: 0.5}
+    drawn = [draw_steps((1, 2, 3, 4), (0.25,) * 4, "sandwich", np.random.default_rng(seed)) for seed in range(20)]
+    assert {tuple(weights) for weights in drawn} == {(4, 1, 2), (4, 1, 3)}
+    assert expected_cost({1: 10, 2: 20, 4: 40}, (0.5, 0.25, 0.25), "sampled") == 20
+    assert expected_cost({1: 10, 2: 20, 4: 40}, (0.5, 0.5, 0), "aggregated") == 30
+    assert expected_cost({1: 10, 2: 20, 4: 40}, (0.5, 0.25, 0.25), "sandwich") == 70
+    assert expected_cost({4: 40}, (1.0,), "sandwich") == 40
     with pytest.raises(InputError, match="3 numbers that sum to 1"):
         check_probabilities((0.5, 0.5), (2, 3, 4))
     with pytest.raises(InputError, match="sum to 1"):
@@ -212,7 +219,7 @@ def test_the_aggregated_loss_is_the_weighted_sum_over_all_steps(tmp_path):
     model.load_state_dict(run.model.state_dict())
     rng = np.random.default_rng([0, 0])
     draw_steps(model.steps, run.probabilities, "aggregated", rng)
-    x, clean = run.task.batch(rng)
+    x, clean = run.task.batch(rng, 0)
     expected = sum(p * run.task.loss(model(x, n), clean).item() for n, p in zip(model.steps, run.probabilities, strict=True))
     assert run.step() == pytest.approx(expected, rel=1e-4)
 
@@ -240,6 +247,33 @@ def test_training_starts_from_weights(tmp_path):
         Run(tiny(f"init='{first}'", "model.width=16"), DATA, tmp_path / "third", False)
     with pytest.raises(InputError, match="no file of weights"):
         Run(tiny("init='nowhere.safetensors'"), DATA, tmp_path / "third", False)
+
+
+def test_a_run_goes_on_without_the_weights_that_it_started_from(tmp_path):
+    train(tiny(), DATA, tmp_path / "first", progress=False)
+    first = tmp_path / "first" / "weights.safetensors"
+    recipe = tiny(f"init='{first}'")
+    started = Run(recipe, DATA, tmp_path / "second", False)
+    started.step()
+    started.keep()
+    first.unlink()
+    assert train(recipe, DATA, tmp_path / "second", resume=True, progress=False)["before"]["iterations"] == 6
+
+
+def test_a_compiled_run_is_one_graph_a_step_count_and_equal(tmp_path):
+    torch._dynamo.reset()
+    overrides = ["model.steps=[1,2]", "probabilities=[]", "optimizer.name=sgd", "optimizer.lr=1e-3"]
+    eager = Run(tiny(*overrides), DATA, tmp_path / "eager", False)
+    fast = Run(tiny(*overrides, "compile=true"), DATA, tmp_path / "fast", False)
+    torch._dynamo.utils.counters.clear()
+    for _ in range(6):
+        assert eager.step() == pytest.approx(fast.step(), rel=1e-3)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+def test_epochs(tmp_path):
+    run = Run(tiny("epochs=5", "batch=4", "iterations=1"), DATA, tmp_path / "run", False)
+    assert run.iterations == round(5 * run.task.data["images"] / 4)
 
 
 def test_an_existing_run_is_not_touched_without_resume(tmp_path):
@@ -311,5 +345,5 @@ def test_bad_recipes(tmp_path):
         recipe_from({}, "mine.toml")
     with pytest.raises(InputError, match="has no name"):
         train(recipe_from({"model": {}}, "mine.toml"), DATA, tmp_path / "run", progress=False)
-    with pytest.raises(InputError, match="classifiers"):
+    with pytest.raises(InputError, match="no two to tell apart|class folders"):
         train(recipe_from({"model": {"name": "r2"}}, "mine.toml"), DATA, tmp_path / "run", progress=False)

@@ -29,8 +29,8 @@ def data(
     Parameters
     ----------
     name
-        cifar10, cifar100, or bsds500: the 232 training and 68 test images of
-        the paper's denoising, written to OUT/bsd.
+        cifar10, cifar100 or bsds500, of which the 232 training and
+        68 test images of the paper are written to OUT/bsd.
     out
         Folder to put it in.
     url

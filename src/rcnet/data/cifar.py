@@ -103,7 +103,7 @@ def read_cifar(folder: str | Path, dataset: str, split: str) -> tuple[np.ndarray
     source = sources[0]
     distribution, names = source.distribution, source.distribution.files[split]
     count = RECORDS[split] // len(names)
-    limits = {distribution.meta: 1 << 20} | dict.fromkeys(names, 2 * count * _PIXELS)
+    limits = {distribution.meta: 1 << 20} | dict.fromkeys(names, 3 * count * _PIXELS)
     parse = _parse_binary if distribution.binary else _parse_pickle
     classes: tuple[str, ...] = ()
     parts = {}
@@ -202,7 +202,9 @@ def _parse_pickle(content: bytes, count: int, classes: int) -> tuple[np.ndarray,
 def _parse_classes(content: bytes, count: int, binary: bool) -> tuple[str, ...]:
     """The class names: lines of text, or in a pickled dictionary."""
     names: Any = content.split() if binary else _unpickle(content).get(b"label_names" if count == 10 else b"fine_label_names")
-    if not isinstance(names, list) or len(set(names)) != count or not all(isinstance(n, bytes) and n.isascii() for n in names):
+    if not isinstance(names, list) or not all(isinstance(name, bytes) and name.isascii() for name in names):
+        raise _Damaged("does not hold class names")
+    if not len(names) == len(set(names)) == count:
         raise _Damaged(f"does not hold the {count} class names")
     return tuple(name.decode() for name in names)
 
@@ -210,7 +212,7 @@ def _parse_classes(content: bytes, count: int, binary: bool) -> tuple[str, ...]:
 def _checked(labels: np.ndarray, classes: int) -> np.ndarray:
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
-        raise _Damaged(f"has the label {wrong[0]}, which is not below {classes}")
+        raise _Damaged(f"has the label {wrong[0]}, not one from 0 to {classes - 1}")
     return labels
 
 

@@ -40,7 +40,7 @@ SETS = {
     "cifar100": Archive(
         "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"
     ),
-    "bsds500": Archive(
+    "bsds500": Archive(  # Berkeley publishes no checksum; this is the one that a public loader of the archive checks
         "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/BSR/BSR_bsds500.tgz",
         "BSR_bsds500.tgz",
         "0b17383ff0b21fe43d2f28e624203169",
@@ -138,9 +138,7 @@ def extract_bsd(archive: Path, folder: Path) -> None:
                     (temporary / split / f"{number}.jpg").write_bytes(file.read())
         found = {split: len(list((temporary / split).iterdir())) for split in _BSD_SPLIT}
         if found != _BSD_SPLIT:
-            raise InputError(
-                f"{archive} is not BSDS500: it holds {found['train']} training and {found['test']} test images of 232 and 68"
-            )
+            raise InputError(f"{archive} is not BSDS500: of 232 and 68 images it holds {found['train']} and {found['test']}")
         os.replace(temporary, folder)
     except (tarfile.TarError, zlib.error, EOFError) as error:
         raise InputError(f"{archive} is damaged: {error}; delete it and run again") from error
@@ -155,8 +153,9 @@ class _Broken(Exception):
 def _download(url: str, part: Path, md5: str, progress: bool) -> bool:
     """Appends the rest of the file to `part`; False if the server can't go on there and it is not whole either."""
     size = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "rcnet", **({"Range": f"bytes={size}-"} if size else {})})
+    headers = {"User-Agent": "rcnet", **({"Range": f"bytes={size}-"} if size else {})}
     try:
+        request = _within(urllib.request.Request, url, headers=headers)
         response = _within(urllib.request.urlopen, request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
@@ -189,8 +188,8 @@ def _within(call: Any, *arguments: Any, **options: Any) -> Any:
     except urllib.error.HTTPError:
         raise
     except urllib.error.URLError as error:
-        raise _Broken(str(error.reason)) from error
-    except (OSError, http.client.HTTPException) as error:
+        raise _Broken(getattr(error.reason, "strerror", None) or error.reason) from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise _Broken(f"{type(error).__name__} {error}".strip()) from error
 
 

@@ -14,7 +14,7 @@ from rcnet.errors import InputError, unknown
 
 DATASETS = ("auto", *CIFAR, "folder")
 FLIPS = ("random", "alternating", "none")
-GREY = (125, 123, 114)  # the mean colour of the CIFAR-10 training images; CIFAR-100's is (129, 124, 112)
+GRAY = (125, 123, 114)  # the mean colour of the CIFAR-10 training images; CIFAR-100's is (129, 124, 112)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +55,12 @@ def read_labelled(folder: str | Path, split: str, dataset: str = "auto", size: i
         raise unknown("split", split, RECORDS)
     if dataset not in DATASETS:
         raise unknown("data set", dataset, DATASETS)
+    if size is not None:
+        _check_size(size)
     if dataset == "auto":
         found = cifar_sets(folder)
         if len(found) > 1:
-            raise InputError(f"{folder} holds {' and '.join(found)}: name the data set to use")
+            raise InputError(f"{folder} holds {' and '.join(found)}: say which, dataset={found[0]} or dataset={found[1]}")
         dataset = found[0] if found else "folder"
     if dataset == "folder":
         return _read_folders(Path(folder), split, 32 if size is None else size)
@@ -78,13 +80,12 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
     Raises:
         InputError: a size below 1.
     """
-    if size < 1:
-        raise InputError(f"size = {size} is not valid: images are at least 1 pixel wide")
+    _check_size(size)
     height, width = image.shape[:2]
     short = min(height, width)
     wide, high = size * width // short, size * height // short
     if (wide, high) != (width, height):
-        image = np.asarray(Image.fromarray(image).resize((wide, high), Image.Resampling.BICUBIC))
+        image = np.array(Image.fromarray(image).resize((wide, high), Image.Resampling.BICUBIC))
     top, left = round((high - size) / 2), round((wide - size) / 2)
     return image[top : top + size, left : left + size]
 
@@ -111,7 +112,7 @@ def augment(
         epoch: for the alternating flip.
         index: for the alternating flip, the position of each image in its data set, int64 [B].
         seed: for the alternating flip, what decides, with the index, how an image begins.
-        cutout: side of a square, at a random place inside the image, that is painted grey (`GREY`).
+        cutout: side of a square, at a random place inside the image, that is painted gray (`GRAY`).
 
     Raises:
         InputError: a crop or cutout that does not fit into the image, an unknown flip, an alternating one without `index`.
@@ -119,9 +120,8 @@ def augment(
     batch, _, height, width = images.shape
     side = min(height, width)
     if not 0 <= crop < side or not 0 <= cutout <= side:
-        raise InputError(
-            f"crop = {crop} and cutout = {cutout} are not both valid: below {side} and at most {side} for these images"
-        )
+        valid = f"for images of {side} pixels crop < {side}, cutout <= {side}"
+        raise InputError(f"crop = {crop}, cutout = {cutout} are not valid: {valid}")
     rows = _window(rng, batch, height, crop)
     columns = _window(rng, batch, width, crop)
     if flip == "random":
@@ -140,14 +140,19 @@ def augment(
     if cutout:
         top, left = (torch.from_numpy(rng.integers(n - cutout + 1, size=(batch, 1))) for n in (height, width))
         hidden = _between(top, height, cutout)[:, None, :, None] & _between(left, width, cutout)[:, None, None, :]
-        grey = torch.tensor(GREY, dtype=torch.uint8, device=images.device)[:, None, None]
-        out = torch.where(hidden.to(images.device), grey, out)
+        hidden = hidden.to(images.device, torch.uint8)
+        out = out * (1 - hidden) + torch.tensor(GRAY, dtype=torch.uint8, device=images.device)[:, None, None] * hidden
     return out
 
 
 def to_float(images: Tensor) -> Tensor:
     """Float32 in [0, 1] of uint8, of the same shape."""
     return images.float().div_(255)
+
+
+def _check_size(size: int) -> None:
+    if size < 1:
+        raise InputError(f"size = {size} is not valid: images are at least 1 pixel wide")
 
 
 def _window(rng: np.random.Generator, batch: int, side: int, crop: int) -> Tensor:
@@ -171,7 +176,7 @@ def _hash(index: Tensor, seed: int) -> Tensor:
 
 def _read_folders(folder: Path, split: str, size: int) -> Labelled:
     if not folder.is_dir():
-        raise InputError(f"no folder of labelled images at {folder}")
+        raise InputError(f"no folder of labelled images at {folder}; to get CIFAR: rcnet data cifar10 --out {folder}")
     splits = [name for name in RECORDS if (folder / name).is_dir()]
     if splits and split not in splits:
         raise InputError(f"{folder} holds a folder named {splits[0]} but none named {split}")
@@ -195,7 +200,7 @@ def _classes(root: Path) -> tuple[str, ...]:
     """The names of the class folders."""
     entries = sorted(path for path in root.iterdir() if not path.name.startswith("."))
     stray = [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
-    valid = f"valid: {root}/CLASS/NAME.png"
+    valid = f"valid: {root}/CLASS/NAME.png, or CIFAR (rcnet data cifar10 --out {root})"
     if stray:
         raise InputError(f"{stray[0]} lies outside the class folders ({len(stray)} such images); {valid}")
     classes = tuple(path.name for path in entries if path.is_dir())

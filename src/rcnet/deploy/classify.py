@@ -31,7 +31,7 @@ def read_fitting(path: str | Path, model: RecurrentNet) -> Tensor:
     size = getattr(model, "metadata", {}).get("preprocessing", {}).get("size")
     if not isinstance(size, list) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise InputError("these weights do not say which size of image they take")
-    return torch.from_numpy(fit(read_image(path, 3), size[0])).permute(2, 0, 1)
+    return torch.from_numpy(fit(read_image(path, 3), size[0]).transpose(2, 0, 1).copy())
 
 
 @torch.inference_mode()

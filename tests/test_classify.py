@@ -1,0 +1,243 @@
+"""Classification from end to end on real CIFAR images: train, recalibrate, evaluate, classify."""
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rcnet.cell import batch_norms, unroll
+from rcnet.data.labelled import read_labelled, to_float
+from rcnet.deploy.classify import classify
+from rcnet.errors import InputError
+from rcnet.evaluation import classification_results, recalibrate
+from rcnet.models import create_model, load
+from rcnet.training import read_recipe, train
+from rcnet.training.loop import Run
+
+from .conftest import IMAGES
+
+SMALL = ["model.width=0.125", "batch=20", "precision=fp32", "epochs=0", "warmup=0.1", "log_every=1", "ema=0.5"]
+
+
+def small(*overrides, iterations=4):
+    return read_recipe("cifar_fast", [*SMALL, f"iterations={iterations}", *overrides])
+
+
+@pytest.fixture(scope="session")
+def weights(cifar_folder, tmp_path_factory):
+    """A small classifier that knows the 100 training images."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    overrides = ["classification.flip=none", "classification.crop=0", "recalibrate=5", "model.width=0.25"]
+    train(small(*overrides, iterations=150), cifar_folder, out, progress=False)
+    return out / "weights.safetensors"
+
+
+def test_training_learns_and_records_itself(cifar_folder, weights):
+    model = load(weights)
+    training, test = (read_labelled(cifar_folder, split) for split in ("train", "test"))
+    assert model.metadata["preprocessing"] == {
+        "range": [0, 1], "channels": 3, "layout": "RGB", "size": [32, 32], "classes": list(training.classes),
+    }  # fmt: skip
+    for row in classification_results(model, training.images, training.labels, model.steps):
+        assert row["error"] < 20  # 90 untrained
+    result = json.loads((weights.parent / "result.json").read_text())
+    assert result["data"]["images"] == 100
+    assert result["epochs"] == 30
+    assert [row["steps"] for row in result["validation"]] == [2, 3, 4]
+    assert result["validation"] == result["recalibrated"]["after"] != result["recalibrated"]["before"]
+    for row in classification_results(model, test.images, test.labels, model.steps):
+        assert row in [{key: value for key, value in r.items() if key != "data"} for r in result["validation"]]
+
+
+def test_mean_and_deviation_are_those_of_the_data(cifar_folder, tmp_path):
+    job = Run(small(), cifar_folder, tmp_path / "run", False)
+    pixels = to_float(read_labelled(cifar_folder, "train").images).double()
+    normalize = job.model.get_submodule("normalize")
+    torch.testing.assert_close(normalize.mean.flatten().double(), pixels.mean((0, 2, 3)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(normalize.std.flatten().double(), pixels.transpose(0, 1).flatten(1).std(1, correction=0))
+
+
+def test_an_epoch_sees_every_image_once(cifar_folder, tmp_path):
+    task = Run(small("classification.flip=none", "classification.crop=0"), cifar_folder, tmp_path / "run", False).task
+    everything = to_float(read_labelled(cifar_folder, "train").images)
+    orders = []
+    for epoch in range(2):
+        batches = [task.batch(np.random.default_rng(0), 5 * epoch + i) for i in range(5)]
+        images = torch.cat([x for x, _ in batches])
+        match = (images.flatten(1)[:, None] == everything.flatten(1)[None]).all(2)
+        assert (match.sum(0) == 1).all()
+        orders.append(match.int().argmax(1).tolist())
+    assert orders[0] != orders[1]
+
+
+def test_images_held_out_are_not_trained_on(cifar_folder, tmp_path):
+    job = Run(small("classification.holdout=10"), cifar_folder, tmp_path / "run", False)
+    assert job.task.data["images"] == 90
+    assert {row["data"] for row in job.task.evaluate(job.model)} == {"photos held out"}
+    with pytest.raises(InputError, match="leaves none of the 100"):
+        Run(small("classification.holdout=100"), cifar_folder, tmp_path / "run", False)
+    with pytest.raises(InputError, match="more than the 100 training images"):
+        Run(small("batch=101"), cifar_folder, tmp_path / "run", False)
+
+
+def test_recipes_name_every_network_of_the_paper(cifar_folder, tmp_path):
+    for number, model in enumerate(
+        [
+            ["model.steps=1"],
+            ["model.steps=4", "model.norm=none"],
+            ["model.steps=4", "model.norm=shared"],
+            ["model.name=s2", "model.steps=4"],
+            ["model.name=s2", "model.steps=4", "model.width=0.0625"],
+        ]
+    ):
+        for recipe in ("cifar_fast", "cifar_paper"):
+            job = Run(read_recipe(recipe, [*SMALL, *model]), cifar_folder, tmp_path / f"{recipe}{number}", False)
+            assert np.isfinite(job.step())
+    large = read_recipe("cifar_fast", ["batch=2", "model.name=r4", "model.steps=[1,2,3]"])
+    assert np.isfinite(Run(large, cifar_folder, tmp_path / "r4", False).step())
+
+
+def test_the_sandwich_rule_teaches_the_others_by_the_largest(cifar_folder, tmp_path):
+    recipe = small("objective=sandwich", "optimizer.clip=0.0", "model.steps=[1,2,3,4]", "probabilities=[]")
+    job = Run(recipe, cifar_folder, tmp_path / "run", False)
+    model = copy.deepcopy(job.model).train()
+    rng = np.random.default_rng([0, 0])
+    middle = int(rng.choice([2, 3]))
+    x, labels = job.task.batch(rng, 0)
+    largest = model(x, 4)
+    taught = largest.softmax(1).detach()
+    expected = job.task.loss(largest, labels)
+    for n in (1, middle):
+        expected = expected - (taught * model(x, n).log_softmax(1)).sum(1).mean()
+    assert job.step() == pytest.approx(expected.item() / 3, rel=1e-4)
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(cifar_folder, tmp_path):
+    overrides = ["model.norm=none", "optimizer.name=sgd", "optimizer.lr=0.1", "optimizer.clip=0.0", "warmup=0.0"]
+    whole = Run(small(*overrides), cifar_folder, tmp_path / "whole", False)
+    parts = Run(small(*overrides, "accumulate=4"), cifar_folder, tmp_path / "parts", False)
+    assert whole.step() == pytest.approx(parts.step(), rel=1e-5)
+    for ours, theirs in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+    with pytest.raises(InputError, match="batch = 20 does not divide into 1 processes x 3 parts"):
+        Run(small("accumulate=3"), cifar_folder, tmp_path / "third", False)
+
+
+def test_tensorboard(cifar_folder, tmp_path):
+    train(small(), cifar_folder, tmp_path / "run", progress=False, tensorboard=True)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    assert len(events.Scalars("loss")) == 4
+    assert "error at steps 4" in events.Tags()["scalars"]
+
+
+def test_recalibration_measures_every_norm_that_is_reached():
+    torch.manual_seed(1)
+    model = create_model("r2", steps=(2, 3, 4), width=0.125, unified=False)
+    x = torch.rand(16, 3, 32, 32)
+    for norm in batch_norms(model):
+        norm.running_var.fill_(7.0)
+    kept = copy.deepcopy(model)
+    recalibrate(model, [x, x], steps=[3, 4])
+    reached = {id(norm) for n in (3, 4) for norm in batch_norms(unroll(model, n))}
+    for norm, before in zip(batch_norms(model), batch_norms(kept), strict=True):
+        assert torch.equal(norm.running_var, before.running_var) != (id(norm) in reached)
+        assert norm.momentum == 0.1
+        assert norm.num_batches_tracked >= 0
+    assert model.training
+    alone = copy.deepcopy(kept)
+    recalibrate(alone, [x], steps=[3])
+    training = unroll(copy.deepcopy(kept), 3).train()
+    torch.testing.assert_close(unroll(alone, 3).eval()(x), training(x), atol=0.02, rtol=0.02)  # but for n / (n - 1)
+    # A norm on both paths takes the weighted mean of what each path shows it.
+    first = batch_norms(unroll(alone, 3))[0].running_mean
+    torch.testing.assert_close(batch_norms(unroll(model, 4))[0].running_mean, first)
+
+
+def test_a_run_may_be_fine_tuned_to_the_same_classes_only(cifar_folder, weights, tmp_path):
+    shutil.copytree(cifar_folder, tmp_path / "nine")
+    shutil.rmtree(tmp_path / "nine" / "train" / "ship")
+    shutil.rmtree(tmp_path / "nine" / "test" / "ship")
+    with pytest.raises(InputError, match="'classes': 9"):
+        Run(small(f"init={weights}", "model.width=0.25"), tmp_path / "nine", tmp_path / "run", False)
+
+
+def test_eval_and_record(run, cifar_folder, weights, tmp_path):
+    shutil.copy(weights, tmp_path / "w.safetensors")
+    status, out, err = run("eval", "w.safetensors", "--data", cifar_folder, "--json", "--record")
+    assert status == 0, err
+    result = json.loads(out)
+    assert [row["steps"] for row in result["rows"]] == [2, 3, 4]
+    assert result["images"] == 100
+    assert load("w.safetensors").metadata["results"][-1]["rows"] == result["rows"]
+    table = run("eval", "w.safetensors", "--data", cifar_folder, "--steps", "3")[1]
+    assert f"{result['rows'][1]['error']:.2f}" in table
+
+
+def test_classify_names_what_real_images_show(run, cifar_folder, weights, tmp_path):
+    known = sorted((cifar_folder / "train" / "ship").iterdir())
+    status, out, err = run("classify", cifar_folder / "train" / "ship", "--model", weights, "--json", "--top", "3")
+    assert status == 0, err
+    rows = json.loads(out)
+    assert [row["file"] for row in rows] == [str(path) for path in known]
+    assert all(len(row["classes"]) == 3 for row in rows)
+    assert sum(row["classes"][0]["class"] == "ship" for row in rows) >= 7
+    photo = Image.open(IMAGES / "cat.png").convert("RGB")
+    for name, picture in {"gray.png": photo.convert("L"), "alpha.webp": photo.convert("RGBA"), "big.jpg": photo}.items():
+        picture.save(tmp_path / name)
+        status, out, err = run("classify", name, "--model", weights, "--steps", "2")
+        assert status == 0, err
+        assert name in out
+        assert "%" in out
+
+
+def test_classify_reads_photographs_upright(run, weights, tmp_path):
+    photo = Image.open(IMAGES / "cat.png").convert("RGB")
+    photo.save(tmp_path / "upright.png")
+    turned = photo.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+    turned.save(tmp_path / "turned.png", exif=exif)
+    rows = json.loads(run("classify", "upright.png", "turned.png", "--model", weights, "--top", "10", "--json")[1])
+    assert rows[0]["classes"] == rows[1]["classes"]
+
+
+def test_classify_takes_uint8_and_float(weights, cifar_folder):
+    model = load(weights)
+    images = read_labelled(cifar_folder, "test").images[:4]
+    probabilities = classify(model, images, 3)
+    torch.testing.assert_close(probabilities, classify(model, to_float(images), 3))
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(4))
+    with pytest.raises(InputError, match=r"\[B, 3, H, W\]"):
+        classify(model, images[:, :1])
+
+
+def test_bad_requests_are_one_line(refused, run, cifar_folder, weights, tmp_path):
+    cat = IMAGES / "cat.png"
+    assert "no image given" in refused("classify")
+    assert "whole number from 1" in refused("classify", cat, "--top", "0", "--model", weights)
+    assert "valid: 2, 3, 4" in refused("classify", cat, "--steps", "7", "--model", weights)
+    assert "does not classify" in refused("classify", cat, "--model", "r3.bsd-gray-25")
+    assert "nowhere.png does not exist" in refused("classify", "nowhere.png", "--model", weights)
+    assert "precision" in refused("classify", cat, "--precision", "int3", "--model", weights)
+    assert "are for denoisers" in refused("eval", weights, "--data", cifar_folder, "--sigma", "25")
+    assert "no folder of labelled images" in refused("eval", weights, "--data", "nowhere")
+    assert "no folder of labelled images" in refused("train", "cifar_fast", "--data", "nowhere")
+    assert "cifar10, cifar100, folder" in refused("train", "cifar_fast", "--data", cifar_folder, "classification.dataset=mnist")
+    assert "from 0 to 1" in refused("train", "cifar_fast", "--data", cifar_folder, "classification.label_smoothing=2")
+    (tmp_path / "two" / "cat").mkdir(parents=True)
+    (tmp_path / "two" / "dog").mkdir()
+    shutil.copy(cat, tmp_path / "two" / "cat")
+    shutil.copy(cat, tmp_path / "two" / "dog")
+    assert "these weights know airplane" in refused("eval", weights, "--data", "two")
+    (tmp_path / "two" / "cat" / "broken.png").write_bytes(cat.read_bytes()[:500])
+    status, out, err = run("classify", "two", "--model", weights)
+    assert status == 2
+    assert out.count("cat.png") == 2
+    assert "1 of 3 images could not be read" in err
