@@ -72,6 +72,7 @@ COMPARISONS = {
             "batch 64": ["batch=64"],
             "batch 256": ["batch=256"],
             "the others at five times the learning rate": ["optimizer.lr=5e-3"],
+            "whitening stem": ["classification.whitening=true"],
             "no label smoothing": ["classification.label_smoothing=0.0"],
             "shared kernels at the full learning rate": ["optimizer.shared_lr=1.0"],
             "steps 2, 3, 4: Alg. 2": COST_ADJUSTABLE,

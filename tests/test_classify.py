@@ -32,7 +32,7 @@ def weights(cifar_folder, tmp_path_factory):
     """A small classifier that knows the 100 training images."""
     out = tmp_path_factory.mktemp("run") / "run"
     overrides = ["classification.flip=none", "classification.crop=0", "recalibrate=5", "model.width=0.25"]
-    train(small(*overrides, iterations=150), cifar_folder, out, progress=False)
+    train(small(*overrides, iterations=100), cifar_folder, out, progress=False)
     return out / "weights.safetensors"
 
 
@@ -46,7 +46,7 @@ def test_training_learns_and_records_itself(cifar_folder, weights):
         assert row["error"] < 20  # 90 untrained
     result = json.loads((weights.parent / "result.json").read_text())
     assert result["data"]["images"] == 100
-    assert result["epochs"] == 30
+    assert result["epochs"] == 20
     assert [row["steps"] for row in result["validation"]] == [2, 3, 4]
     assert result["validation"] == result["recalibrated"]["after"] != result["recalibrated"]["before"]
     for row in classification_results(model, test.images, test.labels, model.steps):
@@ -59,6 +59,19 @@ def test_mean_and_deviation_are_those_of_the_data(cifar_folder, tmp_path):
     normalize = job.model.get_submodule("normalize")
     torch.testing.assert_close(normalize.mean.flatten().double(), pixels.mean((0, 2, 3)), atol=1e-6, rtol=0)
     torch.testing.assert_close(normalize.std.flatten().double(), pixels.transpose(0, 1).flatten(1).std(1, correction=0))
+
+
+def test_whitening_decorrelates_the_patches(cifar_folder, tmp_path):
+    job = Run(small("classification.whitening=true", "model.width=1.0"), cifar_folder, tmp_path / "run", False)
+    images = to_float(read_labelled(cifar_folder, "train").images)
+    with torch.no_grad():
+        answers = job.model.get_submodule("stem")(job.model.get_submodule("normalize")(images))[..., 1:-1, 1:-1]
+    covariance = answers.transpose(0, 1).flatten(1)[:27].cov()
+    strong = covariance.diagonal() > 0.9  # the directions with much variance
+    assert strong.sum() > 5
+    core = covariance[strong][:, strong]
+    torch.testing.assert_close(core, torch.eye(len(core)), atol=0.1, rtol=0)
+    torch.testing.assert_close(answers[:, :27], -answers[:, 27:54])
 
 
 def test_an_epoch_sees_every_image_once(cifar_folder, tmp_path):

@@ -177,7 +177,7 @@ def test_bad_choices_name_the_valid_ones(refused, tmp_path):
     assert "safetensors" in refused("denoise", "cat.png", "--model", "mine.safetensors")
     save(create_model("r2"), tmp_path / "r2.safetensors")
     assert "does not denoise" in refused("denoise", "cat.png", "--model", "r2.safetensors")
-    assert "does not denoise" in refused("eval", "r2.safetensors", "--data", BSD)
+    assert "do not name their classes" in refused("eval", "r2.safetensors", "--data", BSD)
 
 
 def test_eval_prints_json_and_records(run, tmp_path):

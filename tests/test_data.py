@@ -312,7 +312,11 @@ def test_read_labelled_finds_the_cifar_that_is_there(official):
 def test_two_cifars_have_to_be_told_apart(tmp_path, official):
     for name in ("cifar10-binary/cifar-10-batches-bin", "cifar100-python/cifar-100-python"):
         (tmp_path / name.split("/")[1]).symlink_to(official / name)
-    refused(lambda: read_labelled(tmp_path, "test"), f"{tmp_path} holds cifar10 and cifar100: say which", "dataset=cifar100")
+    refused(
+        lambda: read_labelled(tmp_path, "test"),
+        f"{tmp_path} holds cifar10 and cifar100: say which",
+        "classification.dataset=cifar10",
+    )
     assert read_labelled(tmp_path, "test", "cifar100").name == "cifar100"
     assert read_labelled(tmp_path, "test", "cifar10").name == "cifar10"
 
@@ -769,13 +773,20 @@ def test_rcnet_data_prints_where_it_lies_and_what_is_next(server, monkeypatch, t
     monkeypatch.setitem(download.SETS, "cifar10", Archive("http://127.0.0.1:9/none", "cifar-10-binary.tar.gz", md5(CONTENT)))
     command("cifar10", url=server.url)
     printed = capsys.readouterr()
-    assert printed.out.splitlines() == ["data/cifar-10-binary.tar.gz", "next: rcnet train cifar_fast --data data"]
+    assert printed.out.splitlines() == [
+        "data/cifar-10-binary.tar.gz",
+        "next: rcnet train cifar_fast classification.dataset=cifar10 --data data",
+    ]
     assert "cifar-10-binary.tar.gz: 100%" in printed.err
     command("cifar10", out=tmp_path / "my data", url=server.url, json_output=True)
     printed = capsys.readouterr()
     path = tmp_path / "my data" / "cifar-10-binary.tar.gz"
     result = json.loads(printed.out)
-    assert result == {"name": "cifar10", "path": str(path), "next": f"rcnet train cifar_fast --data '{tmp_path}/my data'"}
+    assert result == {
+        "name": "cifar10",
+        "path": str(path),
+        "next": f"rcnet train cifar_fast classification.dataset=cifar10 --data '{tmp_path}/my data'",
+    }
     assert printed.err == ""
     refused(lambda: command("cifar", out=tmp_path), "unknown data set 'cifar'", "did you mean 'cifar10'?", "bsds500")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "my data"]

@@ -41,7 +41,7 @@ def data(
     from rcnet.data.download import get
 
     path = get(name, out, url, progress=not json_output)
-    recipe, folder = ("r3_fast", path) if name == "bsds500" else ("cifar_fast", out)
+    recipe, folder = ("r3_fast", path) if name == "bsds500" else (f"cifar_fast classification.dataset={name}", out)
     following = f"rcnet train {recipe} --data {shlex.quote(str(folder))}"
     if json_output:
         print(json.dumps({"name": name, "path": str(path), "next": following}, indent=1))

@@ -60,7 +60,7 @@ def read_labelled(folder: str | Path, split: str, dataset: str = "auto", size: i
     if dataset == "auto":
         found = cifar_sets(folder)
         if len(found) > 1:
-            raise InputError(f"{folder} holds {' and '.join(found)}: say which, dataset={found[0]} or dataset={found[1]}")
+            raise InputError(f"{folder} holds {' and '.join(found)}: say which, e.g. by classification.dataset={found[0]}")
         dataset = found[0] if found else "folder"
     if dataset == "folder":
         return _read_folders(Path(folder), split, 32 if size is None else size)

@@ -34,6 +34,7 @@ class Classification:
     flip: Literal["random", "alternating", "none"] = "random"  # alternating: each image in one epoch and not in the next
     cutout: int = 0  # pixels, a side, of a square that is blanked
     label_smoothing: float = 0.0
+    whitening: bool = False  # the stem starts as filters that whiten the patches of the training images
     holdout: int = 0  # this many of the training images are kept for validation; the test images are then not looked at
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from rcnet.cell import RecurrentNet
-from rcnet.data.cifar import CIFAR
+from rcnet.data.cifar import cifar_sets
 from rcnet.data.images import random_patches, read_folder, split_folder
 from rcnet.data.labelled import Labelled, augment, read_labelled, to_float
 from rcnet.data.noise import add_noise, check_sigma
@@ -129,7 +129,7 @@ def classification_task(recipe: Recipe, data: str | Path, device: torch.device) 
     validation: Labelled | None = None
     if config.holdout:
         validation = Labelled(everything.images[kept], everything.labels[kept], everything.classes, f"{everything.name} held out")
-    elif everything.name in CIFAR or (Path(data) / "test").is_dir():
+    elif (config.dataset != "folder" and cifar_sets(data)) or (Path(data) / "test").is_dir():
         validation = read_labelled(data, "test", config.dataset, config.size)
     mean, std = statistics(images)
 
@@ -161,6 +161,8 @@ def classification_task(recipe: Recipe, data: str | Path, device: torch.device) 
             if isinstance(module, Normalize):
                 module.mean.copy_(mean.view_as(module.mean))
                 module.std.copy_(std.view_as(module.std))
+        if config.whitening:
+            whiten(model.get_submodule("stem"), (to_float(images[:5000].cpu()) - mean.view(-1, 1, 1)) / std.view(-1, 1, 1))
 
     return Task(
         batch,
@@ -186,6 +188,20 @@ def statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     share = counts.double() / counts.sum(1, keepdim=True)
     mean = share @ levels
     return mean.float(), (share @ levels**2 - mean**2).clamp(min=1e-6).sqrt().float()
+
+
+@torch.no_grad()
+def whiten(stem: nn.Module, images: Tensor) -> None:
+    """Makes the first filters of a convolution those that whiten the patches of `images` [N, C, H, W], and their negatives.
+
+    Each answers with unit variance to a direction in which patches vary (Jordan, arXiv 2404.00498, there with 2x2 patches).
+    """
+    weight = stem.get_parameter("weight")
+    patches = F.unfold(images, weight.shape[-1]).transpose(1, 2).reshape(-1, weight[0].numel())[::7].double()
+    values, vectors = torch.linalg.eigh(patches.T.cov())
+    filters = (vectors / (values + 1e-2).sqrt()).T.flip(0).reshape(-1, *weight.shape[1:])
+    both = torch.cat([filters, -filters]).to(weight)[: len(weight)]
+    weight[: len(both)] = both
 
 
 def checksum(parts: Iterable[bytes]) -> str:
