@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rcnet.cell import batch_norms, unroll
+from rcnet.cell import batch_norms
 from rcnet.data.labelled import read_labelled, to_float
 from rcnet.deploy.classify import classify
 from rcnet.errors import InputError
@@ -150,27 +150,36 @@ def test_tensorboard(cifar_folder, tmp_path):
     assert "error at steps 4" in events.Tags()["scalars"]
 
 
-def test_recalibration_measures_every_norm_that_is_reached():
+@pytest.mark.parametrize("unified", [True, False])
+def test_recalibration_measures_every_norm_that_is_reached(unified):
     torch.manual_seed(1)
-    model = create_model("r2", steps=(2, 3, 4), width=0.125, unified=False)
+    model = create_model("r2", steps=(2, 3, 4), width=0.125, unified=unified)
     x = torch.rand(16, 3, 32, 32)
     for norm in batch_norms(model):
         norm.running_var.fill_(7.0)
-    kept = copy.deepcopy(model)
-    recalibrate(model, [x, x], steps=[3, 4])
-    reached = {id(norm) for n in (3, 4) for norm in batch_norms(unroll(model, n))}
-    for norm, before in zip(batch_norms(model), batch_norms(kept), strict=True):
-        assert torch.equal(norm.running_var, before.running_var) != (id(norm) in reached)
-        assert norm.momentum == 0.1
-        assert norm.num_batches_tracked >= 0
+    recalibrate(model, [x, x])
+    assert all((norm.running_var != 7).all() for norm in batch_norms(model))
+    assert all(norm.momentum == 0.1 for norm in batch_norms(model))
     assert model.training
-    alone = copy.deepcopy(kept)
-    recalibrate(alone, [x], steps=[3])
-    training = unroll(copy.deepcopy(kept), 3).train()
-    torch.testing.assert_close(unroll(alone, 3).eval()(x), training(x), atol=0.02, rtol=0.02)  # but for n / (n - 1)
-    # A norm on both paths takes the weighted mean of what each path shows it.
-    first = batch_norms(unroll(alone, 3))[0].running_mean
-    torch.testing.assert_close(batch_norms(unroll(model, 4))[0].running_mean, first)
+    fixed = create_model("r2", steps=3, width=0.125)
+    recalibrate(fixed, [x])
+    in_training = copy.deepcopy(fixed).train()(x)
+    torch.testing.assert_close(fixed.eval()(x), in_training, atol=0.02, rtol=0.02)  # but for n / (n - 1) in the variance
+
+
+def test_recalibration_weighs_what_steps_share_and_spares_what_they_do_not_reach():
+    torch.manual_seed(1)
+    model = create_model("r2", steps=(2, 3, 4), width=0.125)
+    x = torch.rand(16, 3, 32, 32)
+    statistics = {}
+    for n, probabilities in {2: (1, 0, 0), 4: (0, 0, 1), 24: (0.25, 0, 0.75)}.items():
+        net = copy.deepcopy(model)
+        recalibrate(net, [x], probabilities)
+        statistics[n] = net.get_submodule("cell1.norms.0.1.0").running_var  # pooled before it with 2 steps, not with 4
+        untouched = net.get_submodule("cell2.norms.3.0.0").running_mean
+        assert torch.equal(untouched, torch.zeros_like(untouched))
+    assert (statistics[2] - statistics[4]).abs().max() > 0.01
+    torch.testing.assert_close(statistics[24], 0.25 * statistics[2] + 0.75 * statistics[4])
 
 
 def test_a_run_may_be_fine_tuned_to_the_same_classes_only(cifar_folder, weights, tmp_path):

@@ -9,7 +9,7 @@ gives the ordinary network of one step count and `untie` its standard network, w
 import copy
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, Self, TypeVar, cast
 
 from torch import Tensor, nn
@@ -205,9 +205,13 @@ class RecurrentNet(nn.Sequential):
         cells = [(cell, n, upstream) for cell, n, upstream in self._walk(own) if isinstance(cell, RecurrentCell | StandardCell)]
         return all(cell.holds(n, upstream) for cell, n, upstream in cells)
 
-    def _describe_steps(self) -> str:
+    def mixtures(self) -> Iterator[tuple[int, ...]]:
+        """Every supported choice of one number a cell that is not the same for all."""
         choices = itertools.product(*(cell.steps for cell in self.recurrent_cells()))
-        mixed = [own for own in itertools.islice(choices, 4096) if len(set(own)) > 1 and self._holds(own)]
+        return (own for own in choices if len(set(own)) > 1 and self._holds(own))
+
+    def _describe_steps(self) -> str:
+        mixed = list(itertools.islice(self.mixtures(), 9))
         unified = ", ".join(map(str, self.steps))
         some = ", ".join(map(str, mixed[:8])) + (", ..." if len(mixed) > 8 else "")
         return " or per cell ".join(part for part in (unified, some) if part)

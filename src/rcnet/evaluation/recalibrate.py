@@ -1,57 +1,54 @@
 """Measuring the statistics of batch norms again, e.g. after averaging weights, for every step count that reaches them."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rcnet.cell import RecurrentNet, Steps, batch_norms, unroll
+from rcnet.cell import RecurrentNet, batch_norms, unroll
 
 
 @torch.no_grad()
-def recalibrate(
-    model: RecurrentNet,
-    inputs: Iterable[Tensor],
-    probabilities: Sequence[float] = (),
-    steps: Sequence[Steps] = (),
-) -> None:
-    """Sets the running mean and variance of every batch norm that `steps` reach to those of `inputs`, in place.
+def recalibrate(model: RecurrentNet, inputs: Iterable[Tensor], probabilities: Sequence[float] = ()) -> None:
+    """Sets the running mean and variance of every batch norm that a call can reach to those of `inputs`, in place.
 
     A norm that several step counts share (its input depends on where the cell pools) takes their mean, weighted by
-    `probabilities`; norms that none of `steps` reaches keep their statistics.
+    `probabilities` (and keeps its statistics if those are 0); one that only mixtures of steps reach takes the mean of those.
 
     Args:
         inputs: batches [B, C, H, W], as training draws them.
-        probabilities: of each of `steps`; even unless given.
-        steps: the supported ones unless given; a network of mixed steps takes the mixtures too.
-
-    Raises:
-        InputError: steps that the model does not support.
+        probabilities: of each of the model's steps; even unless given.
     """
-    steps = tuple(steps) or model.steps
-    weights = tuple(probabilities) or (1 / len(steps),) * len(steps)
-    paths = [(unroll(model, n), weight) for n, weight in zip(steps, weights, strict=True) if weight > 0]
+    weights = tuple(probabilities) or (1 / len(model.steps),) * len(model.steps)
+    paths = [(unroll(model, n), weight) for n, weight in zip(model.steps, weights, strict=True)]
+    unified = {id(norm) for net, _ in paths for norm in batch_norms(net)}
+    mixed = [(net, 1.0) for net in map(partial(unroll, model), model.mixtures()) if {*map(id, batch_norms(net))} - unified]
+    of_mixtures = {id(norm) for net, _ in mixed for norm in batch_norms(net)} - unified
+    paths += mixed
     reached = {id(norm): norm for net, _ in paths for norm in batch_norms(net) if norm.track_running_stats}
     totals = {key: [0.0, 0.0, 0.0] for key in reached}  # sums of the weighted means, the variances and the weights
     modes = [(norm, norm.momentum, norm.training) for norm in batch_norms(model)]
+    statistics: dict[int, list[Any]] = {key: [norm.running_mean, norm.running_var] for key, norm in reached.items()}
+    measured = {key: [old.clone() for old in both] for key, both in statistics.items()}
     training = model.training
     model.eval()
     try:
         for norm in reached.values():
             norm.momentum, norm.training = 1.0, True  # the running statistics are then those of the last batch
         for x in inputs:
-            for net, weight in paths:
+            for place, (net, weight) in enumerate(paths):
                 net(x)
-                for norm in batch_norms(net):
-                    if norm.track_running_stats:
-                        terms: list[Any] = [weight * norm.running_mean, weight * norm.running_var, weight]  # type: ignore[operator]
-                        totals[id(norm)] = [total + term for total, term in zip(totals[id(norm)], terms, strict=True)]
-        for key, (mean, variance, weight) in totals.items():
-            if weight:
-                reached[key].running_mean.copy_(mean / weight)  # type: ignore[union-attr,arg-type]
-                reached[key].running_var.copy_(variance / weight)  # type: ignore[union-attr,arg-type]
+                own = of_mixtures if place >= len(paths) - len(mixed) else unified
+                for key in {id(norm) for norm in batch_norms(net)} & own & reached.keys():
+                    terms = [*(weight * statistic for statistic in statistics[key]), weight]
+                    totals[key] = [total + term for total, term in zip(totals[key], terms, strict=True)]
+        measured |= {key: [mean / weight, variance / weight] for key, (mean, variance, weight) in totals.items() if weight}
     finally:
+        for key, both in measured.items():
+            for statistic, value in zip(statistics[key], both, strict=True):
+                statistic.copy_(value)
         model.train(training)
         for norm, momentum, mode in modes:
             norm.momentum, norm.training = momentum, mode
