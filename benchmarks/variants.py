@@ -57,7 +57,8 @@ COMPARISONS = {
     ),
     "classifier": Comparison(
         "cifar_fast",
-        ["classification.dataset=cifar10", "classification.holdout=5000", "model.steps=2", "ema=0.98"],
+        ["classification.dataset=cifar10", "classification.holdout=5000", "model.steps=2", "ema=0.98", "batch=128",
+         "classification.whitening=false"],
         3,
         "error",
         "Error in % on 5,000 images held out of the 50,000 training images of CIFAR-10",

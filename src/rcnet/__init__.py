@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rcnet.cell import RecurrentCell, RecurrentNet, Transition, unroll, untie
+    from rcnet.cost.budget import steps_for
+    from rcnet.deploy.classify import classify
     from rcnet.deploy.denoise import denoise
     from rcnet.errors import InputError
     from rcnet.models import create_model, list_models, load, save
@@ -17,11 +19,13 @@ __all__ = [
     "RecurrentCell",
     "RecurrentNet",
     "Transition",
+    "classify",
     "create_model",
     "denoise",
     "list_models",
     "load",
     "save",
+    "steps_for",
     "unroll",
     "untie",
 ]
@@ -29,7 +33,9 @@ __all__ = [
 _HOME = {
     **dict.fromkeys(("RecurrentCell", "RecurrentNet", "Transition", "unroll", "untie"), "rcnet.cell"),
     **dict.fromkeys(("create_model", "list_models", "load", "save"), "rcnet.models"),
+    "classify": "rcnet.deploy.classify",
     "denoise": "rcnet.deploy.denoise",
+    "steps_for": "rcnet.cost.budget",
     "InputError": "rcnet.errors",
 }
 

@@ -12,6 +12,7 @@ from rcnet.cli.data import data
 from rcnet.cli.denoise import denoise
 from rcnet.cli.evaluate import evaluate
 from rcnet.cli.models import models
+from rcnet.cli.profile import profile
 from rcnet.cli.train import train
 from rcnet.errors import InputError
 
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "denoise": denoise,
     "classify": classify,
     "models": models,
+    "profile": profile,
     "eval": evaluate,
     "train": train,
     "data": data,

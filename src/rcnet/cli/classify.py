@@ -20,11 +20,12 @@ def classify(
     *,
     model: str = DEFAULT,
     steps: str | None = None,
+    budget: str | None = None,
     top: int = 1,
     precision: str = "fp32",
     json_output: Json = False,
 ) -> None:
-    """Name what images show, at the cost that --steps names.
+    """Name what images show, at the cost that --steps or --budget names.
 
     PNG, JPEG, TIFF, WebP and BMP of any size and mode: each is turned upright,
     resized and cut to the middle as the weights expect.
@@ -33,6 +34,7 @@ def classify(
 
       rcnet classify cat.png
       rcnet classify photos/ --steps 2 --top 3
+      rcnet classify photos/ --budget 5ms
       rcnet classify photos/ --model runs/mine/weights.safetensors --json
 
     Parameters
@@ -43,6 +45,8 @@ def classify(
         Bundled weights (see rcnet models) or a file of weights.
     steps
         Cost: a step count of the model, or one number a cell, e.g. 4,3. The largest unless given.
+    budget
+        Most time or MACs for an image, e.g. 5ms or 300MMAC: the most steps that fit are taken, one image at a time.
     top
         How many of the likeliest classes to print.
     precision
@@ -57,7 +61,8 @@ def classify(
     import torch
     from tqdm import tqdm
 
-    from rcnet.cli.text import parse_steps, table
+    from rcnet.cli.text import check_cost, parse_steps, table
+    from rcnet.cost import steps_for
     from rcnet.data.images import list_images
     from rcnet.deploy.classify import best_classes, class_names, read_fitting
     from rcnet.deploy.classify import classify as run
@@ -67,12 +72,17 @@ def classify(
     files = [file for path in inputs for file in (list_images(path) if path.is_dir() else [path])]
     network = load(model).to(best_device())
     names, own = class_names(network), network.per_cell(parse_steps(steps))
+    check_cost(steps, budget)
     resolve_precision(precision, best_device())
+    if budget is not None:
+        size = network.metadata["preprocessing"]["size"]
+        own = network.per_cell(steps_for(network, budget, (size[0], size[1]), precision=precision))
+    at_a_time = BATCH if budget is None else 1
     rows: list[tuple[Path, list[tuple[str, float]]]] = []
     failed = 0
-    for first in tqdm(range(0, len(files), BATCH), disable=None if len(files) > BATCH else True, unit="batch", leave=False):
+    for first in tqdm(range(0, len(files), at_a_time), disable=None if len(files) > BATCH else True, unit="batch", leave=False):
         read = {}
-        for file in files[first : first + BATCH]:
+        for file in files[first : first + at_a_time]:
             try:
                 read[file] = read_fitting(file, network)
             except InputError as error:

@@ -22,12 +22,13 @@ def denoise(
     out_dir: Path | None = None,
     model: str = DEFAULT,
     steps: str | None = None,
+    budget: str | None = None,
     tile: int | None = None,
     compare: bool = False,
     precision: str = "fp32",
     demo: bool = False,
 ) -> None:
-    """Remove noise from images, at the cost that --steps names.
+    """Remove noise from images, at the cost that --steps or --budget names.
 
     PNG, JPEG, TIFF and WebP; 8 and 16 bit; gray and colour. The result keeps
     mode, bit depth, transparency, EXIF and colour profile. Without -o or
@@ -37,6 +38,7 @@ def denoise(
 
       rcnet denoise photo.png               at the most steps
       rcnet denoise photo.jpg -o clean.png --steps 1
+      rcnet denoise photo.png --budget 200ms
       rcnet denoise scans/ --out-dir clean/ every image in a folder
       rcnet denoise photo.png --compare     a picture of every step, too
       rcnet denoise --demo                  what each step costs and gains
@@ -53,6 +55,9 @@ def denoise(
         Bundled weights (see rcnet models) or a file of weights.
     steps
         Cost: a step count of the model, or one number a cell, e.g. 4,3,3. The largest unless given.
+    budget
+        Most time or MACs for an image, e.g. 200ms or 20GMAC: the most steps that fit are taken. The first image of a size is
+        measured first.
     tile
         Side of a tile in pixels, which bounds memory; the result does not depend on it. 512 unless given; 0 takes the whole
         image at once.
@@ -64,7 +69,7 @@ def denoise(
         Noise of sigma 25 on a bundled photograph, and a table of steps, parameters, MACs, ms and PSNR; -o names the picture.
     """
     if demo:
-        if inputs or out_dir or steps or tile is not None or compare or model != DEFAULT:
+        if inputs or out_dir or steps or budget or tile is not None or compare or model != DEFAULT:
             raise InputError("--demo brings its own photograph and shows every step: it takes only -o")
         run_demo(output or Path("rcnet-demo.png"))
         return
@@ -76,7 +81,7 @@ def denoise(
     if output and len(jobs) > 1:
         raise InputError(f"-o takes one result and there are {len(jobs)} images: give --out-dir")
     check_targets(jobs)
-    from rcnet.cli.text import parse_steps
+    from rcnet.cli.text import check_cost, parse_steps
     from rcnet.deploy.denoise import TILE
     from rcnet.device import best_device, resolve_precision
     from rcnet.models import load
@@ -85,12 +90,13 @@ def denoise(
     network = load(model).to(best_device())
     if not isinstance(network, Denoiser):
         raise InputError(f"{model} does not denoise: take a denoiser, e.g. {DEFAULT}")
+    check_cost(steps, budget)
     own = network.per_cell(parse_steps(steps))
     precision = resolve_precision(precision, best_device())
     failed = 0
     for job in jobs:
         try:
-            denoise_file(job, network, own, TILE if tile is None else tile, precision)
+            denoise_file(job, network, budget or own, TILE if tile is None else tile, precision)
         except InputError as error:
             if len(jobs) == 1:
                 raise
@@ -149,13 +155,13 @@ def check_targets(jobs: list[Job]) -> None:
             writers[place] = job.file
 
 
-def denoise_file(job: Job, network: "Denoiser", own: tuple[int, ...], tile: int, precision: str) -> None:
-    """One image: read, check that the result can be written, denoise, write."""
+def denoise_file(job: Job, network: "Denoiser", cost: str | tuple[int, ...], tile: int, precision: str) -> None:
+    """One image, for a budget or at steps: read, check that the result can be written, denoise, write."""
     import torch
     from tqdm import tqdm
 
     from rcnet.data import imagefile
-    from rcnet.deploy.denoise import count_tiles
+    from rcnet.deploy.denoise import count_tiles, denoise_steps_for
     from rcnet.deploy.denoise import denoise as run
     from rcnet.figures.side_by_side import save_picture, side_by_side
 
@@ -165,6 +171,11 @@ def denoise_file(job: Job, network: "Denoiser", own: tuple[int, ...], tile: int,
     imagefile.check_writable(job.target, image)
     pixels = imagefile.as_float(image)
     x = torch.from_numpy(pixels.transpose(2, 0, 1).copy()).unsqueeze(0)
+    own = (
+        cost
+        if isinstance(cost, tuple)
+        else network.per_cell(denoise_steps_for(network, cost, tuple(x.shape), tile=tile, precision=precision))
+    )
     runs = [own]
     if job.picture:
         runs += [steps for steps in map(network.per_cell, network.steps) if steps != own]
@@ -175,7 +186,7 @@ def denoise_file(job: Job, network: "Denoiser", own: tuple[int, ...], tile: int,
             y = run(network, x, steps, tile=tile, precision=precision, each=bar.update)
             results[steps] = y[0].numpy().transpose(1, 2, 0)
     imagefile.write(job.target, imagefile.from_float(image, results[own]))
-    print(job.target)
+    print(job.target, f"({steps_label(own)})" if isinstance(cost, str) else "", sep=" " if isinstance(cost, str) else "")
     if job.picture:
         panels = [("input", pixels), *((steps_label(steps), results[steps]) for steps in sorted(results))]
         save_picture(job.picture, side_by_side([[(label, imagefile.upright(image, panel)) for label, panel in panels]]))

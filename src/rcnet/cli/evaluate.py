@@ -1,6 +1,7 @@
 """rcnet eval"""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ def evaluate(
     data: Path,
     sigma: float | None = None,
     steps: str = "all",
+    budget: str | None = None,
     as_8bit: bool = False,
     precision: str = "fp32",
     json_output: Json = False,
@@ -52,6 +54,8 @@ def evaluate(
         Standard deviation of a denoiser's noise, in levels of 255; 25 unless given.
     steps
         A step count of the model, or all.
+    budget
+        Instead of --steps: the most that fit so much time or so many MACs an image (of the largest image), e.g. 50ms or 2GMAC.
     as_8bit
         Clip and round a denoiser's noisy images first, as 8-bit files hold them.
     precision
@@ -61,13 +65,14 @@ def evaluate(
     record
         Also write the figures into the metadata of the file of weights.
     """
-    from rcnet.cli.text import parse_steps, table
+    from rcnet.cli.text import check_cost, parse_steps, table
     from rcnet.device import best_device, resolve_precision
     from rcnet.evaluation.record import record_result
     from rcnet.models import load
     from rcnet.models.denoise import Denoiser
 
     network = load(model)
+    check_cost(None if steps == "all" else steps, budget)
     asked = parse_steps(steps) if steps != "all" else None
     counts = network.steps if asked is None else (asked,)
     for n in counts:
@@ -75,12 +80,12 @@ def evaluate(
     precision = resolve_precision(precision, best_device())
     network.to(best_device())
     if isinstance(network, Denoiser):
-        result = measure_denoiser(network, data, counts, 25.0 if sigma is None else sigma, as_8bit, precision)
+        result = measure_denoiser(network, data, budget or counts, 25.0 if sigma is None else sigma, as_8bit, precision)
         columns = {"PSNR dB": ("psnr", 3), "SSIM": ("ssim", 4)}
     else:
         if sigma is not None or as_8bit:
             raise InputError(f"{model} classifies: --sigma and --as-8bit are for denoisers")
-        result = measure_classifier(network, data, counts, precision)
+        result = measure_classifier(network, data, budget or counts, precision)
         columns = {"error %": ("error", 2), "top-5 error %": ("top5_error", 2), "loss": ("loss", 4)}
     rows = result["rows"]
     if json_output:
@@ -95,7 +100,7 @@ def evaluate(
 
 
 def measure_denoiser(
-    network: "Denoiser", data: Path, counts: Sequence["Steps"], sigma: float, as_8bit: bool, precision: str
+    network: "Denoiser", data: Path, cost: "str | Sequence[Steps]", sigma: float, as_8bit: bool, precision: str
 ) -> dict[str, Any]:
     """The result of a denoiser on a folder of clean images."""
     from tqdm import tqdm
@@ -107,6 +112,8 @@ def measure_denoiser(
     check_sigma(sigma)
     folder = split_folder(data, "test")
     images = read_folder(folder, network.channels)
+    largest = max((image.shape[:2] for image in images), key=math.prod)
+    counts = steps_of(cost, network, (largest[0], largest[1]), precision)
     with tqdm(total=len(counts) * len(images), unit="image", disable=None, leave=False) as bar:
         rows = denoising_results(network, images, sigma, counts, as_8bit=as_8bit, precision=precision, each=bar.update)
     name = folder.name or folder.resolve().name
@@ -114,7 +121,7 @@ def measure_denoiser(
     return {**about, "rows": rows}
 
 
-def measure_classifier(network: "RecurrentNet", data: Path, counts: Sequence["Steps"], precision: str) -> dict[str, Any]:
+def measure_classifier(network: "RecurrentNet", data: Path, cost: "str | Sequence[Steps]", precision: str) -> dict[str, Any]:
     """The result of a classifier on the test images of the data that it was trained on."""
     from tqdm import tqdm
 
@@ -132,9 +139,18 @@ def measure_classifier(network: "RecurrentNet", data: Path, counts: Sequence["St
     )
     if list(test.classes) != names:
         raise InputError(f"{data} holds the classes {some(test.classes)}, and these weights know {some(names)}")
+    height, width = test.images.shape[-2:]
+    counts = steps_of(cost, network, (height, width), precision)
     with tqdm(total=len(counts) * len(test.labels), unit="image", disable=None, leave=False) as bar:
         rows = classification_results(network, test.images, test.labels, counts, precision=precision, each=bar.update)
     return {"data": test.name, "images": len(test.labels), "precision": precision, "rows": rows}
+
+
+def steps_of(cost: "str | Sequence[Steps]", network: "RecurrentNet", size: tuple[int, int], precision: str) -> "Sequence[Steps]":
+    """The step counts that are named, or the one that a budget allows."""
+    from rcnet.cost import steps_for
+
+    return (steps_for(network, cost, size, precision=precision),) if isinstance(cost, str) else cost
 
 
 def some(names: Sequence[str]) -> str:

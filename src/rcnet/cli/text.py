@@ -40,3 +40,13 @@ def parse_steps(text: str | None) -> int | tuple[int, ...] | None:
     except ValueError:
         raise InputError(f"--steps {text} is not valid: give a number, e.g. 2, or one number a cell, e.g. 4,3,3") from None
     return numbers[0] if len(numbers) == 1 else numbers
+
+
+def check_cost(steps: str | None, budget: str | None) -> None:
+    """`InputError` if there are both, or the budget is none."""
+    from rcnet.cost.budget import parse_budget
+
+    if steps is not None and budget is not None:
+        raise InputError("give either --steps or --budget")
+    if budget is not None:
+        parse_budget(budget)

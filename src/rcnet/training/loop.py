@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from rcnet.cell import RecurrentNet
 from rcnet.cost.macs import macs
@@ -180,7 +179,7 @@ class Run:
         kept = logged = self.elapsed
         losses: list[float] = []
         shape = "{percentage:5.1f}%|{bar:24}| {desc}"
-        bar = tqdm(total=1.0, initial=self.done, disable=None if progress and self.writes else True, bar_format=shape)
+        bar = progress_bar(total=1.0, initial=self.done, disable=None if progress and self.writes else True, bar_format=shape)
         log_file = self.out / "log.jsonl" if self.writes else Path(os.devnull)
         with bar, stopped_by_signals(self), log_file.open("a") as log:
             while self.done < 1 and not self.stopped:
@@ -320,6 +319,24 @@ def compiled(model: RecurrentNet) -> Callable[..., Tensor]:
     """The model with one compiled graph a step count."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(model.steps))
     return torch.compile(model, fullgraph=True, dynamic=False)
+
+
+class NoBar(nullcontext[None]):
+    """Stands for tqdm's bar where tqdm is not installed."""
+
+    n = 0.0
+
+    def set_description_str(self, text: str) -> None:
+        pass
+
+
+def progress_bar(**options: Any) -> Any:
+    """tqdm's bar, or none where tqdm is not installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return NoBar()
+    return tqdm(**options)
 
 
 class Board:

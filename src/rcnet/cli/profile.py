@@ -1,0 +1,115 @@
+"""rcnet profile"""
+
+import json
+from typing import TYPE_CHECKING
+
+from rcnet.cli.text import Json
+from rcnet.errors import InputError
+
+if TYPE_CHECKING:
+    from rcnet.cell import RecurrentNet
+
+
+def profile(
+    model: str,
+    /,
+    *,
+    size: str | None = None,
+    batch: int = 1,
+    threads: int | None = None,
+    precision: str = "fp32",
+    json_output: Json = False,
+) -> None:
+    """Measure what each step count costs on this machine.
+
+    MACs, parameters, peak memory of the activations, and the latency of a warm
+    call (median and 95th percentile), measured in turns; times/most is the
+    ratio to the largest step count. Measurements are kept and reused by
+    --budget; a busy machine measures too much.
+
+    Examples::
+
+      rcnet profile r3_fast.bsd-gray-25
+      rcnet profile r3_fast.bsd-gray-25 --size 1080x1920 --precision bf16
+      rcnet profile r2.cifar10 --batch 32 --threads 1 --json
+
+    Parameters
+    ----------
+    model
+        Bundled weights (see rcnet models), a file of weights, or a network, e.g. r4.
+    size
+        HEIGHTxWIDTH in pixels; 321x481 (denoise) or what the weights take (classify) unless given.
+    batch
+        Images in a call.
+    threads
+        Threads of the processor; what torch takes unless given.
+    precision
+        fp32, bf16 or auto.
+    json_output
+        Print JSON.
+    """
+    import torch
+    from tqdm import tqdm
+
+    from rcnet.cli.text import count, table
+    from rcnet.cost.latency import ROUNDS, WARM_UP
+    from rcnet.cost.profile import profile as measure
+    from rcnet.device import best_device, hardware
+
+    network = network_of(model)
+    height, width = parse_size(size, network)
+    if batch < 1 or (threads is not None and threads < 1):
+        raise InputError("--batch and --threads are whole numbers from 1")
+    if threads:
+        torch.set_num_threads(threads)
+    network.to(best_device())
+    with tqdm(total=ROUNDS + WARM_UP, unit="round", disable=None, leave=False) as bar:
+        rows = measure(network, (height, width), batch, precision, each=bar.update)
+    about = {"model": model, "size": [height, width], "batch": batch, "hardware": hardware(best_device()), "precision": precision}
+    if json_output:
+        print(json.dumps({**about, "rows": rows}, indent=1))
+        return
+    print(f"{model}, {width}x{height} pixels, batch {batch}, {precision}, {about['hardware']}")
+    header = ("steps", "MACs", "parameters", "memory MiB", "ms", "p95 ms", "times/most", "MACs/most")
+    lines = [
+        (
+            row["steps"],
+            count(row["macs"]),
+            f"{row['parameters']:,}",
+            f"{row['memory'] / 2**20:.1f}",
+            f"{row['ms']:.2f}",
+            f"{row['p95']:.2f}",
+            f"{row['ms'] / rows[-1]['ms']:.2f}",
+            f"{row['macs'] / rows[-1]['macs']:.2f}",
+        )
+        for row in rows
+    ]
+    print(table(header, lines))
+
+
+def network_of(name: str) -> "RecurrentNet":
+    """Trained weights, or a fresh network of that name: what a call costs does not depend on the weights."""
+    from rcnet.models import bundled, create_model, list_models, load
+    from rcnet.models.registry import entry
+
+    if name in list_models():
+        steps = entry(name).steps
+        return create_model(name, steps=steps[-1] if name.startswith("s") else steps).eval()
+    try:
+        return load(name)
+    except InputError as error:
+        raise InputError(f"{error} (networks: {', '.join(list_models())})" if name not in bundled() else str(error)) from error
+
+
+def parse_size(text: str | None, network: "RecurrentNet") -> tuple[int, int]:
+    """Height and width of `321x481`, or the usual ones of the network's task."""
+    from rcnet.cost.catalogue import SIZES
+    from rcnet.models.registry import task_of
+
+    if text is None:
+        known = getattr(network, "metadata", {}).get("preprocessing", {}).get("size") or SIZES[task_of(network)]
+        return int(known[0]), int(known[1])
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
+        raise InputError(f"--size {text} is not valid: give HEIGHTxWIDTH in pixels, e.g. 321x481")
+    return int(sides[0]), int(sides[1])

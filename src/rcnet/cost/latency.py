@@ -1,0 +1,98 @@
+"""Measured latency: of every step count, interleaved, kept per machine and reused."""
+
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from rcnet.device import hardware
+
+ROUNDS, WARM_UP = 30, 3  # timed and untimed calls of each choice
+SECONDS = 20.0  # a measurement ends after so long, though not before a few rounds
+FEWEST = 5
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def interleaved(
+    calls: Mapping[Key, Callable[[], object]],
+    rounds: int = ROUNDS,
+    seconds: float = SECONDS,
+    each: Callable[[], object] = lambda: None,
+) -> dict[Key, list[float]]:
+    """Milliseconds of each call, in rounds that take each once, so that a machine's slower moments fall on all alike.
+
+    Args:
+        rounds: timed ones, after `WARM_UP` untimed ones.
+        seconds: no new round begins after so long, but `FEWEST` there are.
+        each: called after each round, untimed ones too, for a progress bar.
+    """
+    times: dict[Key, list[float]] = {key: [] for key in calls}
+    started = time.perf_counter()
+    for k in range(-WARM_UP, rounds):
+        if k >= FEWEST and time.perf_counter() - started > seconds:
+            break
+        for key, call in calls.items():
+            synchronize()
+            before = time.perf_counter()
+            call()
+            synchronize()
+            if k >= 0:
+                times[key].append(1000 * (time.perf_counter() - before))
+        each()
+    return times
+
+
+def synchronize() -> None:
+    """Waits for the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def summary(milliseconds: list[float]) -> dict[str, float]:
+    """`ms`, the median, and `p95`, in milliseconds."""
+    ordered = sorted(milliseconds)
+    return {"ms": statistics.median(ordered), "p95": ordered[-(-95 * len(ordered) // 100) - 1]}
+
+
+def kept_measurements() -> Path:
+    """The file of this user's measurements: in `RCNET_CACHE`, else in the usual cache folder."""
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rcnet"
+    return Path(os.environ.get("RCNET_CACHE") or usual) / "latency.json"
+
+
+def measured_once(what: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
+    """What `measure()` returned (JSON values) for this machine, its threads and `what`, now or at an earlier time.
+
+    A file of measurements that cannot be read or written is as none.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    whole = {"hardware": hardware(device), "torch": torch.__version__, **what}
+    key = hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    path = kept_measurements()
+    kept = _read(path)
+    if key not in kept:
+        value = measure()
+        kept = {**_read(path), key: {"about": whole, "value": value}}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+            temporary.write_text(json.dumps(kept, indent=1, default=str) + "\n")
+            temporary.replace(path)
+        except OSError:
+            return value
+    return kept[key]["value"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        kept = json.loads(path.read_text())
+        return {key: entry for key, entry in kept.items() if "value" in entry}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,44 @@
+"""Peak memory of a call: the largest sum of tensors that are alive at once."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of every storage that an operation returns, until it is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alive: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        place = storage._cdata
+        if place in self.alive:
+            return
+        size = self.alive[place] = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, place)
+
+    def _free(self, place: int) -> None:
+        self.now -= self.alive.pop(place, 0)
+
+
+def peak_memory(call: Callable[[], object]) -> int:
+    """Bytes of tensors that `call` makes and holds at once, at most; not those that are there before, nor an operation's own."""
+    with torch.inference_mode(), _Living() as living:
+        call()
+    return living.peak
