@@ -18,17 +18,19 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._count((args, kwargs), new=False)
         result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
+        self._count(result, new=True)
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
+    def _count(self, values: Any, new: bool) -> None:
+        for tensor in tree_leaves(values):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.alive:
+                self._add(tensor.untyped_storage(), new)
+
+    def _add(self, storage: torch.UntypedStorage, new: bool) -> None:
         place = storage._cdata
-        if place in self.alive:
-            return
-        size = self.alive[place] = storage.nbytes()
+        size = self.alive[place] = storage.nbytes() if new else 0
         self.now += size
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._free, place)

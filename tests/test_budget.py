@@ -1,0 +1,163 @@
+"""Measured cost and budgets."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+import rcnet
+from rcnet.cost import latencies, macs, parse_budget, profile, steps_for
+from rcnet.cost.budget import choose_steps
+from rcnet.cost.latency import interleaved, kept_measurements, summary
+from rcnet.cost.memory import peak_memory
+from rcnet.deploy.denoise import denoise_steps_for
+from rcnet.errors import InputError
+from rcnet.models import create_model
+
+from .conftest import IMAGES
+
+BSD = IMAGES / "bsd"
+
+
+@pytest.fixture(autouse=True)
+def _own_measurements(tmp_path, monkeypatch):
+    monkeypatch.setenv("RCNET_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "timed"),
+    [
+        ("50ms", 50, True),
+        ("0.2s", 200, True),
+        (".5 s", 500, True),
+        ("100us", 0.1, True),
+        ("2GMAC", 2e9, False),
+        ("300 mmacs", 3e8, False),
+        ("7MAC", 7, False),
+    ],
+)
+def test_budgets_are_read(text, amount, timed):
+    budget = parse_budget(text)
+    assert budget.amount == pytest.approx(amount)
+    assert budget.timed == timed
+
+
+@pytest.mark.parametrize("text", ["50", "ms", "-3ms", "0ms", "nan ms", "2 gb", "1.2.3ms", "", "1e3ms"])
+def test_what_is_no_budget_is_refused(text):
+    with pytest.raises(InputError, match=r"e\.g\. 50ms"):
+        parse_budget(text)
+
+
+def test_macs_of_a_budget_are_exact():
+    model = create_model("r3_fast", steps=(1, 2, 3, 4), width=8)
+    cost = {n: macs(model, n, (48, 64)) for n in model.steps}
+    for n in model.steps:
+        assert steps_for(model, f"{cost[n]}MAC", (48, 64)) == n
+        if n > 1:
+            assert steps_for(model, f"{cost[n] - 1}MAC", (48, 64)) == n - 1
+    assert steps_for(model, f"{3 * cost[2]}MAC", (48, 64), batch=3) == 2
+    with pytest.raises(InputError, match="the cheapest, 1, takes"):
+        steps_for(model, "1kMAC", (48, 64))
+    assert not kept_measurements().exists()
+
+
+def test_the_most_steps_that_fit_are_chosen():
+    cost = {1: 10.0, 2: 20.0, 4: 15.0}
+    assert choose_steps(parse_budget("16ms"), cost, "") == 4
+    assert choose_steps(parse_budget("12ms"), cost, "") == 1
+    with pytest.raises(InputError, match=r"fits 9ms here: the cheapest, 1, takes 10 ms"):
+        choose_steps(parse_budget("9ms"), cost, "here")
+
+
+def test_latency_is_measured_once_and_kept(monkeypatch):
+    model = create_model("r3_fast", steps=(1, 4), width=16).eval()
+    times = latencies(model, (64, 64))
+    assert 0 < times[1]["ms"] < times[4]["ms"]
+    assert all(row["ms"] <= row["p95"] for row in times.values())
+    kept = json.loads(kept_measurements().read_text())
+    assert len(kept) == 1
+    monkeypatch.setattr("rcnet.cost.budget.interleaved", None)  # no second measurement
+    assert latencies(model, (64, 64)) == times
+    assert steps_for(model, f"{times[4]['p95'] + 0.01}ms", (64, 64)) == 4
+    assert steps_for(model, f"{times[1]['p95'] + 1e-6:.6f}ms", (64, 64)) == 1
+    kept_measurements().write_text("{damaged")
+    monkeypatch.undo()
+
+
+def test_a_damaged_or_unwritable_cache_is_none(tmp_path, monkeypatch):
+    model = create_model("r3_fast", steps=(1, 2), width=8).eval()
+    monkeypatch.setenv("RCNET_CACHE", str(tmp_path))
+    (tmp_path / "latency.json").write_text("{damaged")
+    latencies(model, (32, 32))
+    assert len(json.loads((tmp_path / "latency.json").read_text())) == 1
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RCNET_CACHE", str(tmp_path / "file"))
+    assert latencies(model, (32, 32))[2]["ms"] > 0
+
+
+def test_calls_take_turns():
+    calls = []
+    times = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=4)
+    assert calls == ["a", "b"] * 7
+    assert [len(values) for values in times.values()] == [4, 4]
+    assert summary([float(k) for k in range(1, 101)]) == {"ms": 50.5, "p95": 95.0}
+
+
+def test_peak_memory_counts_what_is_alive_at_once():
+    x = torch.zeros(1 << 18)  # 1 MiB
+    assert peak_memory(lambda: ((x + 1) + 1) + 1) == 2 << 20
+    assert peak_memory(lambda: [x + 1, x + 1, x + 1]) == 3 << 20
+    assert peak_memory(lambda: x.view(2, -1).t()) == 0
+
+
+def test_profile_says_what_each_step_costs():
+    model = rcnet.load("r3_fast.bsd-gray-25")
+    rows = profile(model, (64, 64))
+    assert [row["steps"] for row in rows] == [1, 2, 3, 4]
+    for few, more in itertools.pairwise(rows):
+        assert few["macs"] < more["macs"]
+        assert few["parameters"] < more["parameters"]
+    assert rows[-1]["parameters"] < sum(p.numel() for p in model.parameters())  # the norms of other steps are not touched
+    assert all(row["memory"] > 64 * 32 * 32 * 4 for row in rows)
+
+
+def test_a_denoisers_budget_is_for_the_whole_image():
+    model = create_model("r3_fast", steps=(1, 2), width=8)
+    whole = macs(model, 2, (48, 64))
+    assert denoise_steps_for(model, f"{3 * whole}MAC", (1, 3, 48, 64)) == 2
+    assert denoise_steps_for(model, f"{3 * whole - 1}MAC", (1, 3, 48, 64)) == 1
+    assert denoise_steps_for(model, f"{whole}MAC", (1, 1, 48, 64)) == 2
+    assert denoise_steps_for(model, "8MMAC", (1, 1, 48, 64)) == 2
+    assert denoise_steps_for(model, "8MMAC", (1, 1, 48, 64), tile=16) == 1  # tiles see their surroundings, too
+    assert denoise_steps_for(model, "1000s", (1, 3, 48, 64)) == 2
+    with pytest.raises(InputError, match="for 64x48 pixels, 3 channels"):
+        denoise_steps_for(model, "1us", (1, 3, 48, 64))
+
+
+def test_budget_on_the_command_line(run, refused, tmp_path):
+    status, out, err = run("denoise", IMAGES / "cat.png", "-o", "one.png", "--budget", "12GMAC")
+    assert status == 0, err
+    assert out == "one.png (1 step)\n"
+    assert run("denoise", IMAGES / "cat.png", "-o", "same.png", "--steps", "1")[1] == "same.png\n"
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "same.png").read_bytes()
+    assert "the cheapest, 1, takes" in refused("denoise", IMAGES / "cat.png", "-o", "two.png", "--budget", "1GMAC")
+    assert "either --steps or --budget" in refused("denoise", IMAGES / "cat.png", "--budget", "1s", "--steps", "2")
+    assert "e.g. 50ms" in refused("denoise", IMAGES / "cat.png", "--budget", "soon")
+    rows = json.loads(run("eval", "r3_fast.bsd-gray-25", "--data", BSD, "--budget", "1.5GMAC", "--json")[1])["rows"]
+    assert [row["steps"] for row in rows] == [2]
+    assert "either --steps or --budget" in refused("eval", "r3.bsd-gray-25", "--data", BSD, "--budget", "1s", "--steps", "2")
+
+
+def test_profile_on_the_command_line(run, refused):
+    status, out, err = run("profile", "r3_fast.bsd-gray-25", "--size", "32x48", "--json")
+    assert status == 0, err
+    result = json.loads(out)
+    assert result["size"] == [32, 48]
+    assert [row["macs"] for row in result["rows"]] == [macs(rcnet.load("r3_fast.bsd-gray-25"), n, (32, 48)) for n in (1, 2, 3, 4)]
+    table = run("profile", "r3_fast.bsd-gray-25", "--size", "32x48")[1]
+    assert "48x32 pixels" in table
+    assert len(table.splitlines()) == 7
+    assert "networks: r2" in refused("profile", "nothing")
+    assert "HEIGHTxWIDTH" in refused("profile", "r2", "--size", "32")
+    assert "whole numbers from 1" in refused("profile", "r2", "--batch", "0")
