@@ -1,6 +1,6 @@
 """R3 and S3, the paper's denoisers (Eq. 9), and r3_fast, ours: the same cells, residual, on 2x2 sub-images."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,6 +8,16 @@ from torch import Tensor, nn
 from rcnet.cell import NormMode, RecurrentCell, RecurrentNet, Steps, supported_steps, untie
 from rcnet.models.layers import ConvBody, conv3x3, init_weights
 from rcnet.models.registry import register
+
+
+def add_to_input(x: Tensor, sub: int, learned: Callable[[Tensor], Tensor]) -> Tensor:
+    """x + learned(x), with x padded for `learned` to sides that `sub` divides, and its result cut again."""
+    if sub == 1:
+        return x + learned(x)
+    height, width = x.shape[-2:]
+    # A side of one pixel has nothing to reflect: it repeats.
+    mode = "reflect" if min(height, width) > 1 else "replicate"
+    return x + learned(F.pad(x, (0, -width % sub, 0, -height % sub), mode=mode))[..., :height, :width]
 
 
 class Denoiser(RecurrentNet):
@@ -22,13 +32,7 @@ class Denoiser(RecurrentNet):
         super().__init__(**modules)
 
     def forward(self, x: Tensor, steps: Steps = None) -> Tensor:  # type: ignore[override]
-        if self.sub == 1:
-            return x + super().forward(x, steps)
-        height, width = x.shape[-2:]
-        # A side of one pixel has nothing to reflect: it repeats.
-        mode = "reflect" if min(height, width) > 1 else "replicate"
-        padded = F.pad(x, (0, -width % self.sub, 0, -height % self.sub), mode=mode)
-        return x + super().forward(padded, steps)[..., :height, :width]
+        return add_to_input(x, self.sub, lambda padded: RecurrentNet.forward(self, padded, steps))
 
     def radius(self, steps: Steps = None) -> int:
         """How many pixels away, at most, a pixel of the input can change the output: the halo that a tile needs.

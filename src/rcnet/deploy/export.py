@@ -1,0 +1,251 @@
+"""One file for every step count: ONNX, OpenVINO or a torch.export archive, each kernel stored once.
+
+The exported graph has an output for each step count; a loader cuts it to one. Uncut, a runtime would compute them all.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rcnet.cell import RecurrentNet, Steps, evaluating, unroll
+from rcnet.errors import InputError, unknown
+from rcnet.models.files import preprocessing
+from rcnet.models.registry import architecture_of, task_of
+
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
+OPSET = 20
+KEY = "rcnet"  # the metadata property, holding JSON
+
+
+class _EveryStep(nn.Module):
+    """The networks of several step counts over one set of kernels, each an output."""
+
+    def __init__(self, nets: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(net(x) for net in self.nets)
+
+
+def output_name(steps: Steps) -> str:
+    """`steps2`, or `steps4_3_3` of one number a cell."""
+    numbers = (steps,) if isinstance(steps, int) else tuple(steps or ())
+    return "steps" + "_".join(map(str, numbers))
+
+
+def export(model: RecurrentNet, path: str | Path, to: str | None = None, steps: Sequence[Steps] = ()) -> Path:
+    """Writes one file (two for OpenVINO: .xml and .bin) that holds every step count asked for; returns its path.
+
+    Input `image`: float [batch, C, height, width] in [0, 1], all but C dynamic (a classifier's sides, too). Outputs `steps1`,
+    `steps2`, ...: what `model(image, steps=n)` gives. The metadata of the weights is in the property `rcnet`, as JSON.
+
+    Args:
+        to: `onnx`, `openvino` or `pt2`; what the suffix of the path says unless given.
+        steps: the step counts; all supported ones unless given.
+
+    Raises:
+        InputError: an unknown format, unsupported steps, a folder that does not exist, or a missing package.
+    """
+    path = Path(path)
+    kinds = {suffix: name for name, suffix in FORMATS.items()}
+    to = to or kinds.get(path.suffix.lower())
+    if to not in FORMATS:
+        raise unknown("format", to or path.name, FORMATS)
+    if path.suffix.lower() != FORMATS[to]:
+        raise InputError(f"{path} does not end in {FORMATS[to]}, as a file of the format {to} does")
+    if not path.parent.is_dir():
+        raise InputError(f"{path} cannot be written: there is no folder {path.parent}")
+    counts = tuple(steps) or model.steps
+    metadata = {**getattr(model, "metadata", {}), "architecture": architecture_of(model), "task": task_of(model)}
+    metadata |= {"preprocessing": getattr(model, "metadata", {}).get("preprocessing") or preprocessing(model)}
+    metadata["outputs"] = {output_name(n): n for n in counts}
+    net = _EveryStep([evaluating(unroll(model, n)) for n in counts]).eval()
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        written = _WRITERS[to](net, Path(folder) / path.name, preprocessing(model)["channels"], metadata)
+        for file in reversed(written):  # the file that names the others last
+            file.replace(path.parent / file.name)
+    return path
+
+
+def _program(net: nn.Module, channels: int) -> tuple[Any, Tensor, dict[str, dict[int, Any]]]:
+    """An example input and its dynamic dimensions."""
+    dims = {0: torch.export.Dim("batch", min=1), 2: torch.export.Dim("height", min=2), 3: torch.export.Dim("width", min=2)}
+    return net, torch.rand(2, channels, 24, 40), {"x": dims}
+
+
+def _to_onnx(net: nn.Module, path: Path, channels: int, metadata: dict[str, Any]) -> list[Path]:
+    onnx = needed("onnx", "onnxscript")
+    net, x, dims = _program(net, channels)
+    with _quiet():
+        program = torch.onnx.export(
+            net,
+            (x,),
+            input_names=["image"],
+            output_names=list(metadata["outputs"]),
+            dynamic_shapes=dims,
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    _once(proto)
+    onnx.helper.set_model_props(proto, {KEY: json.dumps(metadata)})
+    onnx.checker.check_model(proto)
+    onnx.save(proto, path)
+    return [path]
+
+
+def _once(proto: Any) -> None:
+    """Makes equal initializers one."""
+    names: dict[bytes, str] = {}
+    other: dict[str, str] = {}
+    for tensor in list(proto.graph.initializer):
+        key = tensor.raw_data + str((tensor.dims, tensor.data_type)).encode()
+        if tensor.raw_data and key in names:
+            other[tensor.name] = names[key]
+            proto.graph.initializer.remove(tensor)
+        else:
+            names[key] = tensor.name
+    for node in proto.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = other.get(name, name)
+
+
+def _to_openvino(net: nn.Module, path: Path, channels: int, metadata: dict[str, Any]) -> list[Path]:
+    openvino = needed("openvino")
+    onnx_file = _to_onnx(net, path.with_suffix(".onnx"), channels, metadata)[0]
+    model = openvino.convert_model(onnx_file)
+    model.set_rt_info(json.dumps(metadata), [KEY])
+    openvino.save_model(model, path, compress_to_fp16=False)
+    onnx_file.unlink()
+    return [path, path.with_suffix(".bin")]
+
+
+def _to_pt2(net: nn.Module, path: Path, channels: int, metadata: dict[str, Any]) -> list[Path]:
+    net, x, dims = _program(net, channels)
+    program = torch.export.export(net, (x,), dynamic_shapes=dims)
+    torch.export.save(program, path, extra_files={KEY: json.dumps(metadata)})
+    return [path]
+
+
+_WRITERS: dict[str, Callable[[nn.Module, Path, int, dict[str, Any]], list[Path]]] = {
+    "onnx": _to_onnx,
+    "openvino": _to_openvino,
+    "pt2": _to_pt2,
+}
+
+
+def read_exported(path: str | Path) -> dict[str, Any]:
+    """The metadata of an exported file: that of the weights, and `outputs`, name -> steps.
+
+    Raises:
+        InputError: no such file, or not one that `export` wrote.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no exported network at {path}")
+    try:
+        if path.suffix == ".onnx":
+            model = needed("onnx").load(path)
+            text = {p.key: p.value for p in model.metadata_props}[KEY]
+        elif path.suffix == ".xml":
+            text = needed("openvino").Core().read_model(path).get_rt_info([KEY]).astype(str)
+        else:
+            with zipfile.ZipFile(path) as archive:
+                name = next(name for name in archive.namelist() if name.endswith(f"extra/{KEY}") or name.endswith(f"/{KEY}"))
+                text = archive.read(name).decode()
+        return json.loads(text)
+    except InputError:
+        raise
+    except Exception as error:  # each runtime has exceptions of its own for broken files
+        raise InputError(f"{path} is not a network that rcnet exported") from error
+
+
+def load_exported(path: str | Path, steps: Steps = None, *, threads: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of one step count: float32 [batch, C, height, width] to what the network gives, by ONNX Runtime or OpenVINO.
+
+    Args:
+        path: a .onnx or .xml file that `export` wrote.
+        steps: one of its step counts; the largest unless given.
+        threads: of the processor; what the runtime takes unless given.
+
+    Raises:
+        InputError: not such a file, other steps than it holds, or a missing package.
+    """
+    path = Path(path)
+    outputs = read_exported(path)["outputs"]
+    held = {tuple(value) if isinstance(value, list) else value: name for name, value in outputs.items()}
+    key = next(reversed(held)) if steps is None else steps if isinstance(steps, int) else tuple(steps)
+    if key not in held:
+        raise InputError(f"steps={steps!r} is not in {path}: valid: {', '.join(map(str, held))}")
+    if path.suffix == ".xml":
+        return _openvino_session(path, held[key], threads)
+    if path.suffix == ".onnx":
+        return _onnx_session(cut(path, held[key]), threads)
+    raise InputError(f"{path} is not a .onnx or .xml file; torch.export.load reads a .pt2 file")
+
+
+def cut(path: Path, output: str) -> bytes:
+    """The bytes of an ONNX file with that output only, and what it needs."""
+    onnx = needed("onnx")
+    model = onnx.load(path)
+    part = onnx.utils.Extractor(model).extract_model(["image"], [output])
+    return part.SerializeToString()
+
+
+def _onnx_session(content: bytes, threads: int | None) -> Callable[[np.ndarray], np.ndarray]:
+    runtime = needed("onnxruntime")
+    options = runtime.SessionOptions()
+    if threads:
+        options.intra_op_num_threads = threads
+    session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return lambda x: session.run(None, {"image": np.ascontiguousarray(x, np.float32)})[0]
+
+
+def _openvino_session(path: Path, output: str, threads: int | None, precision: str = "f32") -> Callable[[np.ndarray], np.ndarray]:
+    openvino = needed("openvino")
+    core = openvino.Core()
+    model = core.read_model(path)
+    part = openvino.Model([model.output(output)], model.get_parameters())
+    config = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    if threads:
+        config["INFERENCE_NUM_THREADS"] = str(threads)
+    request = core.compile_model(part, "CPU", config).create_infer_request()
+    return lambda x: next(iter(request.infer([np.ascontiguousarray(x, np.float32)]).values())).copy()
+
+
+def needed(*packages: str) -> Any:
+    """The first of the packages, or `InputError` that says how to install them."""
+    import importlib
+
+    try:
+        return [importlib.import_module(package) for package in packages][0]
+    except ImportError as error:
+        extra = "openvino" if "openvino" in packages else "onnx"
+        raise InputError(f"this needs {' and '.join(packages)}: pip install 'rcnet[{extra}]'") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the ONNX exporter prints."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
