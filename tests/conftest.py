@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from rcnet.cli import main
+from rcnet.models import create_model
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -62,3 +63,12 @@ def cifar_folder(tmp_path_factory):
     from .cifar import write_folder
 
     return write_folder(tmp_path_factory.mktemp("cifar") / "photos", 10)
+
+
+def random_model(name, **config):
+    """As `create_model`, with residual branches that are not zero, as after training."""
+    model = create_model(name, **config)
+    for place, parameter in model.named_parameters():
+        if place.endswith("conv2.weight"):
+            torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+    return model

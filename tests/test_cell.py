@@ -21,6 +21,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from rcnet import InputError, RecurrentCell, RecurrentNet, Transition, create_model, save, unroll, untie
 from rcnet.cell import batch_norms, shared_kernels, supported_steps
 
+from .conftest import random_model
+
 MODES = ("none", "shared", "independent", "double")
 SUPPORTED = (2, 3, 4, (3, 2), (4, 2), (4, 3))
 LOWER_234 = {(2, 0), (2, 1), (3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (4, 2), (4, 3)}
@@ -285,7 +287,7 @@ def test_state_dict_holds_each_kernel_once(norm_mode):
 
 
 def test_file_holds_each_kernel_once(tmp_path):
-    model = create_model("r2", steps=(2, 3, 4), width=0.125)
+    model = random_model("r2", steps=(2, 3, 4), width=0.125)
     save(model, tmp_path / "r2.safetensors")
     with safe_open(tmp_path / "r2.safetensors", framework="pt") as file:
         assert set(file.keys()) == set(model.state_dict())
@@ -391,7 +393,7 @@ def test_hooks_on_an_unrolled_network_are_its_own(x):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_standard_network_is_the_same_function(steps, training):
-    net = create_model("r2", steps=(1, 2, 3, 4), width=0.125)
+    net = random_model("r2", steps=(1, 2, 3, 4), width=0.125)
     randomize_norms(net)
     fixed = unroll(net.train(training), steps)
     standard = untie(fixed)

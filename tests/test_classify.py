@@ -140,6 +140,28 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(cifar_folder, tmp_pa
         Run(small("accumulate=3"), cifar_folder, tmp_path / "third", False)
 
 
+def test_sizes_that_a_network_cannot_train_on_are_one_line(cifar_folder, tmp_path):
+    with pytest.raises(InputError, match="r2 cannot train on batches of 20x3x30x30 at 2 steps"):
+        Run(small("classification.size=30"), cifar_folder, tmp_path / "run", False)
+    with pytest.raises(InputError, match="r2 cannot train on batches of 1x3x8x8"):
+        Run(small("classification.size=8", "batch=1"), cifar_folder, tmp_path / "run", False)
+
+
+def test_a_short_run_forgets_its_start(cifar_folder, tmp_path):
+    job = Run(small("ema=0.9999", "model.steps=2", iterations=30), cifar_folder, tmp_path / "run", False)
+    start = job.model.get_parameter("classifier.weight").detach().clone()
+    for _ in range(30):
+        job.step()
+    moved = (job.model.get_parameter("classifier.weight") - start).norm()
+    assert (job.average.module.get_parameter("classifier.weight") - start).norm() > 0.5 * moved
+
+
+def test_weights_are_measured_on_any_folder_of_their_classes(run, cifar_folder, weights, tmp_path):
+    (tmp_path / "cifar10").symlink_to(cifar_folder)
+    first = json.loads(run("eval", weights, "--data", "cifar10", "--json")[1])
+    assert first["rows"] == json.loads(run("eval", weights, "--data", cifar_folder, "--json")[1])["rows"]
+
+
 def test_tensorboard(cifar_folder, tmp_path):
     train(small(), cifar_folder, tmp_path / "run", progress=False, tensorboard=True)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -252,12 +274,13 @@ def test_bad_requests_are_one_line(refused, run, cifar_folder, weights, tmp_path
     assert "no folder of labelled images" in refused("eval", weights, "--data", "nowhere")
     assert "no folder of labelled images" in refused("train", "cifar_fast", "--data", "nowhere")
     assert "cifar10, cifar100, folder" in refused("train", "cifar_fast", "--data", cifar_folder, "classification.dataset=mnist")
+    assert "a number above 0" in refused("train", "cifar_fast", "--data", cifar_folder, "--max-minutes", "0")
     assert "from 0 to 1" in refused("train", "cifar_fast", "--data", cifar_folder, "classification.label_smoothing=2")
     (tmp_path / "two" / "cat").mkdir(parents=True)
     (tmp_path / "two" / "dog").mkdir()
     shutil.copy(cat, tmp_path / "two" / "cat")
     shutil.copy(cat, tmp_path / "two" / "dog")
-    assert "these weights know airplane" in refused("eval", weights, "--data", "two")
+    assert "than these weights know: airplane" in refused("eval", weights, "--data", "two")
     (tmp_path / "two" / "cat" / "broken.png").write_bytes(cat.read_bytes()[:500])
     status, out, err = run("classify", "two", "--model", weights)
     assert status == 2

@@ -14,6 +14,8 @@ from rcnet import InputError, create_model, list_models, load, save, unroll
 from rcnet.models import files, read_metadata
 from rcnet.models.registry import entry, task_of
 
+from .conftest import random_model
+
 SMALL = {"r2": {"width": 0.125}, "s2": {"width": 0.125}, "r3_fast": {"width": 8}}
 SIDES = {"r2": [(16, 24)], "s2": [(16, 24)]}  # two poolings and InvPool
 DEFAULT_SIDES = {"classify": [(9, 15)], "denoise": [(33, 47), (1, 8), (9, 1), (1, 1)]}
@@ -29,7 +31,7 @@ def config(name, steps):
 
 @cache
 def cached(name, steps):
-    model = create_model(name, **config(name, steps))
+    model = random_model(name, **config(name, steps))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 1.5)
@@ -243,7 +245,7 @@ def test_create_model_says_what_is_wrong(name, config, message):
 
 
 def small(name="r3_fast", **config):
-    return create_model(name, **{"steps": (1, 2), "width": 4} | config)
+    return random_model(name, **{"steps": (1, 2), "width": 4} | config)
 
 
 def write_nothing(path):

@@ -1,5 +1,6 @@
 """Training by two real processes under torchrun, on real CIFAR images."""
 
+import json
 import os
 import signal
 import subprocess
@@ -89,6 +90,10 @@ def test_killing_one_process_ends_the_run_and_another_number_goes_on(cifar_folde
     assert result["iterations"] == 60
     assert result["processes"] == 1
     load(out / "weights.safetensors")
+    process = torchrun("-m", "rcnet", *arguments, "--resume", "--json")
+    out_text, errors = process.communicate(timeout=90)
+    assert process.returncode == 0, errors
+    assert json.loads(out_text)["iterations"] == 60  # once, not once a process
 
 
 def test_a_batch_is_shared_evenly(cifar_folder, tmp_path, monkeypatch):

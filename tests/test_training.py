@@ -92,8 +92,24 @@ def test_a_run_stopped_by_ctrl_c_and_resumed_is_exact(tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+@pytest.mark.parametrize("moment", ["loss", "average"])
+def test_a_signal_at_any_moment_ends_the_run_after_a_whole_iteration(tmp_path, monkeypatch, moment):
+    run = Run(tiny("iterations=8"), DATA, tmp_path / "run", False)
+    if moment == "loss":
+        loss, run.task = run.task.loss, replace(run.task, loss=lambda x, y: interrupt(run) or loss(x, y))
+    else:  # after all processes have told each other that none is to stop
+        update = run.average.update_parameters
+        monkeypatch.setattr(
+            run.average, "update_parameters", lambda model: update(model) or (run.iteration == 3 and interrupt(run))
+        )
+    with pytest.raises(KeyboardInterrupt):
+        run.go(False, time.perf_counter)
+    assert run.iteration == 4
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["iteration"] == 4
+
+
 def interrupt(run):
-    if run.iteration == 3:
+    if run.iteration == 3 and not run.asked:
         os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -234,7 +250,8 @@ def test_the_average_of_the_weights_is_what_is_saved(tmp_path):
     run.finish()
     saved = tensors(tmp_path / "run")["head.weight"]
     assert not torch.equal(start, first)
-    torch.testing.assert_close(saved, 0.9 * first + 0.1 * second)
+    decay = 3 / 12  # at iteration 2: it rises to the recipe's 0.9
+    torch.testing.assert_close(saved, decay * first + (1 - decay) * second)
 
 
 def test_training_starts_from_weights(tmp_path):
@@ -269,6 +286,13 @@ def test_a_compiled_run_is_one_graph_a_step_count_and_equal(tmp_path):
     for _ in range(6):
         assert eager.step() == pytest.approx(fast.step(), rel=1e-3)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+def test_a_length_on_the_command_line_replaces_the_recipes():
+    assert read_recipe("r3", ["epochs=5"]).minutes == 0
+    assert read_recipe("cifar_fast", ["iterations=7"]).epochs == 0
+    assert read_recipe("cifar_fast", ["minutes=7", "epochs=3"]).epochs == 3
+    assert read_recipe("cifar_fast", ["batch=7"]).epochs > 0
 
 
 def test_epochs(tmp_path):

@@ -55,6 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def fail(message: object) -> None:
-    if os.environ.get("RANK", "0") == "0":  # of many processes under torchrun one is enough
-        print(f"rcnet: {message}", file=sys.stderr)
+    rank = f" (process {os.environ['RANK']})" if "TORCHELASTIC_RUN_ID" in os.environ else ""
+    print(f"rcnet{rank}: {' '.join(str(message).split())}", file=sys.stderr)
     sys.exit(2)

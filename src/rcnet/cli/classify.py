@@ -27,8 +27,8 @@ def classify(
 ) -> None:
     """Name what images show, at the cost that --steps or --budget names.
 
-    PNG, JPEG, TIFF, WebP and BMP of any size and mode: each is turned upright,
-    resized and cut to the middle as the weights expect.
+    PNG, JPEG, TIFF, WebP and BMP of any size, gray and colour, 8 and 16 bit:
+    each is turned upright, resized and cut to the middle as the weights expect.
 
     Examples::
 
@@ -64,7 +64,7 @@ def classify(
     from rcnet.cli.text import check_cost, parse_steps, table
     from rcnet.cost import steps_for
     from rcnet.data.images import list_images
-    from rcnet.deploy.classify import best_classes, class_names, read_fitting
+    from rcnet.deploy.classify import best_classes, class_names, image_size, read_fitting
     from rcnet.deploy.classify import classify as run
     from rcnet.device import best_device, resolve_precision
     from rcnet.models import load
@@ -75,24 +75,24 @@ def classify(
     check_cost(steps, budget)
     resolve_precision(precision, best_device())
     if budget is not None:
-        size = network.metadata["preprocessing"]["size"]
-        own = network.per_cell(steps_for(network, budget, (size[0], size[1]), precision=precision))
+        size = (image_size(network), image_size(network))
+        own = network.per_cell(steps_for(network, budget, size, precision=precision))
     at_a_time = BATCH if budget is None else 1
     rows: list[tuple[Path, list[tuple[str, float]]]] = []
     failed = 0
     for first in tqdm(range(0, len(files), at_a_time), disable=None if len(files) > BATCH else True, unit="batch", leave=False):
-        read = {}
+        read = []
         for file in files[first : first + at_a_time]:
             try:
-                read[file] = read_fitting(file, network)
+                read.append((file, read_fitting(file, network)))
             except InputError as error:
                 if len(files) == 1:
                     raise
                 failed += 1
-                print(f"rcnet: {error}", file=sys.stderr)
+                print(f"rcnet: {' '.join(str(error).split())}", file=sys.stderr)
         if read:
-            best = best_classes(run(network, torch.stack(list(read.values())), own, precision=precision), names, top)
-            rows += zip(read, best, strict=True)
+            best = best_classes(run(network, torch.stack([x for _, x in read]), own, precision=precision), names, top)
+            rows += zip([file for file, _ in read], best, strict=True)
     if json_output:
         print(json.dumps([{"file": str(f), "classes": [{"class": c, "probability": p} for c, p in best]} for f, best in rows]))
     else:

@@ -15,7 +15,7 @@ def data(
     url: str | None = None,
     json_output: Json = False,
 ) -> None:
-    """Download a data set.
+    """Download CIFAR-10, CIFAR-100 or BSDS500.
 
     A download that broke goes on where it stopped when it is run again, and
     one that is complete is not repeated. Every file is checked by its MD5.

@@ -49,7 +49,8 @@ def evaluate(
     model
         Bundled weights (see rcnet models) or a file of weights.
     data
-        Folder of the images (or one with a folder named test in it).
+        Folder of the images (or one with a folder named test in it); for classifiers, CIFAR as rcnet data keeps it, or
+        CLASS/NAME.png.
     sigma
         Standard deviation of a denoiser's noise, in levels of 255; 25 unless given.
     steps
@@ -88,6 +89,7 @@ def evaluate(
         result = measure_classifier(network, data, budget or counts, precision)
         columns = {"error %": ("error", 2), "top-5 error %": ("top5_error", 2), "loss": ("loss", 4)}
     rows = result["rows"]
+    columns = {name: column for name, column in columns.items() if column[0] in rows[0]}
     if json_output:
         print(json.dumps({"model": model, **result}, indent=1))
     else:
@@ -125,20 +127,18 @@ def measure_classifier(network: "RecurrentNet", data: Path, cost: "str | Sequenc
     """The result of a classifier on the test images of the data that it was trained on."""
     from tqdm import tqdm
 
+    from rcnet.data.cifar import cifar_sets
     from rcnet.data.labelled import read_labelled
-    from rcnet.deploy.classify import class_names
+    from rcnet.deploy.classify import class_names, image_size
     from rcnet.evaluation import classification_results
 
     names = class_names(network)
-    trained_on = network.metadata.get("training", {}).get("data", {}).get("folder")
-    test = read_labelled(
-        data,
-        "test",
-        trained_on if trained_on in ("cifar10", "cifar100") else "auto",
-        network.metadata["preprocessing"]["size"][0],
-    )
+    size = image_size(network)
+    tests = [read_labelled(data, "test", name, size) for name in cifar_sets(data) or ["auto"]]
+    test = next((test for test in tests if list(test.classes) == names), tests[0])
     if list(test.classes) != names:
-        raise InputError(f"{data} holds the classes {some(test.classes)}, and these weights know {some(names)}")
+        other = [name for name in test.classes if name not in names] or test.classes
+        raise InputError(f"{data} holds other classes ({some(other)}) than these weights know: {some(names)}")
     height, width = test.images.shape[-2:]
     counts = steps_of(cost, network, (height, width), precision)
     with tqdm(total=len(counts) * len(test.labels), unit="image", disable=None, leave=False) as bar:

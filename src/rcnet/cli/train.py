@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from rcnet.cli.text import Json
+from rcnet.errors import InputError
 
 
 def train(
@@ -37,9 +38,10 @@ def train(
     Parameters
     ----------
     recipe
-        A bundled recipe (cifar_fast, cifar_paper, r3, r3_fast) or a TOML file.
+        A bundled recipe (cifar_fast, cifar_paper, r3, r3_more, r3_fast, r3_fast_more) or a TOML file.
     overrides
-        Values that replace the recipe's, e.g. batch=8 optimizer.lr=1e-3.
+        Values that replace the recipe's, e.g. batch=8 optimizer.lr=1e-3. Of minutes, epochs and iterations, one that is
+        given replaces the recipe's.
     data
         Folder of training images, or with a folder named train in it: any images for a denoiser;
         CIFAR-10, CIFAR-100 (see rcnet data) or CLASS/NAME.png for a classifier.
@@ -48,7 +50,7 @@ def train(
     resume
         Go on with the run in OUT.
     max_minutes
-        End after so many minutes, all of which are used: the schedule ends with them.
+        Train for so many minutes: the schedule ends with them. Reading the data and the last measurement come on top.
     tensorboard
         Also log to TensorBoard, in OUT (pip install 'rcnet[tensorboard]').
     json_output
@@ -59,6 +61,8 @@ def train(
     from rcnet.training import train as run
 
     if max_minutes is not None:
+        if not max_minutes > 0:
+            raise InputError(f"--max-minutes {max_minutes:g} is not valid: give a number above 0")
         overrides = (*overrides, f"minutes={max_minutes}")
     checked = read_recipe(recipe, overrides)
     folder = out or Path("runs") / Path(recipe).stem
@@ -68,12 +72,12 @@ def train(
     if json_output:
         print(json.dumps(result, indent=1))
         return
-    rate = result["iterations"] * checked.batch / (60 * result["minutes"]) if result["minutes"] else 0
     print(
-        f"{result['iterations']} iterations ({result['epochs']} epochs) in {result['minutes']} minutes, {rate:.0f} images/s, "
-        f"{result['pflop']:.3g} PFLOP"
+        f"{result['iterations']} iterations ({result['epochs']} epochs) in {result['minutes']} minutes, "
+        f"{result['images_per_s']:g} images/s, {result['pflop']:.3g} PFLOP"
     )
     print(folder / "weights.safetensors")
     rows = result["validation"]
     if rows:
-        print(table(list(rows[0]), [list(row.values()) for row in rows]))
+        names = {"psnr": "PSNR dB", "ssim": "SSIM", "error": "error %", "top5_error": "top-5 error %"}
+        print(table([names.get(key, key) for key in rows[0]], [list(row.values()) for row in rows]))

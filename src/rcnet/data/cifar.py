@@ -261,7 +261,7 @@ def _unpickle(content: bytes) -> dict[Any, Any]:
     except _Damaged:
         raise
     except Exception as error:  # damaged pickles raise nearly anything
-        raise _Damaged(f"is not a whole pickle: {error or type(error).__name__}") from error
+        raise _Damaged(f"is not a whole pickle: {str(error) or type(error).__name__}") from error
     if not isinstance(value, dict):
         raise _Damaged("is a pickle of something else")
     return value

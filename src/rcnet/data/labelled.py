@@ -176,7 +176,8 @@ def _hash(index: Tensor, seed: int) -> Tensor:
 
 def _read_folders(folder: Path, split: str, size: int) -> Labelled:
     if not folder.is_dir():
-        raise InputError(f"no folder of labelled images at {folder}; to get CIFAR: rcnet data cifar10 --out {folder}")
+        place = folder.parent if folder.is_file() else folder
+        raise InputError(f"no folder of labelled images at {folder}; to get CIFAR: rcnet data cifar10 --out {place}")
     splits = [name for name in RECORDS if (folder / name).is_dir()]
     if splits and split not in splits:
         raise InputError(f"{folder} holds a folder named {splits[0]} but none named {split}")

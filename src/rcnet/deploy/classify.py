@@ -1,4 +1,4 @@
-"""Classifying images of any size and mode."""
+"""Classifying images of any size."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,16 +22,21 @@ def class_names(model: RecurrentNet) -> list[str]:
     return [str(name) for name in names]
 
 
+def image_size(model: RecurrentNet) -> int:
+    """The side in pixels of the images that the weights were trained on, or `InputError` if they do not say."""
+    size = getattr(model, "metadata", {}).get("preprocessing", {}).get("size")
+    if not isinstance(size, list) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise InputError("these weights do not say which size of image they take")
+    return int(size[0])
+
+
 def read_fitting(path: str | Path, model: RecurrentNet) -> Tensor:
     """The image of a file as the weights expect it: uint8 [3, H, W], upright, resized and cut as their preprocessing says.
 
     Raises:
         InputError: the file is not an image that rcnet reads, or the weights do not say their size.
     """
-    size = getattr(model, "metadata", {}).get("preprocessing", {}).get("size")
-    if not isinstance(size, list) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-        raise InputError("these weights do not say which size of image they take")
-    return torch.from_numpy(fit(read_image(path, 3), size[0]).transpose(2, 0, 1).copy())
+    return torch.from_numpy(fit(read_image(path, 3), image_size(model)).transpose(2, 0, 1).copy())
 
 
 @torch.inference_mode()

@@ -232,10 +232,11 @@ def needed(*packages: str) -> Any:
     import importlib
 
     try:
-        return [importlib.import_module(package) for package in packages][0]
+        modules = [importlib.import_module(package) for package in packages]
     except ImportError as error:
         extra = "openvino" if "openvino" in packages else "onnx"
         raise InputError(f"this needs {' and '.join(packages)}: pip install 'rcnet[{extra}]'") from error
+    return modules[0]
 
 
 @contextlib.contextmanager

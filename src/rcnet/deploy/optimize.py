@@ -67,7 +67,7 @@ def optimize(
 
 
 class Session(nn.Module):
-    """What a network learned, made fast, and around it the sum with the input image if it is a denoiser on `sub` x `sub` parts."""
+    """A fast chain, and around it, if `sub` is not 0, the sum with the input image of a denoiser on `sub` x `sub` sub-images."""
 
     def __init__(self, learned: nn.Module, sub: int) -> None:
         super().__init__()

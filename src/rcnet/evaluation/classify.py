@@ -22,7 +22,8 @@ def classification_results(
     batch: int = 250,
     each: Callable[[int], object] = lambda images: None,
 ) -> list[dict[str, Any]]:
-    """One row a step count: `steps`, `error` and `top5_error` in %, and `loss`, the mean cross-entropy. No augmentation.
+    """One row a step count: `steps`, `error` in %, `top5_error` in % (of more than five classes), and `loss`, the mean
+    cross-entropy. No augmentation.
 
     Args:
         images: uint8 [N, 3, H, W].
@@ -50,12 +51,6 @@ def classification_results(
             loss += F.cross_entropy(logits, target, reduction="sum").item()
             each(len(target))
         count = len(labels)
-        rows.append(
-            {
-                "steps": n,
-                "error": round(100 * wrong / count, 3),
-                "top5_error": round(100 * wrong5 / count, 3),
-                "loss": round(loss / count, 5),
-            }
-        )
+        top5 = {"top5_error": round(100 * wrong5 / count, 3)} if logits.shape[1] > 5 else {}
+        rows.append({"steps": n, "error": round(100 * wrong / count, 3), **top5, "loss": round(loss / count, 5)})
     return rows

@@ -16,7 +16,7 @@ def record_result(model: RecurrentNet, name_or_path: str | Path, result: dict[st
     same = [r for r in model.metadata["results"] if {key: value for key, value in r.items() if key != "rows"} == about]
     kept = [r for r in model.metadata["results"] if r not in same]
     measured = {str(row["steps"]): row for r in [*same, result] for row in r["rows"]}
-    joined = {**about, "rows": sorted(measured.values(), key=lambda row: str(row["steps"]))}
+    joined = {**about, "rows": sorted(measured.values(), key=lambda row: (isinstance(row["steps"], list | tuple), row["steps"]))}
     metadata = {key: value for key, value in model.metadata.items() if key not in ("format", "architecture")}
     path = find(name_or_path)
     save(model, path, **{**metadata, "results": [*kept, joined]})

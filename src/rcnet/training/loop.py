@@ -5,6 +5,7 @@ run of so many iterations that was killed and resumed ends with the weights of o
 on with the time that it has left: how many iterations that makes depends on the machine.)
 """
 
+import copy
 import json
 import math
 import os
@@ -22,6 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.exc import InductorError
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rcnet.cell import RecurrentNet
@@ -74,7 +77,7 @@ def train(
     Raises:
         InputError: the recipe or the data does not fit, `out` holds another run, or another process of this one has gone.
     """
-    return Run(recipe, Path(data), Path(out), resume).go(progress, clock, Board(Path(out)) if tensorboard else None)
+    return Run(recipe, Path(data), Path(out), resume).go(progress, clock, tensorboard)
 
 
 class Run:
@@ -91,7 +94,7 @@ class Run:
         if recipe.batch % (self.world.size * recipe.accumulate):
             raise InputError(
                 f"batch = {recipe.batch} does not divide into {self.world.size} processes x {recipe.accumulate} parts "
-                "(accumulate): give a multiple"
+                "(accumulate): change one of them"
             )
         torch.manual_seed(recipe.seed)
         keep_freed_memory()
@@ -99,25 +102,32 @@ class Run:
         self.task: Task = make_task(recipe, data, self.device)
         model = create_model(**{**self.task.config, **recipe.model})
         self.task.prepare(model)
+        check_batch(
+            model, self.task.batch(np.random.default_rng(0), 0)[0][: recipe.batch // self.world.size // recipe.accumulate]
+        )
         self.model: RecurrentNet = channels_last(model.to(self.device))
         self.probabilities = check_probabilities(recipe.probabilities, self.model.steps)
         self.iterations = recipe.iterations
         if recipe.epochs > 0:
             self.iterations = max(1, round(recipe.epochs * self.task.data["images"] / recipe.batch))
         self.before: dict[str, Any] | None = None
+        if share(self.task.data["crc32"], self.world) != self.task.data["crc32"]:
+            raise InputError(
+                f"the data of process {self.world.rank} is not that of the first: all need the same images in {data}"
+            )
         going_on = share(resume and self.checkpoint.exists(), self.world)
         if recipe.init and not going_on:
             source = start_from(recipe.init, self.model)
             self.model.load_state_dict(source.state_dict())
             self.before = source.metadata.get("training")
+        if not going_on:  # else the checkpoint's
+            self.model.load_state_dict(share(self.model.state_dict(), self.world))
         self.call: Callable[..., Tensor] = compiled(self.model) if recipe.compile else self.model
         self.optimizers = make_optimizers(self.model, recipe.optimizer)
-        self.average = (
-            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)  # type: ignore[no-untyped-call]
-            if recipe.ema
-            else None
-        )
-        self.iteration, self.elapsed, self.stopped = 0, 0.0, False
+        self.average: AveragedModel | None = None
+        if recipe.ema:
+            self.average = AveragedModel(self.model, multi_avg_fn=self.blend, use_buffers=True)  # type: ignore[no-untyped-call]
+        self.iteration, self.elapsed, self.asked, self.stopped = 0, 0.0, False, False
         self.time: Callable[[], float] = lambda: self.elapsed
         if going_on:
             self.restore(share(read_checkpoint(self.checkpoint, self.identity()) if self.writes else None, self.world))
@@ -128,10 +138,15 @@ class Run:
                 raise InputError(f"{out} cannot be a folder of a run: {error.strerror}") from error
             cut_log(out / "log.jsonl", self.iteration)
 
+    def blend(self, averages: Any, values: Any, count: Any) -> None:
+        """The exponential average of the weights, with a decay that rises to the recipe's: a short run forgets its start, too."""
+        decay = min(self.recipe.ema, (1 + self.iteration) / (10 + self.iteration))
+        get_ema_multi_avg_fn(decay)(averages, values, count)  # type: ignore[no-untyped-call]
+
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to be resumed: all that its weights depend on."""
         recipe = self.recipe.to_dict()
-        free = ("log_every", "checkpoint_minutes")
+        free = ("accumulate", "log_every", "checkpoint_minutes")
         return {key: value for key, value in recipe.items() if key not in free} | {
             "data": self.task.data["crc32"],
             "precision": self.precision,
@@ -171,9 +186,11 @@ class Run:
             return min(1.0, self.elapsed / (60 * self.recipe.minutes))
         return min(1.0, self.iteration / self.iterations)
 
-    def go(self, progress: bool, clock: Callable[[], float], board: "Board | None" = None) -> dict[str, Any]:
-        if self.done >= 1 and (self.out / "result.json").exists():
-            return read_result(self.out / "result.json")
+    def go(self, progress: bool, clock: Callable[[], float], tensorboard: bool = False) -> dict[str, Any]:
+        if self.done >= 1 and share((self.out / "result.json").exists(), self.world):
+            leave()
+            return read_result(self.out / "result.json") if self.writes else {}
+        board = Board(self.out, self.iteration) if tensorboard and self.writes else None
         started, elapsed_before = clock(), self.elapsed
         self.time = lambda: elapsed_before + clock() - started
         kept = logged = self.elapsed
@@ -187,7 +204,7 @@ class Run:
                 if self.iteration % self.recipe.log_every == 0:
                     line = self.report(log, bar, losses, (self.elapsed - logged) / len(losses))
                     losses, logged = [], self.elapsed
-                    if board and self.writes:
+                    if board:
                         board.add(self.iteration, line)
                 if self.elapsed - kept > 60 * self.recipe.checkpoint_minutes:
                     self.keep()
@@ -221,7 +238,7 @@ class Run:
             total += self.backward(part.contiguous(memory_format=torch.channels_last), part_target, weights)
         # The clock is rank 0's, and a signal to one process stops all after the same iteration.
         clock = self.time() if self.writes else 0.0
-        total, self.elapsed, stops = average(self.model, self.world, [total / self.world.size, clock, float(self.stopped)])
+        total, self.elapsed, stops = average(self.model, self.world, [total / self.world.size, clock, float(self.asked)])
         self.stopped = stops > 0
         if not math.isfinite(total):
             raise InputError(f"the loss is {total} at iteration {self.iteration}: lower the learning rate or the clip")
@@ -244,8 +261,12 @@ class Run:
         """Adds the gradients of one part of a batch; returns its share of the loss."""
         total = 0.0
         for place, (steps, weight) in enumerate(weights.items()):
-            with autocast(self.precision, self.device):
-                output = self.call(x, steps)
+            try:
+                with autocast(self.precision, self.device):
+                    output = self.call(x, steps)
+            except (TorchDynamoException, InductorError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise InputError(f"compile = true failed (on a CPU it needs a C++ compiler); leave it out: {reason}") from error
             loss = weight / self.recipe.accumulate * self.task.loss(output, target)
             if self.recipe.objective == "sandwich" and place == 0:
                 target = self.task.teach(output.detach())
@@ -284,6 +305,7 @@ class Run:
             "seed": self.recipe.seed,
             "iterations": self.iteration,
             "epochs": round(self.iteration * self.recipe.batch / self.task.data["images"], 2),
+            "images_per_s": round(self.iteration * self.recipe.batch / max(self.elapsed, 1e-9), 1),
             "pflop": float(f"{self.flop() / 1e15:.4g}"),
             "hardware": hardware(self.device),
             "processes": self.world.size,
@@ -315,6 +337,18 @@ class Run:
             yield self.task.batch(np.random.default_rng([self.recipe.seed, 2, i]), i)[0]
 
 
+def check_batch(model: RecurrentNet, x: Tensor) -> None:
+    """`InputError` if the network cannot train on batches of this shape."""
+    net = copy.deepcopy(model).to("meta").train()
+    for n in net.steps:
+        try:
+            net(torch.empty_like(x, device="meta"), n)
+        except (RuntimeError, ValueError) as error:
+            shape = "x".join(map(str, x.shape))
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"{model.architecture['name']} cannot train on batches of {shape} at {n} steps: {reason}") from error
+
+
 def compiled(model: RecurrentNet) -> Callable[..., Tensor]:
     """The model with one compiled graph a step count."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(model.steps))
@@ -342,12 +376,12 @@ def progress_bar(**options: Any) -> Any:
 class Board:
     """TensorBoard's log of a run."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, iteration: int) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise InputError("TensorBoard is not installed: pip install 'rcnet[tensorboard]'") from error
-        self.writer: Any = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self.writer: Any = SummaryWriter(str(folder), purge_step=iteration + 1)  # type: ignore[no-untyped-call]
 
     def add(self, iteration: int, figures: dict[str, Any]) -> None:
         for name, value in figures.items():
@@ -373,7 +407,7 @@ def stopped_by_signals(run: Run) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def stop(number: int, frame: object) -> None:
-        run.stopped = True
+        run.asked = True
         signal.signal(number, before[signal.Signals(number)])
 
     for number in before:

@@ -118,6 +118,9 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         table = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a recipe: {error}") from error
+    lengths = {override.partition("=")[0] for override in overrides} & {"minutes", "epochs", "iterations"}
+    if lengths:  # the recipe's own length no longer counts
+        table = {key: value for key, value in table.items() if key not in ("minutes", "epochs")}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:

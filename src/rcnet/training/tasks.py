@@ -112,8 +112,8 @@ def denoising_task(recipe: Recipe, data: str | Path, device: torch.device) -> Ta
 def classification_task(recipe: Recipe, data: str | Path, device: torch.device) -> Task:
     """CIFAR or a folder of images by class, in memory as uint8, varied in batches on the device; cross-entropy.
 
-    Every epoch goes through all images in an order of its own. Validation: the images of `holdout`, else those of the test set
-    if there is one.
+    Every epoch goes through the images in an order of its own, but for those that no longer fill a batch. Validation: the images
+    of `holdout`, else those of the test set if there is one.
     """
     config = recipe.classification
     everything = read_labelled(data, "train", config.dataset, config.size)
@@ -132,6 +132,7 @@ def classification_task(recipe: Recipe, data: str | Path, device: torch.device) 
     elif (config.dataset != "folder" and cifar_sets(data)) or (Path(data) / "test").is_dir():
         validation = read_labelled(data, "test", config.dataset, config.size)
     mean, std = statistics(images)
+    crc32 = checksum([images.cpu().numpy().tobytes(), labels.cpu().numpy().tobytes(), "\n".join(everything.classes).encode()])
 
     @lru_cache(maxsize=1)
     def order(epoch: int) -> Tensor:
@@ -162,14 +163,17 @@ def classification_task(recipe: Recipe, data: str | Path, device: torch.device) 
                 module.mean.copy_(mean.view_as(module.mean))
                 module.std.copy_(std.view_as(module.std))
         if config.whitening:
-            whiten(model.get_submodule("stem"), (to_float(images[:5000].cpu()) - mean.view(-1, 1, 1)) / std.view(-1, 1, 1))
+            whiten(
+                model.get_submodule("stem"),
+                (to_float(images[:: -(-len(images) // 5000)].cpu()) - mean.view(-1, 1, 1)) / std.view(-1, 1, 1),
+            )
 
     return Task(
         batch,
         loss,
         lambda output: output.float().softmax(1),
         evaluate,
-        {"folder": everything.name, "images": len(labels), "crc32": checksum([images.cpu().numpy().tobytes()])},
+        {"folder": everything.name, "images": len(labels), "crc32": crc32},
         {"size": list(images.shape[-2:]), "classes": list(everything.classes)},
         {"classes": len(everything.classes)},
         prepare,
