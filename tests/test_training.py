@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rcnet.cell import shared_kernels
-from rcnet.data.images import random_patches, read_folder
+from rcnet.data.images import pixels_of, random_patches, read_folder
 from rcnet.errors import InputError
 from rcnet.evaluation import denoising_results
 from rcnet.models import create_model, load
@@ -315,8 +315,23 @@ def test_an_existing_run_is_not_touched_without_resume(tmp_path):
 
 def test_the_eight_flips_and_rotations_of_a_patch_all_come():
     image = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
-    patches = random_patches([image], 8, 200, np.random.default_rng(0))
+    patches = random_patches(pixels_of([image]), 8, 200, np.random.default_rng(0))
     assert len({tuple((patch * 255).round().int().flatten().tolist()) for patch in patches}) == 8
+
+
+def test_every_patch_is_a_part_of_an_image_and_every_place_comes():
+    images = [np.arange(1, 31, dtype=np.uint8).reshape(5, 6, 1), np.arange(101, 122, dtype=np.uint8).reshape(7, 3, 1)]
+    parts = {}
+    for number, image in enumerate(images):
+        for y in range(image.shape[0] - 2):
+            for x in range(image.shape[1] - 2):
+                window = image[y : y + 3, x : x + 3, 0]
+                for turned in (np.rot90(part, k) for part in (window, window[:, ::-1]) for k in range(4)):
+                    parts[turned.tobytes()] = (number, y, x)
+    patches = (random_patches(pixels_of(images), 3, 2000, np.random.default_rng(0)) * 255).round().to(torch.uint8)
+    places = [parts[patch.numpy().tobytes()] for patch in patches]
+    assert set(places) == set(parts.values())
+    assert 900 < sum(number == 0 for number, _, _ in places) < 1100
 
 
 def test_patches_larger_than_an_image_are_refused(tmp_path):

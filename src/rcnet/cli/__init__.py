@@ -11,6 +11,7 @@ from rcnet.cli.classify import classify
 from rcnet.cli.data import data
 from rcnet.cli.denoise import denoise
 from rcnet.cli.evaluate import evaluate
+from rcnet.cli.export import export
 from rcnet.cli.models import models
 from rcnet.cli.profile import profile
 from rcnet.cli.train import train
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "train": train,
     "data": data,
+    "export": export,
 }
 for name, command in COMMANDS.items():
     app.command(command, name=name)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -61,18 +62,39 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32)).unsqueeze(0) / 255
 
 
-def random_patches(images: Sequence[np.ndarray], patch: int, count: int, rng: np.random.Generator) -> torch.Tensor:
+class Pixels(NamedTuple):
+    """Images of any sizes as one tensor: uint8 [all pixels, C], and where each begins, its height and its width, int64 [N]."""
+
+    values: torch.Tensor
+    start: torch.Tensor
+    height: torch.Tensor
+    width: torch.Tensor
+
+
+def pixels_of(images: Sequence[np.ndarray], device: torch.device | str = "cpu") -> Pixels:
+    """The images, uint8 [H, W, C], on a device, for `random_patches`."""
+    height, width = (torch.tensor([image.shape[i] for image in images]) for i in (0, 1))
+    start = torch.cumsum(height * width, 0) - height * width
+    values = torch.cat([torch.from_numpy(image).reshape(-1, image.shape[2]) for image in images])
+    return Pixels(*(tensor.to(device) for tensor in (values, start, height, width)))
+
+
+def random_patches(pixels: Pixels, patch: int, count: int, rng: np.random.Generator) -> torch.Tensor:
     """Float [count, C, patch, patch] in [0, 1]: uniformly drawn images and places, each in one of the eight flips and rotations.
 
-    Raises:
-        InputError: an image is smaller than the patch.
+    All images have to be as large as the patch. The draws are the generator's; the pixels are gathered on their device.
     """
-    out = np.empty((count, patch, patch, images[0].shape[2]), np.uint8)
-    for i, k in enumerate(rng.integers(len(images), size=count)):
-        height, width = images[k].shape[:2]
-        if min(height, width) < patch:
-            raise InputError(f"an image of {width}x{height} pixels is smaller than the training patch of {patch}x{patch}")
-        y, x = rng.integers(height - patch + 1), rng.integers(width - patch + 1)
-        crop = np.rot90(images[k][y : y + patch, x : x + patch], int(rng.integers(4)))
-        out[i] = crop[:, ::-1] if rng.integers(2) else crop
-    return torch.from_numpy(out).permute(0, 3, 1, 2).float() / 255
+    device = pixels.values.device
+    k = torch.from_numpy(rng.integers(len(pixels.start), size=count)).to(device)
+    down, right = (torch.from_numpy(rng.random(count)).to(device) for _ in range(2))
+    turned, mirrored, flipped = (torch.from_numpy(rng.integers(2, size=count).astype(bool)).to(device) for _ in range(3))
+    along = torch.arange(patch, device=device)
+    rows, columns = along[:, None].expand(patch, patch), along.expand(patch, patch)
+    y = torch.where(turned[:, None, None], columns, rows)
+    x = torch.where(turned[:, None, None], rows, columns)
+    y = torch.where(flipped[:, None, None], patch - 1 - y, y)
+    x = torch.where(mirrored[:, None, None], patch - 1 - x, x)
+    y = y + (down * (pixels.height[k] - patch + 1)).long()[:, None, None]
+    x = x + (right * (pixels.width[k] - patch + 1)).long()[:, None, None]
+    places = pixels.start[k][:, None, None] + y * pixels.width[k][:, None, None] + x
+    return pixels.values[places].permute(0, 3, 1, 2).float() / 255

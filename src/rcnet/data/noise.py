@@ -21,13 +21,14 @@ def add_noise(clean: Tensor, sigma: Sigma, generator: torch.Generator, as_8bit: 
     """Clean images [B, C, H, W] in [0, 1] with white Gaussian noise.
 
     Args:
+        generator: one of the images' device.
         sigma: standard deviation in levels of 255; a pair draws one evenly from that range for each image (blind).
         as_8bit: the noisy image is clipped to [0, 1] and rounded to 1/255, as an 8-bit file would hold it.
     """
-    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    noise = torch.randn(clean.shape, generator=generator, device=clean.device)
     if isinstance(sigma, tuple):
         low, high = sigma
-        level = (low + (high - low) * torch.rand(len(clean), 1, 1, 1, generator=generator)).to(clean.device)
+        level = low + (high - low) * torch.rand(len(clean), 1, 1, 1, generator=generator, device=clean.device)
         noisy = clean + noise * level / 255
     else:
         noisy = clean + noise * (sigma / 255)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 
 from rcnet.cell import RecurrentNet, Steps, evaluating, unroll
 from rcnet.errors import InputError, unknown
@@ -47,8 +48,9 @@ def output_name(steps: Steps) -> str:
 def export(model: RecurrentNet, path: str | Path, to: str | None = None, steps: Sequence[Steps] = ()) -> Path:
     """Writes one file (two for OpenVINO: .xml and .bin) that holds every step count asked for; returns its path.
 
-    Input `image`: float [batch, C, height, width] in [0, 1], all but C dynamic (a classifier's sides, too). Outputs `steps1`,
-    `steps2`, ...: what `model(image, steps=n)` gives. The metadata of the weights is in the property `rcnet`, as JSON.
+    Input `image`: float [batch, C, height, width] in [0, 1], all but C dynamic. Outputs `steps1`, `steps2`, ...: what
+    `model(image, steps=n)` gives. The metadata of the weights is in the property `rcnet`, as JSON; `multiple` there is what the
+    sides have to be multiples of, if not 1.
 
     Args:
         to: `onnx`, `openvino` or `pt2`; what the suffix of the path says unless given.
@@ -78,22 +80,28 @@ def export(model: RecurrentNet, path: str | Path, to: str | None = None, steps: 
     return path
 
 
-def _program(net: nn.Module, channels: int) -> tuple[Any, Tensor, dict[str, dict[int, Any]]]:
-    """An example input and its dynamic dimensions."""
-    dims = {0: torch.export.Dim("batch", min=1), 2: torch.export.Dim("height", min=2), 3: torch.export.Dim("width", min=2)}
-    return net, torch.rand(2, channels, 24, 40), {"x": dims}
+def _program(net: nn.Module, channels: int) -> tuple[Any, int]:
+    """The traced network with dynamic batch, height and width, and of what its sides have to be multiples."""
+    for multiple in (1, 2, 4, 8):
+        height, width = (multiple * torch.export.Dim(f"_{side}", min=3, max=1 << 15) for side in ("height", "width"))
+        dims = {0: torch.export.Dim("batch", min=1, max=1 << 15), 2: height, 3: width}
+        try:
+            return torch.export.export(net, (torch.rand(2, channels, 32, 48),), dynamic_shapes={"x": dims}), multiple
+        except (UserError, ValueError, RuntimeError):
+            if multiple == 8:
+                raise
+    raise AssertionError
 
 
 def _to_onnx(net: nn.Module, path: Path, channels: int, metadata: dict[str, Any]) -> list[Path]:
     onnx = needed("onnx", "onnxscript")
-    net, x, dims = _program(net, channels)
+    traced, multiple = _program(net, channels)
     with _quiet():
         program = torch.onnx.export(
-            net,
-            (x,),
+            traced,
+            (),
             input_names=["image"],
             output_names=list(metadata["outputs"]),
-            dynamic_shapes=dims,
             opset_version=OPSET,
             dynamo=True,
             optimize=True,
@@ -102,10 +110,53 @@ def _to_onnx(net: nn.Module, path: Path, channels: int, metadata: dict[str, Any]
     assert program is not None
     proto = program.model_proto
     _once(proto)
+    if multiple > 1 and metadata["task"] == "denoise":
+        _any_size(proto, multiple)
+        multiple = 1
+    metadata = {**metadata, "multiple": multiple}
     onnx.helper.set_model_props(proto, {KEY: json.dumps(metadata)})
     onnx.checker.check_model(proto)
     onnx.save(proto, path)
     return [path]
+
+
+def _any_size(proto: Any, multiple: int) -> None:
+    """Pads the image by reflection at the right and the bottom to sides that are multiples, and cuts the outputs again."""
+    onnx = needed("onnx")
+    graph, make = proto.graph, onnx.helper.make_node
+    image = graph.input[0]
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name == "image":
+                node.input[i] = "image_padded"
+    constants = {"four_zeros": [0] * 4, "two_zeros": [0, 0], "sides": [2, 3], "multiple": [multiple]}
+    for name, value in constants.items():
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.int64), f"any_size_{name}"))
+
+    def named(*names: str) -> list[str]:
+        return [f"any_size_{name}" for name in names]
+
+    before = [
+        make("Shape", ["image"], named("shape")),
+        make("Gather", named("shape", "sides"), named("size")),
+        make("Neg", named("size"), named("negative")),
+        make("Mod", named("negative", "multiple"), named("missing")),
+        make("Concat", named("four_zeros", "two_zeros", "missing"), named("pads"), axis=0),
+        make("Pad", ["image", *named("pads")], ["image_padded"], mode="reflect"),
+    ]
+    after = []
+    for output in graph.output:
+        for node in graph.node:
+            for i, name in enumerate(node.output):
+                if name == output.name:
+                    node.output[i] = f"{name}_padded"
+        after.append(make("Slice", [f"{output.name}_padded", *named("two_zeros", "size", "sides")], [output.name]))
+    nodes = [*before, *graph.node, *after]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for value in (image, *graph.output):  # a name of its own for each free side
+        for i, name in ((0, "batch"), (2, "height"), (3, "width")):
+            value.type.tensor_type.shape.dim[i].dim_param = name
 
 
 def _once(proto: Any) -> None:
@@ -127,17 +178,16 @@ def _once(proto: Any) -> None:
 def _to_openvino(net: nn.Module, path: Path, channels: int, metadata: dict[str, Any]) -> list[Path]:
     openvino = needed("openvino")
     onnx_file = _to_onnx(net, path.with_suffix(".onnx"), channels, metadata)[0]
-    model = openvino.convert_model(onnx_file)
-    model.set_rt_info(json.dumps(metadata), [KEY])
+    model = openvino.Core().read_model(onnx_file)  # convert_model would fold batch norms, and so multiply the kernels
+    model.set_rt_info(text_of(onnx_file), [KEY])
     openvino.save_model(model, path, compress_to_fp16=False)
     onnx_file.unlink()
     return [path, path.with_suffix(".bin")]
 
 
 def _to_pt2(net: nn.Module, path: Path, channels: int, metadata: dict[str, Any]) -> list[Path]:
-    net, x, dims = _program(net, channels)
-    program = torch.export.export(net, (x,), dynamic_shapes=dims)
-    torch.export.save(program, path, extra_files={KEY: json.dumps(metadata)})
+    program, multiple = _program(net, channels)
+    torch.export.save(program, path, extra_files={KEY: json.dumps({**metadata, "multiple": multiple})})
     return [path]
 
 
@@ -146,6 +196,11 @@ _WRITERS: dict[str, Callable[[nn.Module, Path, int, dict[str, Any]], list[Path]]
     "openvino": _to_openvino,
     "pt2": _to_pt2,
 }
+
+
+def text_of(path: Path) -> str:
+    """The metadata property of an ONNX file."""
+    return {p.key: p.value for p in needed("onnx").load(path).metadata_props}[KEY]
 
 
 def read_exported(path: str | Path) -> dict[str, Any]:
@@ -159,8 +214,7 @@ def read_exported(path: str | Path) -> dict[str, Any]:
         raise InputError(f"no exported network at {path}")
     try:
         if path.suffix == ".onnx":
-            model = needed("onnx").load(path)
-            text = {p.key: p.value for p in model.metadata_props}[KEY]
+            text = text_of(path)
         elif path.suffix == ".xml":
             text = needed("openvino").Core().read_model(path).get_rt_info([KEY]).astype(str)
         else:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rcnet.cell import RecurrentNet
 from rcnet.data.cifar import cifar_sets
-from rcnet.data.images import random_patches, read_folder, split_folder
+from rcnet.data.images import pixels_of, random_patches, read_folder, split_folder
 from rcnet.data.labelled import Labelled, augment, read_labelled, to_float
 from rcnet.data.noise import add_noise, check_sigma
 from rcnet.errors import InputError
@@ -86,9 +86,11 @@ def denoising_task(recipe: Recipe, data: str | Path, device: torch.device) -> Ta
     if smallest < config.patch:
         raise InputError(f"{folder} holds an image smaller than the training patch: denoising.patch is at most {smallest} for it")
 
+    pixels = pixels_of(training, device)
+
     def batch(rng: np.random.Generator, iteration: int) -> tuple[Tensor, Tensor]:
-        clean = random_patches(training, config.patch, recipe.batch, rng).to(device)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        clean = random_patches(pixels, config.patch, recipe.batch, rng)
+        generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
         return add_noise(clean, sigma, generator, config.as_8bit), clean
 
     def loss(output: Tensor, clean: Tensor) -> Tensor:

@@ -1,0 +1,56 @@
+"""rcnet export"""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from rcnet.errors import InputError
+
+
+def export(
+    model: str,
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=("--output", "-o"))],
+    to: str | None = None,
+    steps: str = "all",
+) -> None:
+    """Export trained weights to one file that holds every step count, each kernel once.
+
+    The file has an output for each step count (steps1, steps2, ...), a free
+    batch, height and width, and the metadata of the weights. A runtime computes
+    all outputs that it is left with: cut the file to one first, as
+    rcnet.deploy.export.load_exported does.
+
+    Examples::
+
+      rcnet export r3_fast.bsd-gray-25 -o fast.onnx
+      rcnet export r3_fast.bsd-gray-25 -o fast.xml --steps 1
+      rcnet export runs/mine/weights.safetensors --to pt2 -o mine.pt2
+
+    Parameters
+    ----------
+    model
+        Bundled weights (see rcnet models) or a file of weights.
+    output
+        The file to write: .onnx, .xml (OpenVINO, with a .bin beside it) or .pt2 (torch.export).
+    to
+        onnx, openvino or pt2; what the suffix says unless given.
+    steps
+        A step count of the model, or all.
+    """
+    from rcnet.cli.text import parse_steps
+    from rcnet.deploy.export import export as run
+    from rcnet.models import load
+
+    network = load(model)
+    asked = None if steps == "all" else parse_steps(steps)
+    if asked is not None:
+        network.per_cell(asked)
+    if output.is_dir():
+        raise InputError(f"{output} cannot be written: it is a folder")
+    path = run(network, output, to, () if asked is None else (asked,))
+    files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+    for file in files:
+        print(f"{file} ({file.stat().st_size / 1e6:.2f} MB)")
