@@ -1,51 +1,112 @@
-"""Writes the table of results of README.md, and results/weights/NAME.json, from the metadata of the bundled weights.
+"""Writes the tables of results of README.md and docs/training.md, and results/weights/NAME.json, from the metadata of the
+bundled weights.
 
 rcnet eval r3.bsd-gray-25 --data BSD68/ --sigma 25 --record         # measures and records, for each set of weights
+rcnet eval r2.cifar10 --data data/ --record
 python -m benchmarks.readme                                          # renders
 """
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from rcnet.cli.text import count
 from rcnet.cost.catalogue import describe_weights
 from rcnet.models import bundled, read_metadata
+from rcnet.models.registry import entry
 
-README = Path(__file__).parent.parent / "README.md"
-RECORDS = README.parent / "results" / "weights"
-MARKS = ("<!-- rendered by python -m benchmarks.readme -->", "<!-- end -->")
+ROOT = Path(__file__).parent.parent
+RECORDS = ROOT / "results" / "weights"
 # On the same 68 images at sigma 25, as published: Zhang & Jung 2019 (R3 and BM3D), Zhang et al. 2017 (DnCNN), 2018 (FFDNet).
-PUBLISHED = {"BM3D": 28.57, "R3^4, the paper's": 29.07, "FFDNet": 29.19, "DnCNN-S": 29.23}
+DENOISERS = {"BM3D": 28.57, "R3^4, the paper's": 29.07, "FFDNet": 29.19, "DnCNN-S": 29.23}
+# Published errors in % on CIFAR-10: Zhang & Jung 2019, mean of three runs.
+CLASSIFIERS = {"cost-adjustable R2, the paper's, steps 2, 3, 4": "8.46, 8.08, 7.87"}
+# Published by the authors of airbench (github.com/KellerJordan/cifar10-airbench), with test-time augmentation for their own:
+# epochs, error in %, PFLOP.
+FAST = {"airbench94, with Muon": (8, 5.99, 0.29), "airbench96": (None, 3.97, 4.9), "ResNet-18, usual training": (None, 4.0, 32.3)}
 
 
-def render() -> str:
-    """The table and what the figures come from."""
+def names_of(task: str) -> list[str]:
+    return [name for name in bundled() if entry(read_metadata(name)["architecture"]["name"]).task == task]
+
+
+def parts(name: str) -> list[dict[str, Any]]:
+    """The runs that made these weights, the last first."""
+    runs = [read_metadata(name)["training"]]
+    while runs[-1].get("before"):
+        runs.append(runs[-1]["before"])
+    return runs
+
+
+def origin(name: str, images: str) -> str:
+    """Where the weights come from, in a sentence."""
+    runs = parts(name)
+    iterations, minutes = sum(run["iterations"] for run in runs), sum(run["minutes"] for run in runs)
+    return (
+        f"`{name}`: {iterations:,} iterations in {minutes:.0f} minutes on {runs[0]['hardware']} ({runs[0]['precision']}), "
+        f"seed {runs[0]['seed']}, the {runs[0]['data']['images']:,} training images of {images}."
+    )
+
+
+def denoisers() -> str:
     lines = ["| weights | steps | parameters | MACs, 321x481 | PSNR dB, BSD68, sigma 25 |", "|---|---|---|---|---|"]
-    notes = []
-    for name in bundled():
-        row, training = describe_weights(name), read_metadata(name)["training"]
-        runs = [training]
-        while runs[-1].get("before"):
-            runs.append(runs[-1]["before"])
-        iterations, minutes = sum(run["iterations"] for run in runs), sum(run["minutes"] for run in runs)
-        for step in row["steps"]:
+    for name in names_of("denoise"):
+        for step in describe_weights(name)["steps"]:
             psnr = step["results"]["BSD68 sigma 25"]
             lines.append(f"| `{name}` | {step['steps']} | {step['parameters']:,} | {count(step['macs'])} | {psnr:.2f} |")
-        notes.append(
-            f"`{name}`: {iterations:,} iterations in {minutes:.0f} minutes on {training['hardware']} ({training['precision']}), "
-            f"seed {training['seed']}, the {training['data']['images']} training images of BSD."
-        )
-    published = ", ".join(f"{name} {value:.2f}" for name, value in PUBLISHED.items())
+    published = ", ".join(f"{name} {value:.2f}" for name, value in DENOISERS.items())
+    notes = [origin(name, "BSD") for name in names_of("denoise")]
     return "\n".join([*lines, "", f"Published on the same images: {published}.", "", *notes])
+
+
+def classifiers() -> str:
+    lines = ["| weights | steps | parameters | MACs, 32x32 | error %, CIFAR-10 test |", "|---|---|---|---|---|"]
+    for name in names_of("classify"):
+        for step in describe_weights(name)["steps"]:
+            error = step["results"]["cifar10"]
+            lines.append(f"| `{name}` | {step['steps']} | {step['parameters']:,} | {count(step['macs'])} | {error:.2f} |")
+    published = "; ".join(f"{name}: {value}" for name, value in CLASSIFIERS.items())
+    notes = [origin(name, "CIFAR-10") for name in names_of("classify")]
+    return "\n".join([*lines, "", f"Published: {published}.", "", *notes])
+
+
+def fast() -> str:
+    """The fast recipe beside other fast trainings."""
+    lines = ["| training | epochs | error %, CIFAR-10 test | PFLOP |", "|---|---|---|---|"]
+    for name in names_of("classify"):
+        runs = parts(name)
+        step = describe_weights(name)["steps"][-1]
+        epochs, pflop = (sum(run[key] for run in runs) for key in ("epochs", "pflop"))
+        error = step["results"]["cifar10"]
+        lines.append(f"| `{name}`, steps {step['steps']}, by `cifar_fast` | {epochs:.1f} | {error:.2f} | {pflop:.2g} |")
+    for name, (epochs_there, error, pflop) in FAST.items():
+        lines.append(f"| {name}, as published | {epochs_there or ''} | {error:.2f} | {pflop:g} |")
+    return "\n".join(lines)
+
+
+TABLES = {
+    ("README.md", "denoisers"): denoisers,
+    ("README.md", "classifiers"): classifiers,
+    ("docs/training.md", "fast"): fast,
+}
+
+
+def insert(text: str, name: str, table: str) -> str:
+    """The text with the table between the marks of that name."""
+    mark = f"<!-- {name}: rendered by python -m benchmarks.readme -->"
+    block = re.compile(f"{re.escape(mark)}.*?<!-- end -->", re.DOTALL)
+    if not block.search(text):
+        raise ValueError(f"no place marked {mark!r}")
+    return block.sub(lambda _: f"{mark}\n{table}\n<!-- end -->", text)
 
 
 def main() -> None:
     for name in bundled():
         (RECORDS / f"{name}.json").write_text(json.dumps(read_metadata(name), indent=1) + "\n")
-    text = README.read_text()
-    block = re.compile(f"{re.escape(MARKS[0])}.*?{re.escape(MARKS[1])}", re.DOTALL)
-    README.write_text(block.sub(lambda _: f"{MARKS[0]}\n{render()}\n{MARKS[1]}", text))
+    for (file, name), render in TABLES.items():
+        path = ROOT / file
+        path.write_text(insert(path.read_text(), name, render()))
 
 
 if __name__ == "__main__":

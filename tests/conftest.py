@@ -15,6 +15,11 @@ def _same_draws():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _own_measurements(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("RCNET_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def run(capsys, tmp_path, monkeypatch):
     """Runs one command in an empty folder: exit status, stdout, stderr."""

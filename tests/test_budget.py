@@ -20,11 +20,6 @@ from .conftest import IMAGES
 BSD = IMAGES / "bsd"
 
 
-@pytest.fixture(autouse=True)
-def _own_measurements(tmp_path, monkeypatch):
-    monkeypatch.setenv("RCNET_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.mark.parametrize(
     ("text", "amount", "timed"),
     [

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from rcnet.cost.budget import steps_for
     from rcnet.deploy.classify import classify
     from rcnet.deploy.denoise import denoise
+    from rcnet.deploy.export import export, load_exported
+    from rcnet.deploy.optimize import optimize
     from rcnet.errors import InputError
     from rcnet.models import create_model, list_models, load, save
 
@@ -22,8 +24,11 @@ __all__ = [
     "classify",
     "create_model",
     "denoise",
+    "export",
     "list_models",
     "load",
+    "load_exported",
+    "optimize",
     "save",
     "steps_for",
     "unroll",
@@ -35,6 +40,9 @@ _HOME = {
     **dict.fromkeys(("create_model", "list_models", "load", "save"), "rcnet.models"),
     "classify": "rcnet.deploy.classify",
     "denoise": "rcnet.deploy.denoise",
+    "export": "rcnet.deploy.export",
+    "load_exported": "rcnet.deploy.export",
+    "optimize": "rcnet.deploy.optimize",
     "steps_for": "rcnet.cost.budget",
     "InputError": "rcnet.errors",
 }
