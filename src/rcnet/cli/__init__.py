@@ -12,8 +12,10 @@ from rcnet.cli.data import data
 from rcnet.cli.denoise import denoise
 from rcnet.cli.evaluate import evaluate
 from rcnet.cli.export import export
+from rcnet.cli.figures import figures
 from rcnet.cli.models import models
 from rcnet.cli.profile import profile
+from rcnet.cli.study import study
 from rcnet.cli.train import train
 from rcnet.errors import InputError
 
@@ -33,6 +35,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "data": data,
     "export": export,
+    "figures": figures,
+    "study": study,
 }
 for name, command in COMMANDS.items():
     app.command(command, name=name)

@@ -1,0 +1,103 @@
+"""rcnet figures"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from rcnet.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from rcnet.cell import RecurrentNet
+
+NAMES = ("bn-steps", "bn-upstream", "denoised", "features")
+
+
+def figures(
+    name: str,
+    model: str,
+    /,
+    *,
+    output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
+    image: Annotated[list[Path] | None, Parameter(name="--image", consume_multiple=True)] = None,
+    sigma: float | None = None,
+) -> None:
+    """Draw a figure of the paper for a network of your own.
+
+    bn-steps      the variables of a batch norm at each step of a cell (Fig. 2)
+    bn-upstream   the same for each step count of the cell upstream (Fig. 3)
+    denoised      an image with noise, denoised at each step count (Fig. 4)
+    features      how the features of two cells evolve over steps (Fig. 6)
+
+    Those of many networks at once (Figures 5 and 7) are part of rcnet study.
+    All but denoised need matplotlib (pip install 'rcnet[plots]').
+
+    Examples::
+
+      rcnet figures bn-steps r3.bsd-gray-25 -o norms.png
+      rcnet figures denoised r3_fast.bsd-gray-25 --image photo.png --sigma 25
+      rcnet figures features runs/cifar/weights.safetensors --image a.jpg b.jpg
+
+    Parameters
+    ----------
+    name
+        bn-steps, bn-upstream, denoised or features.
+    model
+        Bundled weights (see rcnet models) or a file of weights.
+    output
+        The PNG; NAME.png unless given.
+    image
+        Images for denoised and features; a bundled photograph unless given.
+    sigma
+        Of the noise of denoised, in levels of 255; that of the training unless given.
+    """
+    if name not in NAMES:
+        raise unknown("figure", name, NAMES)
+    path = output or Path(f"{name}.png")
+    if path.suffix.lower() != ".png":
+        raise InputError(f"figures are PNG: {path} does not end in .png")
+    if not path.parent.is_dir() or path.is_dir():
+        raise InputError(f"{path} cannot be written: its folder does not exist, or it is a folder")
+    if image and name.startswith("bn-"):
+        raise InputError(f"{name} shows the network alone: --image is for denoised and features")
+    if sigma is not None and name != "denoised":
+        raise InputError(f"{name} has no noise: --sigma is for denoised")
+    from rcnet.figures.bn_steps import bn_steps
+    from rcnet.figures.bn_upstream import bn_upstream
+    from rcnet.figures.side_by_side import save_picture
+    from rcnet.models import load
+
+    network = load(model)
+    if name == "bn-steps":
+        picture = bn_steps(network)
+    elif name == "bn-upstream":
+        picture = bn_upstream(network)
+    else:
+        from importlib import resources
+
+        files = image or [Path(str(resources.files("rcnet") / "assets" / "cameraman.png"))]
+        picture = _with_images(name, network, files, sigma)
+    save_picture(path, picture)
+    print(path)
+
+
+def _with_images(name: str, network: "RecurrentNet", files: list[Path], sigma: float | None) -> "Image":
+    """The figures that show what a network makes of images."""
+    from rcnet.data.images import read_image
+    from rcnet.data.labelled import fit
+    from rcnet.data.noise import check_sigma
+    from rcnet.figures.denoised import denoised_by_steps
+    from rcnet.figures.features import features
+
+    expects = network.metadata["preprocessing"]
+    images = [read_image(file, expects["channels"]) for file in files]
+    if name == "denoised":
+        trained = expects.get("noise", {}).get("sigma", 25.0)
+        level = sum(trained) / 2 if isinstance(trained, list) else trained
+        check_sigma(level if sigma is None else sigma)
+        return denoised_by_steps(network, images, level if sigma is None else sigma)
+    if "size" in expects:
+        images = [fit(pixels, expects["size"][0]) for pixels in images]
+    return features(network, images)

@@ -1,0 +1,25 @@
+"""Figure 2: the variables of a cell's first independent batch norm over its steps."""
+
+from typing import Any
+
+from PIL import Image
+
+from rcnet.cell import RecurrentCell, RecurrentNet
+from rcnet.errors import InputError
+from rcnet.figures.norms import draw_norms
+
+
+def bn_steps(model: RecurrentNet, title: str = "") -> Image.Image:
+    """The first norm of each step of the first cell that has a group of norms a step.
+
+    Raises:
+        InputError: no cell has several, or matplotlib is not installed.
+    """
+    for name, cell in model.named_children():
+        if isinstance(cell, RecurrentCell) and cell.recurrent and cell.by_step:
+            rows: Any = cell.norms
+            row = max(rows, key=len)
+            if len(row) > 1:
+                norms = {f"step {t}": group[0] for t, group in enumerate(row, start=1)}
+                return draw_norms(norms, title or f"First batch norm of {name} at each of its steps")
+    raise InputError("no cell of this network has batch norms by step: take norm mode independent or double and 2 steps or more")

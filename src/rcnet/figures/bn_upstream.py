@@ -1,0 +1,27 @@
+"""Figure 3: the variables of one batch norm for each step count of the cell upstream (double-independent BN)."""
+
+from typing import Any
+
+from PIL import Image
+
+from rcnet.cell import RecurrentCell, RecurrentNet
+from rcnet.errors import InputError
+from rcnet.figures.norms import draw_norms
+
+
+def bn_upstream(model: RecurrentNet, title: str = "") -> Image.Image:
+    """The first norm of the first block that has one for each step count of the cell upstream, by that step count.
+
+    Raises:
+        InputError: no block has several, or matplotlib is not installed.
+    """
+    for name, cell in model.named_children():
+        if isinstance(cell, RecurrentCell) and cell.by_upstream:
+            rows: Any = cell.norms
+            norms = {f"{t} step{'s' * (t > 1)} upstream": row[0][0] for t, row in enumerate(rows) if len(row)}
+            if len(norms) > 1:
+                return draw_norms(norms, title or f"First batch norm of {name} for each step count of the cell upstream")
+    raise InputError(
+        "no block of this network has batch norms by the steps of the cell upstream: take a cost-adjustable network, "
+        "norm mode double"
+    )

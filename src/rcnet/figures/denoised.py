@@ -1,0 +1,54 @@
+"""Figure 4: a noisy image denoised at each step count."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from rcnet.cell import RecurrentNet
+from rcnet.data.images import to_tensor
+from rcnet.data.noise import protocol_noise
+from rcnet.deploy.denoise import denoise
+from rcnet.errors import InputError
+from rcnet.evaluation.denoise import psnr, to_uint8_levels
+from rcnet.figures.side_by_side import Panel, centre, side_by_side
+from rcnet.models.denoise import Denoiser
+
+SHOWN = 160  # pixels a side of the part that is shown, enlarged
+COLUMNS = 3
+
+
+def denoised(networks: Mapping[str, tuple[RecurrentNet, int]], images: Sequence[np.ndarray], sigma: float) -> Image.Image:
+    """For each image: noisy, what each of `networks` (label -> network and steps) makes of it, clean; with the PSNR in dB.
+
+    The PSNR is that of the whole image; its centre is shown, enlarged.
+
+    Args:
+        images: uint8 [H, W, C].
+        sigma: of the noise, in levels of 255; the noise is that of the BSD68 protocol.
+
+    Raises:
+        InputError: one of the networks does not denoise.
+    """
+    rows = []
+    for image in images:
+        clean, noisy = to_tensor(image), protocol_noise(image, sigma)
+        row = [_panel(f"noisy: {psnr(to_uint8_levels(noisy), clean):.2f} dB", noisy[0].permute(1, 2, 0).numpy())]
+        for label, (network, steps) in networks.items():
+            if not isinstance(network, Denoiser):
+                raise InputError("this network does not denoise: take a denoiser, e.g. r3_fast.bsd-gray-25")
+            output = denoise(network, noisy, steps)
+            row.append(_panel(f"{label}: {psnr(to_uint8_levels(output), clean):.2f} dB", output[0].permute(1, 2, 0).numpy()))
+        row.append(_panel("clean", image / 255))
+        rows += [row[i : i + COLUMNS] for i in range(0, len(row), COLUMNS)]
+    return side_by_side(rows)
+
+
+def denoised_by_steps(model: RecurrentNet, images: Sequence[np.ndarray], sigma: float) -> Image.Image:
+    """As `denoised`, by one network at each of its step counts."""
+    return denoised({f"{n} step{'s' * (n > 1)}": (model, n) for n in model.steps}, images, sigma)
+
+
+def _panel(label: str, image: np.ndarray) -> Panel:
+    part = centre(image, SHOWN)
+    return label, part.repeat(2, axis=0).repeat(2, axis=1)

@@ -1,0 +1,99 @@
+"""Figure 6: how the features of a cell evolve over its steps."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from rcnet.cell import RecurrentCell, RecurrentNet, StandardCell, evaluating, unroll
+from rcnet.errors import InputError
+from rcnet.figures.plots import page, to_image
+
+
+@torch.inference_mode()
+def evolution(model: RecurrentNet, x: Tensor, names: Sequence[str]) -> dict[str, list[Tensor]]:
+    """What the named cells hold after each of their steps, [B, C, H, W], when the model takes its most steps.
+
+    Raises:
+        InputError: a name that is not a recurrent cell's.
+    """
+    net = evaluating(unroll(model))
+    held: dict[str, list[Tensor]] = {name: [] for name in names}
+    hooks = []
+    for name in names:
+        cell = dict(net.named_children()).get(name)
+        if not isinstance(cell, RecurrentCell | StandardCell):
+            raise InputError(f"this network has no cell {name!r}: it has {', '.join(cell_names(model))}")
+        bodies: list[nn.Module] = [cell.body] if isinstance(cell, RecurrentCell) else list(cell.bodies)
+        hooks += [
+            body.register_forward_hook(lambda module, inputs, output, name=name: held[name].append(output.float()))  # type: ignore[misc]
+            for body in bodies
+        ]
+    try:
+        net(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return held
+
+
+def cell_names(model: RecurrentNet) -> list[str]:
+    """The names of the recurrent cells, in order."""
+    cells = model.recurrent_cells()
+    return [name for name, module in model.named_children() if any(module is cell for cell in cells)]
+
+
+def features(model: RecurrentNet, images: Sequence[np.ndarray], names: Sequence[str] = (), title: str = "") -> Image.Image:
+    """A row an image; for each cell, the channel that is most active at its end, after each step.
+
+    Args:
+        images: uint8 [H, W, C], of one size.
+        names: of cells; the second and the third, or as many as there are, unless given.
+
+    Raises:
+        InputError: a name that is not a recurrent cell's, images of several sizes, or matplotlib is not installed.
+    """
+    if len({image.shape for image in images}) != 1:
+        raise InputError("features are drawn of images of one size: cut or resize them")
+    cells = names or cell_names(model)[1:3] or cell_names(model)
+    device = next(model.parameters()).device
+    x = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2)).float().to(device) / 255
+    shown = {name: most_active(steps) for name, steps in evolution(model, x, cells).items()}
+    return draw(images, shown, title)
+
+
+def most_active(steps: Sequence[Tensor]) -> np.ndarray:
+    """For each image, the channel whose mean is largest after the last step, after each step: [B, steps, H, W], each step
+    resized to the last one's size if the cell pools on its way."""
+    channel = steps[-1].mean((2, 3)).argmax(1)
+    maps = [step[torch.arange(len(channel)), channel] for step in steps]
+    size = (steps[-1].shape[2], steps[-1].shape[3])
+    return torch.stack([nn.functional.adaptive_avg_pool2d(m, size) if m.shape[-2:] != size else m for m in maps], 1).cpu().numpy()
+
+
+def draw(images: Sequence[np.ndarray], shown: Mapping[str, np.ndarray], title: str) -> Image.Image:
+    """The grid of `features`; the maps of an image and a cell share one scale, from dark (least) to bright."""
+    counts = [maps.shape[1] for maps in shown.values()]
+    columns = 1 + sum(counts)
+    side = 6.8 / columns
+    with page(0.5 + 0.3 * bool(title) + side * len(images)) as figure:
+        figure.suptitle(title)
+        figure.supxlabel("one scale for the steps of a cell: dark is the least, bright the most active", fontsize=8)
+        grid = figure.subplots(len(images), columns, squeeze=False)
+        for panel in grid.flat:
+            panel.set_axis_off()
+        for i, image in enumerate(images):
+            grid[i][0].imshow(image if image.shape[2] == 3 else image[:, :, 0], cmap="gray", vmin=0, vmax=255)
+            column = 1
+            for maps in shown.values():
+                low, high = maps[i].min(), maps[i].max()
+                for step in maps[i]:
+                    grid[i][column].imshow(step, cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
+                    column += 1
+        grid[0][0].set_title("image", fontsize=8)
+        headings = [f"{name}\nstep {t}" for name, count in zip(shown, counts, strict=True) for t in range(1, count + 1)]
+        for panel, heading in zip(grid[0][1:], headings, strict=True):
+            panel.set_title(heading, fontsize=8)
+        return to_image(figure)

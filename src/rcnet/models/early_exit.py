@@ -1,0 +1,88 @@
+"""S4 with early exits, the deeply-supervised network (Lee et al. 2015) that the paper's Fig. 7 compares R4 with."""
+
+from collections.abc import Callable, Iterable
+from typing import Self
+
+from torch import Tensor, nn
+
+from rcnet.cell import RecurrentNet, Steps, supported_steps
+from rcnet.errors import InputError
+from rcnet.models.classify import s4
+from rcnet.models.layers import init_weights
+from rcnet.models.registry import register
+
+CELLS = ("cell2", "cell3", "cell4")  # where the exits are
+
+
+class Exit(nn.Module):
+    """Global average pooling and a linear classifier, [B, C, H, W] to [B, classes]; `number`: which exit it is, from 1."""
+
+    def __init__(self, channels: int, classes: int, number: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, classes)
+        self.number = number
+
+    @property
+    def out_features(self) -> int:
+        return self.linear.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.mean((2, 3)))
+
+
+class EarlyExitNet(RecurrentNet):
+    """A chain of standard cells with exits between them: `steps` is the exit at which a call stops, and nothing after it runs."""
+
+    def _find_steps(self) -> None:
+        self.steps = tuple(module.number for module in self if isinstance(module, Exit))
+
+    def _holds(self, own: tuple[int, ...]) -> bool:
+        return len(own) == len(self.recurrent_cells()) and len(set(own)) == 1 and own[0] in self.steps
+
+    def forward(self, x: Tensor, steps: Steps = None) -> Tensor:  # type: ignore[override]
+        """x: [B, 3, H, W] to [B, classes]. Raises `InputError`, which names the exits, for any other."""
+        own = self.per_cell(steps)
+        for module, n, upstream in self._walk(own):
+            if not isinstance(module, Exit):
+                x = module(x, n, upstream) if n else module(x)
+            elif module.number == own[0]:
+                x = module(x)
+                break
+        return x
+
+    def _replace(self, change: Callable[[nn.Module, int, int], nn.Module], own: tuple[int, ...]) -> Self:
+        """As of any network, and without what the exit asked for does not use."""
+        net = super()._replace(change, own)
+        passed = False
+        for name, module in self._modules.items():
+            stops = isinstance(module, Exit) and module.number == own[0]
+            if passed or (isinstance(module, Exit) and not stops):
+                del net._modules[name]
+            passed = passed or stops
+        net._find_steps()
+        return net
+
+
+@register(task="classify", steps=(1, 2, 3))
+def s4_exits(steps: int | Iterable[int] = (1, 2, 3), classes: int = 100) -> EarlyExitNet:
+    """S4^3 with exits after its cells C2, C3 and C4 (Sec. 5.3); train it on all of them, with objective = "aggregated".
+
+    Args:
+        steps: the exits that there are, of 1, 2 and 3; the chain ends with the last.
+        classes: the outputs, [B, classes].
+    """
+    exits = supported_steps(steps)
+    if exits[-1] > 3:
+        raise InputError(f"steps={steps!r} is not valid: the exits are 1, 2 and 3, after the cells C2, C3 and C4")
+    chain: dict[str, nn.Module] = {}
+    for name, module in s4(3).named_children():
+        chain[name] = module
+        number = CELLS.index(name) + 1 if name in CELLS else 0
+        if number in exits:
+            last = number == exits[-1]
+            chain["classifier" if last else f"exit{number}"] = Exit(64 * 2**number, classes, number)
+            if last:
+                break
+    net = EarlyExitNet(**chain)
+    init_weights(net)
+    return net

@@ -1,0 +1,182 @@
+"""Tables 1 to 5 and Figures 2 to 7 of Zhang & Jung: the networks that each needs, on which data, and the figures published."""
+
+import math
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+DIVERGED = math.nan  # the '-' of Table 3
+CIFAR = ("cifar10", "cifar100")
+SIGMAS = (15, 25, 50)
+BSD = tuple(f"bsd{sigma}" for sigma in SIGMAS)
+DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"} | {f"bsd{sigma}": f"BSD68, sigma {sigma}" for sigma in SIGMAS}
+CLASSES = {"cifar10": 10, "cifar100": 100}
+
+
+class Network(NamedTuple):
+    """A network of the paper: its name there, the arguments of `create_model`, and what else its recipe takes."""
+
+    label: str
+    model: dict[str, Any]
+    recipe: tuple[str, ...] = ()
+
+
+def _fixed(name: str, steps: Iterable[int]) -> dict[str, Network]:
+    family = f"{name[0].upper()}{name[1:]}"
+    return {f"{name}-{n}": Network(f"{family}^{n}", {"name": name, "steps": n}) for n in steps}
+
+
+NETWORKS: dict[str, Network] = {
+    **_fixed("r2", (1, 2, 3, 4)),
+    **_fixed("s2", (2, 3, 4)),
+    "s2-4-half": Network("S2^4 x0.5", {"name": "s2", "steps": 4, "width": 0.5}),
+    "r2-4-none": Network("R2^4, no norms", {"name": "r2", "steps": 4, "norm": "none"}),
+    "r2-4-shared": Network("R2^4, shared norms", {"name": "r2", "steps": 4, "norm": "shared"}),
+    "r2-234": Network("R2, cost-adjustable", {"name": "r2", "steps": [2, 3, 4]}, ("probabilities=[0.2,0.3,0.5]",)),
+    # The paper does not give R4's distribution: that of Table 4, with which larger steps are drawn more often (Sec. 4.2).
+    "r4-123": Network("R4, cost-adjustable", {"name": "r4", "steps": [1, 2, 3]}, ("probabilities=[0.2,0.3,0.5]",)),
+    **_fixed("s4", (1, 2, 3)),
+    "s4-exits": Network(
+        "S4^3 with early exits", {"name": "s4_exits", "steps": [1, 2, 3]}, ("objective=aggregated", "probabilities=[]")
+    ),
+    **_fixed("r3", (1, 2, 3, 4)),
+    **_fixed("s3", (2, 3, 4)),  # S3^1 is R3^1: one step shares nothing
+    "r3-4-none": Network("R3^4, no norms", {"name": "r3", "steps": 4, "norm": "none"}),
+    "r3-4-shared": Network("R3^4, shared norms", {"name": "r3", "steps": 4, "norm": "shared"}),
+}
+
+
+class Key(NamedTuple):
+    """What a cell of a table measures: a network, its data, and the steps that it takes."""
+
+    network: str
+    data: str
+    steps: int
+
+
+class Cell(NamedTuple):
+    """A cell: where it stands, what it measures, what the paper has there."""
+
+    row: str
+    column: str
+    key: Key
+    paper: float
+
+
+class Table(NamedTuple):
+    """A table of the paper."""
+
+    title: str
+    cells: list[Cell]
+    parameters: Mapping[str, float] = MappingProxyType({})  # row -> millions, where the table has them
+
+
+def _cells(rows: Mapping[str, tuple[str, int, tuple[float, ...]]], data: tuple[str, ...]) -> list[Cell]:
+    """The cells of rows: name -> network, steps and its figures on each of `data`."""
+    return [
+        Cell(row, DATA[d], Key(network, d, steps), figure)
+        for row, (network, steps, figures) in rows.items()
+        for d, figure in zip(data, figures, strict=True)
+    ]
+
+
+TABLES: dict[int, Table] = {
+    1: Table(
+        "RC networks and standard networks on CIFAR: test error in %",
+        _cells(
+            {
+                "R2^1": ("r2-1", 1, (14.46, 40.30)),
+                "R2^2": ("r2-2", 2, (8.53, 32.22)),
+                "R2^3": ("r2-3", 3, (8.44, 31.78)),
+                "R2^4": ("r2-4", 4, (7.65, 30.33)),
+                "S2^2": ("s2-2", 2, (7.93, 30.89)),
+                "S2^3": ("s2-3", 3, (7.41, 30.26)),
+                "S2^4": ("s2-4", 4, (6.86, 28.35)),
+                "S2^4 x0.5": ("s2-4-half", 4, (8.32, 31.54)),
+            },
+            CIFAR,
+        ),
+        {
+            "R2^1": 1.259, "R2^2": 1.260, "R2^3": 1.262, "R2^4": 1.263,
+            "S2^2": 2.514, "S2^3": 3.768, "S2^4": 5.023, "S2^4 x0.5": 1.258,
+        },
+    ),
+    2: Table(
+        "R2^4 by its use of BN: test error in %",
+        _cells(
+            {
+                "no": ("r2-4-none", 4, (10.37, 38.56)),
+                "shared": ("r2-4-shared", 4, (21.00, 54.52)),
+                "independent": ("r2-4", 4, (7.65, 30.33)),
+            },
+            CIFAR,
+        ),
+    ),
+    3: Table(
+        "R3^4 (R2^4 in the paper's caption) by its use of BN: PSNR in dB",
+        _cells(
+            {
+                "no": ("r3-4-none", 4, (31.36, 28.78, 25.77)),
+                "shared": ("r3-4-shared", 4, (DIVERGED, DIVERGED, 17.54)),
+                "independent": ("r3-4", 4, (31.61, 29.07, 26.06)),
+            },
+            BSD,
+        ),
+    ),
+    4: Table(
+        "Cost-adjustable R2: test error in %",
+        _cells(
+            {
+                "steps 2": ("r2-234", 2, (8.46, 31.55)),
+                "steps 3": ("r2-234", 3, (8.08, 31.21)),
+                "steps 4": ("r2-234", 4, (7.87, 30.67)),
+            },
+            CIFAR,
+        ),
+    ),
+    5: Table(
+        "Cost-adjustable R4 and standard networks on CIFAR-100: test error in %",
+        _cells(
+            {
+                "R4^1": ("r4-123", 1, (25.83,)),
+                "R4^2": ("r4-123", 2, (25.54,)),
+                "R4^3": ("r4-123", 3, (25.29,)),
+                "S4^1": ("s4-1", 1, (26.45,)),
+                "S4^2": ("s4-2", 2, (25.59,)),
+                "S4^3": ("s4-3", 3, (25.22,)),
+            },
+            ("cifar100",),
+        ),
+        {"R4^1": 11.250, "R4^2": 11.250, "R4^3": 11.250, "S4^1": 11.217, "S4^2": 17.488, "S4^3": 23.759},
+    ),
+}  # fmt: skip
+
+
+class Figure(NamedTuple):
+    """A figure of the paper and the (network, data) that it shows."""
+
+    title: str
+    shows: list[tuple[str, str]]
+
+
+R3 = tuple(f"r3-{n}" for n in (1, 2, 3, 4))
+S3 = ("r3-1", "s3-2", "s3-3", "s3-4")
+S4 = tuple(f"s4-{n}" for n in (1, 2, 3))
+FIGURES: dict[int, Figure] = {
+    2: Figure("The first independent BN of R2^4 over its steps, CIFAR-10", [("r2-4", "cifar10")]),
+    3: Figure("The first BN of T2 of R4 when C1 takes 1 to 3 steps, CIFAR-100", [("r4-123", "cifar100")]),
+    4: Figure("Denoised by R3^1 to R3^4, sigma 25", [(network, "bsd25") for network in R3]),
+    5: Figure("PSNR over steps, R3 and S3", [(network, data) for data in BSD for network in (*R3, *S3[1:])]),
+    6: Figure("Features at the end of C2 and C3 of R4 over steps, CIFAR-100", [("r4-123", "cifar100")]),
+    7: Figure("Relative accuracy over relative FLOPs", [(network, "cifar100") for network in ("r4-123", "s4-exits", *S4)]),
+}
+
+
+def metric(data: str) -> str:
+    """The key of a result's rows: `error` in % or `psnr` in dB."""
+    return "error" if data in CIFAR else "psnr"
+
+
+def published() -> dict[Key, float]:
+    """What the paper's tables say of each key."""
+    return {cell.key: cell.paper for table in TABLES.values() for cell in table.cells}
