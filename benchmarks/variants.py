@@ -99,15 +99,15 @@ def render(kind: str) -> str:
         "",
         f"Rendered by `python -m benchmarks.variants {kind}` from the result files beside this page. {comparison.measured},",
         "by step count; one seed. The base is the bundled recipe with",
-        f"`{' '.join(comparison.common)}`; each variant changes what its name says.",
+        f"`{' '.join(comparison.common)}`; each variant changes what its name says. The code may differ between the commits.",
         "",
-        f"| variant | minutes | iterations | {' | '.join(f'steps {n}' for n in steps)} |",
-        f"|---|---|---|{'---|' * len(steps)}",
+        f"| variant | minutes | iterations | {' | '.join(f'steps {n}' for n in steps)} | commit |",
+        f"|---|---|---|{'---|' * (len(steps) + 1)}",
     ]
     for name, result in results.items():
         figures = {row["steps"]: f"{row[comparison.metric]:.2f}" for row in result["validation"]}
         cells = " | ".join(figures.get(n, "") for n in steps)
-        lines.append(f"| {name} | {result['minutes']:g} | {result['iterations']} | {cells} |")
+        lines.append(f"| {name} | {result['minutes']:g} | {result['iterations']} | {cells} | {result['commit']} |")
     hardware = "; ".join(sorted({result["hardware"] for result in results.values()}))
     return "\n".join([*lines, "", f"Hardware: {hardware}.", ""])
 

@@ -14,7 +14,7 @@ from rcnet.errors import InputError
 from .conftest import IMAGES, random_model
 
 CLASSIFIERS = [("r2", (2, 3)), ("r4", (1, 2)), ("s2", 2), ("s4_exits", (1, 3))]
-SIZES = {"r2": {"width": 0.125}, "s2": {"width": 0.125}}
+SIZES = {name: {"width": 0.125} for name, _ in CLASSIFIERS}
 
 
 def trained(name, **config):

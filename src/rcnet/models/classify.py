@@ -70,7 +70,11 @@ def s2(steps: int = 4, norm: NormMode = "independent", classes: int = 10, width:
 
 @register(task="classify", steps=(1, 2, 3))
 def r4(
-    steps: int | Iterable[int] = (1, 2, 3), norm: NormMode | None = None, classes: int = 100, unified: bool = True
+    steps: int | Iterable[int] = (1, 2, 3),
+    norm: NormMode | None = None,
+    classes: int = 100,
+    width: float = 1.0,
+    unified: bool = True,
 ) -> RecurrentNet:
     """R4 (Eq. 10): a pre-activation ResNet of four stages (64, 128, 256, 512), in each a transition, then a recurrent cell.
 
@@ -78,9 +82,10 @@ def r4(
     """
     steps = supported_steps(steps)
     mode = norm or ("double" if len(steps) > 1 else "independent")
-    modules: dict[str, nn.Module] = {"normalize": Normalize(MEAN, STD), "stem": conv3x3(3, 64)}
-    before, upstream = 64, ()  # type: int, tuple[int, ...]
-    for stage, channels in enumerate((64, 128, 256, 512), start=1):
+    widths = [round(channels * width) for channels in (64, 128, 256, 512)]
+    modules: dict[str, nn.Module] = {"normalize": Normalize(MEAN, STD), "stem": conv3x3(3, widths[0])}
+    before, upstream = widths[0], ()  # type: int, tuple[int, ...]
+    for stage, channels in enumerate(widths, start=1):
         modules[f"transition{stage}"] = Transition(
             PreActBody(before, channels, stride=1 if stage == 1 else 2),
             lambda before=before, channels=channels: _batch_norms(before, channels),  # type: ignore[misc]
@@ -96,14 +101,14 @@ def r4(
             unified=unified,
         )
         before, upstream = channels, steps
-    net = RecurrentNet(**modules, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), classifier=nn.Linear(512, classes))
+    net = RecurrentNet(**modules, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), classifier=nn.Linear(before, classes))
     init_weights(net)
     return net
 
 
 @register(task="classify", steps=(1, 2, 3))
-def s4(steps: int = 3, norm: NormMode = "independent", classes: int = 100) -> RecurrentNet:
+def s4(steps: int = 3, norm: NormMode = "independent", classes: int = 100, width: float = 1.0) -> RecurrentNet:
     """S4: pre-activation ResNet-18, -26 and -34 for 1, 2 and 3 steps: the graph of R4, kernels not shared."""
-    net = untie(r4(steps, norm, classes))
+    net = untie(r4(steps, norm, classes, width))
     init_weights(net)
     return net

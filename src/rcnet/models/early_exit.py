@@ -64,23 +64,24 @@ class EarlyExitNet(RecurrentNet):
 
 
 @register(task="classify", steps=(1, 2, 3))
-def s4_exits(steps: int | Iterable[int] = (1, 2, 3), classes: int = 100) -> EarlyExitNet:
+def s4_exits(steps: int | Iterable[int] = (1, 2, 3), classes: int = 100, width: float = 1.0) -> EarlyExitNet:
     """S4^3 with exits after its cells C2, C3 and C4 (Sec. 5.3); train it on all of them, with objective = "aggregated".
 
     Args:
         steps: the exits that there are, of 1, 2 and 3; the chain ends with the last.
         classes: the outputs, [B, classes].
+        width: multiplies the channels.
     """
     exits = supported_steps(steps)
     if exits[-1] > 3:
         raise InputError(f"steps={steps!r} is not valid: the exits are 1, 2 and 3, after the cells C2, C3 and C4")
     chain: dict[str, nn.Module] = {}
-    for name, module in s4(3).named_children():
+    for name, module in s4(3, width=width).named_children():
         chain[name] = module
         number = CELLS.index(name) + 1 if name in CELLS else 0
         if number in exits:
             last = number == exits[-1]
-            chain["classifier" if last else f"exit{number}"] = Exit(64 * 2**number, classes, number)
+            chain["classifier" if last else f"exit{number}"] = Exit(round(64 * 2**number * width), classes, number)
             if last:
                 break
     net = EarlyExitNet(**chain)

@@ -65,7 +65,7 @@ PROFILES = {
             ("epochs=0", "iterations=2", "batch=8", "classification.size=8", "log_every=1", "precision=fp32"),
         ),
         ("r3", ("minutes=0", "iterations=2", "batch=2", "denoising.patch=16", "log_every=1", "precision=fp32")),
-        {"r2": 0.125, "s2": 0.125},
+        {"r2": 0.125, "s2": 0.125, "r4": 0.125, "s4": 0.125, "s4_exits": 0.125},
         (2, 32),
         official=False,
     ),
