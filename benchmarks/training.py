@@ -26,8 +26,8 @@ from rcnet.training.loop import Run
 
 RESULTS = Path(__file__).parent.parent / "results"
 CASES = {
-    "R2^1, batch 128": ("cifar", "cifar_fast", ["model.steps=1"]),
-    "R2^4, batch 128": ("cifar", "cifar_fast", ["model.steps=4"]),
+    "R2^1, batch 64": ("cifar", "cifar_fast", ["model.steps=1"]),
+    "R2^4, batch 64": ("cifar", "cifar_fast", ["model.steps=4"]),
     "R3^4, batch 4": ("bsd", "r3", ["model.steps=4"]),
     "r3_fast^4, batch 4": ("bsd", "r3_fast", ["model.steps=4"]),
 }

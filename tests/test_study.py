@@ -3,13 +3,10 @@
 import dataclasses
 import json
 import math
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -121,7 +118,7 @@ def test_the_estimate_is_what_the_loop_counts(done):
     folders, _ = done
     for run in declared("smoke"):
         result = json.loads(run.result(folders).read_text())
-        assert plan.training_flop(run, run.recipe(folders)) / 1e15 == pytest.approx(result["pflop"], rel=0.01), (
+        assert plan.training_flop(run, run.recipe(folders)) / 1e15 == pytest.approx(result["pflop"], rel=0.05), (
             run.name
         )  # its head has 100 classes
 
@@ -225,23 +222,21 @@ def test_max_minutes_stops_at_a_checkpoint(at, capsys, monkeypatch):
     assert 0 < done < 1
 
 
-def test_sigterm_stops_all_jobs_at_checkpoints(at, capsys):
+def test_sigterm_stops_all_jobs_at_checkpoints(at):
     folders, places = at
     runs = [Run("r3-1", data, 0, "lite") for data in ("bsd15", "bsd25")]
-
-    def stop():
-        wait_for(lambda: all((run.work(folders) / "log.jsonl").exists() for run in runs))
-        assert all(is_busy(run.work(folders)) for run in runs)
-        time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=stop)
-    thread.start()
-    with pytest.raises(SystemExit) as stopped:
-        main(["run", "--profile", "lite", "--only", *(run.name for run in runs), "--jobs", "2", *places])
-    thread.join()
-    assert stopped.value.code == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    names = [run.name for run in runs]
+    command = [sys.executable, "-m", "rcnet.study", "run", "--profile", "lite", "--only", *names, "--jobs", "2", *places]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for(lambda: all((run.work(folders) / "log.jsonl").exists() for run in runs))
+            assert all(is_busy(run.work(folders)) for run in runs)
+            time.sleep(0.5)
+        finally:
+            process.terminate()
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same command goes on" in errors
     for run in runs:
         assert plan.progress_of(run, run.recipe(folders), folders) > 0
         assert not is_busy(run.work(folders))
