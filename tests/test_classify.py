@@ -18,6 +18,7 @@ from rcnet.models import create_model, load
 from rcnet.training import read_recipe, train
 from rcnet.training.loop import Run
 
+from .cifar import load as load_slice
 from .conftest import IMAGES
 
 SMALL = ["model.width=0.125", "batch=20", "precision=fp32", "epochs=0", "warmup=0.1", "log_every=1", "ema=0.5"]
@@ -239,6 +240,17 @@ def test_classify_names_what_real_images_show(run, cifar_folder, weights, tmp_pa
         assert status == 0, err
         assert name in out
         assert "%" in out
+
+
+def test_the_bundled_weights_know_real_images(run):
+    model = load("r2.cifar10")
+    pixels, labels, classes = load_slice("cifar10", "test")
+    assert model.metadata["preprocessing"]["classes"] == list(classes)
+    recorded = {row["steps"]: row["error"] for result in model.metadata["results"] for row in result["rows"]}
+    for row in classification_results(model, torch.from_numpy(pixels), torch.from_numpy(labels).long(), model.steps):
+        assert row["error"] == pytest.approx(recorded[row["steps"]], abs=8)  # 100 images stand for 10,000
+    rows = json.loads(run("classify", IMAGES / "cat.png", "--json")[1])
+    assert rows[0]["classes"][0]["class"] == "cat"
 
 
 def test_classify_reads_photographs_upright(run, weights, tmp_path):
