@@ -247,7 +247,7 @@ def test_the_bundled_weights_know_real_images(run):
     pixels, labels, classes = load_slice("cifar10", "test")
     assert model.metadata["preprocessing"]["classes"] == list(classes)
     recorded = {row["steps"]: row["error"] for result in model.metadata["results"] for row in result["rows"]}
-    for row in classification_results(model, torch.from_numpy(pixels), torch.from_numpy(labels).long(), model.steps):
+    for row in classification_results(model, torch.tensor(pixels), torch.tensor(labels).long(), model.steps):
         assert row["error"] == pytest.approx(recorded[row["steps"]], abs=8)  # 100 images stand for 10,000
     rows = json.loads(run("classify", IMAGES / "cat.png", "--json")[1])
     assert rows[0]["classes"][0]["class"] == "cat"
