@@ -51,10 +51,10 @@ PROFILES = {
         ),
     ),
     "lite": Profile(
-        "one seed and a short schedule, for the order rather than the figures: classifiers by the recipe cifar_fast for 5 "
+        "one seed and a short schedule, for the order rather than the figures: classifiers by the recipe cifar_fast for 2 "
         "epochs, denoisers by the recipe r3 for 6,000 iterations",
         (0,),
-        ("cifar_fast", ("epochs=5", "ema=0.99")),
+        ("cifar_fast", ("epochs=2", "ema=0.99")),
         ("r3", ("iterations=6000", "minutes=0", "ema=0.995")),
     ),
     "smoke": Profile(
