@@ -2,14 +2,20 @@
 
 import numpy as np
 import onnx
+import onnxruntime
+import openvino
 import pytest
 import torch
 from torch import nn
 
 import rcnet
+from rcnet.data.images import read_folder
+from rcnet.deploy.classify import read_matching
 from rcnet.deploy.export import cut, export, load_exported, read_exported
+from rcnet.deploy.int8 import calibration_images
 from rcnet.deploy.optimize import optimize
 from rcnet.errors import InputError
+from rcnet.evaluation import denoising_results, denoising_scores
 
 from .conftest import IMAGES, random_model
 
@@ -124,6 +130,55 @@ def test_pt2(denoiser, tmp_path):
     assert read_exported(path)["outputs"] == {"steps1": 1}
 
 
+@pytest.fixture(scope="module")
+def in_int8(denoiser, tmp_path_factory):
+    """The denoiser with two step counts in int8, for ONNX Runtime and for OpenVINO."""
+    folder = tmp_path_factory.mktemp("int8")
+    paths = folder / "x.onnx", folder / "x.xml"
+    return [export(denoiser, path, steps=[1, 4], calibration=calibration_images(denoiser, IMAGES / "bsd")) for path in paths]
+
+
+def test_int8_loses_little(in_int8, denoiser):
+    images = read_folder(IMAGES / "bsd" / "test", 1)
+    exact = {row["steps"]: row["psnr"] for row in denoising_results(denoiser, images, 25, [1, 4])}
+    for path, most in zip(in_int8, ({1: 0.4, 4: 0.9}, {1: 0.2, 4: 0.4}), strict=True):
+        for n in (1, 4):
+            session = load_exported(path, n, threads=1)
+            psnr, _ = denoising_scores(lambda x, session=session: torch.from_numpy(session(x.numpy())), images, 25)
+            assert exact[n] - most[n] < psnr < exact[n]
+        assert read_exported(path)["precision"] == "int8"
+
+
+def test_int8_kernels_run_and_are_stored_once(in_int8, denoiser, tmp_path):
+    to_onnx, to_openvino = in_int8
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "run.onnx")
+    onnxruntime.InferenceSession(cut(to_onnx, "steps4"), options, providers=["CPUExecutionProvider"])
+    run = [node.op_type for node in onnx.load(tmp_path / "run.onnx").graph.node if "Conv" in node.op_type]
+    assert run == ["QLinearConv"] * 14  # the stem, three cells four times, the head
+    model = openvino.Core().read_model(to_openvino)
+    compiled = openvino.Core().compile_model(openvino.Model([model.output("steps4")], model.get_parameters()), "CPU")
+    run = [
+        op.get_rt_info()["primitiveType"] for op in compiled.get_runtime_model().get_ops() if "primitiveType" in op.get_rt_info()
+    ]
+    convolutions = [str(kind.astype(str)) for kind in run if "conv" in str(kind.astype(str))]
+    assert len(convolutions) == 14
+    assert all(kind.endswith("I8") for kind in convolutions)
+    kernels = [t for t in onnx.load(to_onnx).graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4]
+    assert sum(np.prod(t.dims) for t in kernels) == sum(p.numel() for p in denoiser.parameters() if p.ndim == 4)
+    assert to_openvino.with_suffix(".bin").stat().st_size < 2 * sum(np.prod(t.dims) for t in kernels)
+
+
+@torch.inference_mode()
+def test_a_classifier_in_int8_answers_as_in_fp32(tmp_path, cifar_folder):
+    model = rcnet.load("r2.cifar10")
+    test = read_matching(cifar_folder, "test", model)
+    x = test.images.float() / 255
+    expected = model(x, 2).argmax(1).numpy()
+    path = export(model, tmp_path / "x.onnx", steps=[2], calibration=calibration_images(model, cifar_folder))
+    assert (load_exported(path, 2)(x.numpy()).argmax(1) == expected).mean() > 0.97
+
+
 def test_export_on_the_command_line(run, refused, tmp_path):
     status, out, err = run("export", "r3_fast.bsd-gray-25", "-o", "fast.onnx", "--steps", "1")
     assert status == 0, err
@@ -131,6 +186,8 @@ def test_export_on_the_command_line(run, refused, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fast.onnx"]
     assert "onnx, openvino, pt2" in refused("export", "r3_fast.bsd-gray-25", "-o", "x.tflite")
     assert "does not end in .onnx" in refused("export", "r3_fast.bsd-gray-25", "-o", "x.pt2", "--to", "onnx")
+    assert "no folder of images" in refused("export", "r3_fast.bsd-gray-25", "-o", "x.onnx", "--int8", "nowhere")
+    assert "not for pt2" in refused("export", "r3_fast.bsd-gray-25", "-o", "x.pt2", "--int8", IMAGES / "bsd")
     assert "there is no folder" in refused("export", "r3_fast.bsd-gray-25", "-o", "nowhere/x.onnx")
     assert "valid: 1, 2, 3, 4" in refused("export", "r3_fast.bsd-gray-25", "-o", "x.onnx", "--steps", "9")
     (tmp_path / "broken.onnx").write_bytes((tmp_path / "fast.onnx").read_bytes()[:1000])

@@ -127,18 +127,10 @@ def measure_classifier(network: "RecurrentNet", data: Path, cost: "str | Sequenc
     """The result of a classifier on the test images of the data that it was trained on."""
     from tqdm import tqdm
 
-    from rcnet.data.cifar import cifar_sets
-    from rcnet.data.labelled import read_labelled
-    from rcnet.deploy.classify import class_names, image_size
+    from rcnet.deploy.classify import read_matching
     from rcnet.evaluation import classification_results
 
-    names = class_names(network)
-    size = image_size(network)
-    tests = [read_labelled(data, "test", name, size) for name in cifar_sets(data) or ["auto"]]
-    test = next((test for test in tests if list(test.classes) == names), tests[0])
-    if list(test.classes) != names:
-        other = [name for name in test.classes if name not in names] or test.classes
-        raise InputError(f"{data} holds other classes ({some(other)}) than these weights know: {some(names)}")
+    test = read_matching(data, "test", network)
     height, width = test.images.shape[-2:]
     counts = steps_of(cost, network, (height, width), precision)
     with tqdm(total=len(counts) * len(test.labels), unit="image", disable=None, leave=False) as bar:
@@ -151,8 +143,3 @@ def steps_of(cost: "str | Sequence[Steps]", network: "RecurrentNet", size: tuple
     from rcnet.cost import steps_for
 
     return (steps_for(network, cost, size, precision=precision),) if isinstance(cost, str) else cost
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names of a list, for an error."""
-    return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")

@@ -15,6 +15,7 @@ def export(
     output: Annotated[Path, Parameter(name=("--output", "-o"))],
     to: str | None = None,
     steps: str = "all",
+    int8: Path | None = None,
 ) -> None:
     """Export trained weights to one file that holds every step count, each kernel once.
 
@@ -27,6 +28,7 @@ def export(
 
       rcnet export r3_fast.bsd-gray-25 -o fast.onnx
       rcnet export r3_fast.bsd-gray-25 -o fast.xml --steps 1
+      rcnet export r3_fast.bsd-gray-25 -o fast.xml --int8 photos/
       rcnet export runs/mine/weights.safetensors --to pt2 -o mine.pt2
 
     Parameters
@@ -39,9 +41,14 @@ def export(
         onnx, openvino or pt2; what the suffix says unless given.
     steps
         A step count of the model, or all.
+    int8
+        Convolutions compute in 8 bits, calibrated on the images of this folder: clean ones for denoisers; for classifiers
+        CIFAR or CLASS/NAME.png, as they were trained on. Three times as fast where the processor has such instructions;
+        docs/deploy.md says what it loses.
     """
     from rcnet.cli.text import parse_steps
     from rcnet.deploy.export import export as run
+    from rcnet.deploy.int8 import calibration_images
     from rcnet.models import load
 
     network = load(model)
@@ -50,7 +57,8 @@ def export(
         network.per_cell(asked)
     if output.is_dir():
         raise InputError(f"{output} cannot be written: it is a folder")
-    path = run(network, output, to, () if asked is None else (asked,))
+    images = None if int8 is None else calibration_images(network, int8)
+    path = run(network, output, to, () if asked is None else (asked,), images)
     files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
     for file in files:
         print(f"{file} ({file.stat().st_size / 1e6:.2f} MB)")

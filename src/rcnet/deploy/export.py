@@ -3,13 +3,10 @@
 The exported graph has an output for each step count; a loader cuts it to one. Uncut, a runtime would compute them all.
 """
 
-import contextlib
-import io
 import json
-import logging
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,9 @@ from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 
 from rcnet.cell import RecurrentNet, Steps, evaluating, unroll
+from rcnet.deploy.int8 import quantized
+from rcnet.deploy.optimize import optimize
+from rcnet.deploy.packages import needed, quiet
 from rcnet.errors import InputError, unknown
 from rcnet.models.files import preprocessing
 from rcnet.models.registry import architecture_of, task_of
@@ -26,6 +26,7 @@ from rcnet.models.registry import architecture_of, task_of
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 OPSET = 20
 KEY = "rcnet"  # the metadata property, holding JSON
+Calibration = Iterable[np.ndarray] | None
 
 
 class _EveryStep(nn.Module):
@@ -45,7 +46,13 @@ def output_name(steps: Steps) -> str:
     return "steps" + "_".join(map(str, numbers))
 
 
-def export(model: RecurrentNet, path: str | Path, to: str | None = None, steps: Sequence[Steps] = ()) -> Path:
+def export(
+    model: RecurrentNet,
+    path: str | Path,
+    to: str | None = None,
+    steps: Sequence[Steps] = (),
+    calibration: Calibration = None,
+) -> Path:
     """Writes one file (two for OpenVINO: .xml and .bin) that holds every step count asked for; returns its path.
 
     Input `image`: float [batch, C, height, width] in [0, 1], all but C dynamic. Outputs `steps1`, `steps2`, ...: what
@@ -55,9 +62,11 @@ def export(model: RecurrentNet, path: str | Path, to: str | None = None, steps: 
     Args:
         to: `onnx`, `openvino` or `pt2`; what the suffix of the path says unless given.
         steps: the step counts; all supported ones unless given.
+        calibration: inputs, float32 [B, C, H, W], such as `int8.calibration_images` gives: convolutions then compute in int8.
 
     Raises:
-        InputError: an unknown format, unsupported steps, a folder that does not exist, or a missing package.
+        InputError: an unknown format, int8 for a format that has none, unsupported steps, a folder that does not exist, or a
+            missing package.
     """
     path = Path(path)
     kinds = {suffix: name for name, suffix in FORMATS.items()}
@@ -68,13 +77,21 @@ def export(model: RecurrentNet, path: str | Path, to: str | None = None, steps: 
         raise InputError(f"{path} does not end in {FORMATS[to]}, as a file of the format {to} does")
     if not path.parent.is_dir():
         raise InputError(f"{path} cannot be written: there is no folder {path.parent}")
+    if calibration is not None and to == "pt2":
+        raise InputError("int8 is for onnx and openvino files, not for pt2")
     counts = tuple(steps) or model.steps
     metadata = {**getattr(model, "metadata", {}), "architecture": architecture_of(model), "task": task_of(model)}
     metadata |= {"preprocessing": getattr(model, "metadata", {}).get("preprocessing") or preprocessing(model)}
     metadata["outputs"] = {output_name(n): n for n in counts}
-    net = _EveryStep([evaluating(unroll(model, n)) for n in counts]).eval()
+    metadata["precision"] = "fp32" if calibration is None else "int8"
+    nets: list[nn.Module]
+    if calibration is None:
+        nets = [evaluating(unroll(model, n)) for n in counts]
+    else:  # folded, so that each int8 convolution is followed by nothing that changes the scale of a channel
+        nets = list(optimize(model, counts, precision="fp32").sessions.values())
+    net = _EveryStep(nets).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        written = _WRITERS[to](net, Path(folder) / path.name, preprocessing(model)["channels"], metadata)
+        written = _WRITERS[to](net, Path(folder) / path.name, preprocessing(model)["channels"], metadata, calibration)
         for file in reversed(written):  # the file that names the others last
             file.replace(path.parent / file.name)
     return path
@@ -93,10 +110,12 @@ def _program(net: nn.Module, channels: int) -> tuple[Any, int]:
     raise AssertionError
 
 
-def _to_onnx(net: nn.Module, path: Path, channels: int, metadata: dict[str, Any]) -> list[Path]:
+def _to_onnx(
+    net: nn.Module, path: Path, channels: int, metadata: dict[str, Any], calibration: Calibration, outputs: bool = True
+) -> list[Path]:
     onnx = needed("onnx", "onnxscript")
     traced, multiple = _program(net, channels)
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             traced,
             (),
@@ -109,10 +128,12 @@ def _to_onnx(net: nn.Module, path: Path, channels: int, metadata: dict[str, Any]
         )
     assert program is not None
     proto = program.model_proto
-    _once(proto)
     if multiple > 1 and metadata["task"] == "denoise":
         _any_size(proto, multiple)
         multiple = 1
+    if calibration is not None:
+        proto = quantized(proto, calibration, outputs=outputs)
+    _once(proto)
     metadata = {**metadata, "multiple": multiple}
     onnx.helper.set_model_props(proto, {KEY: json.dumps(metadata)})
     onnx.checker.check_model(proto)
@@ -175,9 +196,9 @@ def _once(proto: Any) -> None:
             node.input[i] = other.get(name, name)
 
 
-def _to_openvino(net: nn.Module, path: Path, channels: int, metadata: dict[str, Any]) -> list[Path]:
+def _to_openvino(net: nn.Module, path: Path, channels: int, metadata: dict[str, Any], calibration: Calibration) -> list[Path]:
     openvino = needed("openvino")
-    onnx_file = _to_onnx(net, path.with_suffix(".onnx"), channels, metadata)[0]
+    onnx_file = _to_onnx(net, path.with_suffix(".onnx"), channels, metadata, calibration, outputs=False)[0]
     model = openvino.Core().read_model(onnx_file)  # convert_model would fold batch norms, and so multiply the kernels
     model.set_rt_info(text_of(onnx_file), [KEY])
     openvino.save_model(model, path, compress_to_fp16=False)
@@ -185,13 +206,13 @@ def _to_openvino(net: nn.Module, path: Path, channels: int, metadata: dict[str, 
     return [path, path.with_suffix(".bin")]
 
 
-def _to_pt2(net: nn.Module, path: Path, channels: int, metadata: dict[str, Any]) -> list[Path]:
+def _to_pt2(net: nn.Module, path: Path, channels: int, metadata: dict[str, Any], _: Calibration) -> list[Path]:
     program, multiple = _program(net, channels)
     torch.export.save(program, path, extra_files={KEY: json.dumps({**metadata, "multiple": multiple})})
     return [path]
 
 
-_WRITERS: dict[str, Callable[[nn.Module, Path, int, dict[str, Any]], list[Path]]] = {
+_WRITERS: dict[str, Callable[[nn.Module, Path, int, dict[str, Any], Calibration], list[Path]]] = {
     "onnx": _to_onnx,
     "openvino": _to_openvino,
     "pt2": _to_pt2,
@@ -228,16 +249,19 @@ def read_exported(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a network that rcnet exported") from error
 
 
-def load_exported(path: str | Path, steps: Steps = None, *, threads: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
+def load_exported(
+    path: str | Path, steps: Steps = None, *, threads: int | None = None, precision: str = "fp32"
+) -> Callable[[np.ndarray], np.ndarray]:
     """A function of one step count: float32 [batch, C, height, width] to what the network gives, by ONNX Runtime or OpenVINO.
 
     Args:
         path: a .onnx or .xml file that `export` wrote.
         steps: one of its step counts; the largest unless given.
         threads: of the processor; what the runtime takes unless given.
+        precision: `fp32`, or in OpenVINO `bf16`, of what is not int8 in the file.
 
     Raises:
-        InputError: not such a file, other steps than it holds, or a missing package.
+        InputError: not such a file, other steps than it holds, a precision that the runtime does not have, or a missing package.
     """
     path = Path(path)
     outputs = read_exported(path)["outputs"]
@@ -245,8 +269,11 @@ def load_exported(path: str | Path, steps: Steps = None, *, threads: int | None 
     key = next(reversed(held)) if steps is None else steps if isinstance(steps, int) else tuple(steps)
     if key not in held:
         raise InputError(f"steps={steps!r} is not in {path}: valid: {', '.join(map(str, held))}")
+    valid = {".xml": {"fp32": "f32", "bf16": "bf16"}, ".onnx": {"fp32": "f32"}}.get(path.suffix, {})
+    if valid and precision not in valid:
+        raise unknown("precision", precision, valid)
     if path.suffix == ".xml":
-        return _openvino_session(path, held[key], threads)
+        return _openvino_session(path, held[key], threads, valid[precision])
     if path.suffix == ".onnx":
         return _onnx_session(cut(path, held[key]), threads)
     raise InputError(f"{path} is not a .onnx or .xml file; torch.export.load reads a .pt2 file")
@@ -269,7 +296,7 @@ def _onnx_session(content: bytes, threads: int | None) -> Callable[[np.ndarray],
     return lambda x: session.run(None, {"image": np.ascontiguousarray(x, np.float32)})[0]
 
 
-def _openvino_session(path: Path, output: str, threads: int | None, precision: str = "f32") -> Callable[[np.ndarray], np.ndarray]:
+def _openvino_session(path: Path, output: str, threads: int | None, precision: str) -> Callable[[np.ndarray], np.ndarray]:
     openvino = needed("openvino")
     core = openvino.Core()
     model = core.read_model(path)
@@ -279,28 +306,3 @@ def _openvino_session(path: Path, output: str, threads: int | None, precision: s
         config["INFERENCE_NUM_THREADS"] = str(threads)
     request = core.compile_model(part, "CPU", config).create_infer_request()
     return lambda x: next(iter(request.infer([np.ascontiguousarray(x, np.float32)]).values())).copy()
-
-
-def needed(*packages: str) -> Any:
-    """The first of the packages, or `InputError` that says how to install them."""
-    import importlib
-
-    try:
-        modules = [importlib.import_module(package) for package in packages]
-    except ImportError as error:
-        extra = "openvino" if "openvino" in packages else "onnx"
-        raise InputError(f"this needs {' and '.join(packages)}: pip install 'rcnet[{extra}]'") from error
-    return modules[0]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the ONNX exporter prints."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)

@@ -57,6 +57,33 @@ def to_uint8_levels(x: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
+def denoising_scores(
+    network: Callable[[Tensor], Tensor],
+    images: Sequence[np.ndarray],
+    sigma: float,
+    *,
+    as_8bit: bool = False,
+    device: torch.device | str = "cpu",
+    each: Callable[[], object] = lambda: None,
+) -> tuple[float, float]:
+    """PSNR in dB and SSIM, means over images (uint8 [H, W, C]), of whatever denoises float [1, C, H, W].
+
+    Args:
+        as_8bit: the noisy images are clipped and rounded first, as files are.
+        each: called after each image, for a progress bar.
+    """
+    scores = []
+    for image in images:
+        clean = to_tensor(image).to(device)
+        noisy = protocol_noise(image, sigma, as_8bit).to(device, memory_format=torch.channels_last)
+        denoised = to_uint8_levels(network(noisy))
+        scores.append((psnr(denoised, clean), ssim(denoised, clean)))
+        each()
+    mean = np.mean(scores, axis=0)
+    return float(mean[0]), float(mean[1])
+
+
+@torch.inference_mode()
 def denoising_results(
     model: RecurrentNet,
     images: Sequence[np.ndarray],
@@ -67,10 +94,9 @@ def denoising_results(
     precision: str = "fp32",
     each: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """One row a step count: `steps`, `psnr` in dB and `ssim`, means over images (uint8 [H, W, C]).
+    """One row a step count: `steps`, `psnr` in dB and `ssim`, as `denoising_scores` measures them.
 
-    `each` is called after each image at each step count, for a progress bar. `as_8bit`: the noisy images are clipped and
-    rounded first, as files are.
+    `each` is called after each image at each step count.
 
     Raises:
         InputError: steps that the model does not support, or an image of less than 11 pixels a side.
@@ -80,15 +106,11 @@ def denoising_results(
     rows = []
     for n in steps:
         net = evaluating(unroll(model, n))
-        scores = []
-        for image in images:
-            clean = to_tensor(image).to(device)
-            noisy = protocol_noise(image, sigma, as_8bit).to(device, memory_format=torch.channels_last)
+
+        def call(x: Tensor, net: RecurrentNet = net) -> Tensor:
             with autocast(precision, device):
-                denoised = net(noisy)
-            denoised = to_uint8_levels(denoised)
-            scores.append((psnr(denoised, clean), ssim(denoised, clean)))
-            each()
-        mean = np.mean(scores, axis=0)
-        rows.append({"steps": n, "psnr": round(float(mean[0]), 4), "ssim": round(float(mean[1]), 5)})
+                return net(x)
+
+        db, similarity = denoising_scores(call, images, sigma, as_8bit=as_8bit, device=device, each=each)
+        rows.append({"steps": n, "psnr": round(db, 4), "ssim": round(similarity, 5)})
     return rows

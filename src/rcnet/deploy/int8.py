@@ -1,0 +1,115 @@
+"""int8: static quantization of an exported graph, calibrated on real images.
+
+Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference". Only
+convolutions compute in int8. What they read has one scale a tensor, 8 bits without a sign; kernels have one a channel of the
+output, 8 bits with a sign, so that folding a batch norm into a kernel changes its scales alone, and one int8 kernel still
+serves every step. Sums, norms and activations stay fp32. ONNX Runtime needs the outputs of its int8 convolutions in 8 bits
+too, which costs accuracy; OpenVINO takes them in fp32.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rcnet.cell import RecurrentNet
+from rcnet.data.images import list_images, read_image, split_folder, to_tensor
+from rcnet.data.noise import add_noise
+from rcnet.deploy.classify import read_matching
+from rcnet.deploy.packages import needed, quiet
+from rcnet.models.denoise import Denoiser
+
+IMAGES, CROP = {"denoise": 16, "classify": 256}, 128  # taken of a folder; pixels a side of a denoiser's
+
+
+def quantized(graph: Any, calibration: Iterable[np.ndarray], *, outputs: bool) -> Any:
+    """An ONNX model whose convolutions compute in int8.
+
+    Args:
+        graph: the model in fp32, batch norms folded.
+        calibration: inputs, float32 [B, C, H, W]; the range of each activation is what they usually reach.
+        outputs: also the convolutions' outputs, as ONNX Runtime needs; else fp32.
+    """
+    onnx, tool = needed("onnx"), needed("onnxruntime.quantization", "onnxruntime")
+
+    class Reader(tool.CalibrationDataReader):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            self.inputs = ({"image": x} for x in calibration)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.inputs, None)
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        target = Path(folder) / "int8.onnx"
+        tool.quantize_static(
+            graph,
+            target,
+            Reader(),
+            quant_format=tool.QuantFormat.QDQ,
+            op_types_to_quantize=["Conv"],
+            per_channel=True,
+            activation_type=tool.QuantType.QUInt8,
+            weight_type=tool.QuantType.QInt8,
+            extra_options={"CalibMovingAverage": True},  # the usual range of a batch, not the widest: 0.1 to 0.9 dB more
+        )
+        model = onnx.load(target)
+    _let_others_read_fp32(model.graph, outputs)
+    return model
+
+
+def _let_others_read_fp32(graph: Any, outputs: bool) -> None:
+    """Leaves the 8 bits to convolutions: whatever else reads a quantized value now reads what it was made of."""
+    producer = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.op_type in ("Conv", "QuantizeLinear", "DequantizeLinear"):
+            continue
+        for i, name in enumerate(node.input):
+            back = producer.get(name)
+            there = producer.get(back.input[0]) if back is not None and back.op_type == "DequantizeLinear" else None
+            if there is None:
+                continue
+            source = producer.get(there.input[0])
+            if not (outputs and source is not None and source.op_type == "Conv"):
+                node.input[i] = there.input[0]
+    while True:
+        used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+        dead = [node for node in graph.node if not used.intersection(node.output)]
+        if not dead:
+            return
+        for node in dead:
+            graph.node.remove(node)
+
+
+def calibration_images(model: RecurrentNet, folder: str | Path) -> Iterator[np.ndarray]:
+    """What `model` will see, from a folder of clean images: batches float32 [B, C, H, W], for `export`.
+
+    Denoisers take the middle of 16 images of the folder (or of `train` in it), with the noise that they were trained on;
+    classifiers 256 training images of CIFAR or of a folder by class. Both are spread evenly over what is there.
+
+    Raises:
+        InputError: no such folder, no images in it, or none that these weights can take.
+    """
+    if isinstance(model, Denoiser):
+        return _noisy(model, list_images(split_folder(folder, "train")))
+    images = read_matching(folder, "train", model).images
+    chosen = images[_spread(len(images), IMAGES["classify"])]
+    return ((batch.float() / 255).numpy() for batch in torch.split(chosen, 32))
+
+
+def _noisy(model: Denoiser, files: Sequence[Path]) -> Iterator[np.ndarray]:
+    noise = {"sigma": 25.0, **getattr(model, "metadata", {}).get("preprocessing", {}).get("noise", {})}
+    sigma = tuple(noise["sigma"]) if isinstance(noise["sigma"], list) else noise["sigma"]
+    generator = torch.Generator().manual_seed(0)
+    for k in _spread(len(files), IMAGES["denoise"]):
+        image = read_image(files[k], model.channels)
+        top, left = (max(side - CROP, 0) // 2 for side in image.shape[:2])
+        clean = to_tensor(image[top : top + CROP, left : left + CROP])
+        yield add_noise(clean, sigma, generator, noise.get("as_8bit", False)).numpy()
+
+
+def _spread(there: int, count: int) -> list[int]:
+    """At most `count` places, spread evenly over `there` of them."""
+    return np.linspace(0, there - 1, min(count, there)).round().astype(int).tolist()
