@@ -1,8 +1,10 @@
+import json
 import re
 
 import pytest
 import torch
 
+from benchmarks import cost_dial, denoise, int8, training
 from benchmarks.readme import ROOT, TABLES, insert
 
 README = (ROOT / "README.md").read_text()
@@ -12,6 +14,12 @@ README = (ROOT / "README.md").read_text()
 def test_tables_of_results_are_rendered_from_the_weights(file, name):
     text = (ROOT / file).read_text()
     assert insert(text, name, TABLES[file, name]()) == text
+
+
+@pytest.mark.parametrize("benchmark", [cost_dial, denoise, int8, training], ids=lambda module: module.__name__)
+def test_pages_of_results_are_rendered_from_the_measurements(benchmark):
+    path = benchmark.RESULTS / f"{benchmark.__name__.rpartition('.')[2]}.json"
+    assert benchmark.render(json.loads(path.read_text())) == path.with_suffix(".md").read_text()
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
