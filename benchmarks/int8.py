@@ -1,37 +1,39 @@
 """What int8 loses at each step count, and how large the exported files are.
 
-    python -m benchmarks.int8 --bsd BSD68/ --cifar data/ --bsd-calibration BSD/train [--only NAME ...] [--images N]
+    python -m benchmarks.int8 --bsd BSD68/ --cifar data/ --bsd-calibration BSD/train [--only NAME ...]
 
-Every bundled network is exported in fp32 and in int8, for ONNX Runtime and for OpenVINO, and measured on the test images: PSNR
-of denoisers (noise of sigma 25, the protocol of BSD68), error rate of classifiers. Sizes: of the one file that holds every step
-count, and of one file a step count together. Results go to results/int8.json, the tables to results/int8.md; a network that is
-there already is not measured again.
+Every bundled network is exported in int8, for ONNX Runtime and for OpenVINO, and measured on the test images: PSNR of denoisers
+(noise of sigma 25, the protocol of BSD68), error rate of classifiers, beside what `rcnet eval --record` recorded in fp32. Sizes:
+of the one file that holds every step count, and of the files that it is cut to for one each. Results go to results/int8.json, the
+tables to results/int8.md; a network that is there already is not measured again.
 """
 
 import argparse
 import json
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import rcnet
 from rcnet.cell import RecurrentNet
 from rcnet.data.images import read_folder
+from rcnet.data.labelled import Labelled
 from rcnet.deploy.classify import read_matching
-from rcnet.deploy.export import export, load_exported
+from rcnet.deploy.export import cut, export, load_exported, output_name
 from rcnet.deploy.int8 import calibration_images
 from rcnet.evaluation import denoising_scores
 from rcnet.models import bundled
 from rcnet.models.denoise import Denoiser
 
 RESULTS = Path(__file__).parent.parent / "results"
-RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO"}
+SIGMA = 25
+Session = Callable[[np.ndarray], np.ndarray]
 
 
 def size(path: Path) -> int:
@@ -40,42 +42,35 @@ def size(path: Path) -> int:
 
 
 def measure(model: RecurrentNet, args: argparse.Namespace) -> dict[str, Any]:
+    """A row a step count, fp32 as it was recorded in the weights; and the sizes of files in bytes."""
     denoiser = isinstance(model, Denoiser)
-    score: Callable[[Callable[[np.ndarray], np.ndarray]], float]
-    if denoiser:
-        images = read_folder(args.bsd, model.channels)
-        images = [images[k] for k in np.linspace(0, len(images) - 1, min(args.images, len(images))).round().astype(int)]
+    recorded = next(r for r in model.metadata["results"] if r["precision"] == "fp32" and r.get("sigma") in (None, SIGMA))
+    rows = [{"steps": row["steps"], "fp32": row["psnr" if denoiser else "error"]} for row in recorded["rows"]]
+    score = (
+        partial(psnr_of, read_folder(args.bsd, 1)) if denoiser else partial(error_of, read_matching(args.cifar, "test", model))
+    )
+    seen = list(calibration_images(model, args.bsd_calibration if denoiser else args.cifar))
+    sizes: dict[str, list[int]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for case, suffix, calibration in (("fp32", ".onnx", None), ("ONNX Runtime", ".onnx", seen), ("OpenVINO", ".xml", seen)):
+            path = export(model, Path(folder) / f"{case}{suffix}", calibration=calibration)
+            cuts = [len(cut(path, output_name(n))) for n in model.steps] if suffix == ".onnx" else []
+            sizes[case] = [size(path), sum(cuts)]
+            if calibration is not None:
+                for row in tqdm(rows, desc=case, disable=None):
+                    row[case] = round(score(load_exported(path, row["steps"])), 4)
+    return {"data": recorded["data"], "images": recorded["images"], "rows": rows, "bytes": sizes}
 
-        def score(session: Callable[[np.ndarray], np.ndarray]) -> float:
-            def call(x: Tensor) -> Tensor:
-                return torch.from_numpy(session(x.numpy()))
 
-            return denoising_scores(call, images, 25, each=bar.update)[0]
-    else:
-        test = read_matching(args.cifar, "test", model)
+def psnr_of(images: list[np.ndarray], session: Session) -> float:
+    return denoising_scores(lambda x: torch.from_numpy(session(x.numpy())), images, SIGMA)[0]
 
-        def score(session: Callable[[np.ndarray], np.ndarray]) -> float:
-            wrong = 0
-            for x, y in zip(torch.split(test.images, 250), torch.split(test.labels, 250), strict=True):
-                wrong += int((session((x.float() / 255).numpy()).argmax(1) != y.numpy()).sum())
-                bar.update(len(y))
-            return 100 * wrong / len(test.labels)
 
-    count = len(images) if denoiser else len(test.labels)
-    rows: list[dict[str, Any]] = [{"steps": n} for n in model.steps]
-    sizes: dict[str, int] = {}
-    with tempfile.TemporaryDirectory() as name, tqdm(total=3 * count * len(rows), disable=None) as bar:
-        folder = Path(name)
-        cases = {"fp32": (".onnx", False), "int8, ONNX Runtime": (".onnx", True), "int8, OpenVINO": (".xml", True)}
-        for case, (suffix, int8) in cases.items():
-            seen = list(calibration_images(model, args.bsd_calibration if denoiser else args.cifar)) if int8 else None
-            path = export(model, folder / f"all{suffix}", calibration=seen)
-            sizes[case] = size(path)
-            one = [size(export(model, folder / f"one{suffix}", steps=[n], calibration=seen)) for n in model.steps]
-            sizes[f"{case}, one file a step count"] = sum(one)
-            for row in rows:
-                row[case] = round(score(load_exported(path, row["steps"])), 4)
-    return {"data": "BSD68" if denoiser else "CIFAR-10 test", "images": count, "rows": rows, "bytes": sizes}
+def error_of(test: Labelled, session: Session) -> float:
+    wrong = 0
+    for x, y in zip(torch.split(test.images, 250), torch.split(test.labels, 250), strict=True):
+        wrong += int((session((x.float() / 255).numpy()).argmax(1) != y.numpy()).sum())
+    return 100 * wrong / len(test.labels)
 
 
 def render(results: dict[str, Any]) -> str:
@@ -91,14 +86,15 @@ def render(results: dict[str, Any]) -> str:
     ]
     for name, result in results.items():
         for row in result["rows"]:
-            cells = [f"{row[kind]:.2f} | {row[kind] - row['fp32']:+.2f}" for kind in ("int8, OpenVINO", "int8, ONNX Runtime")]
+            cells = [f"{row[case]:.2f} | {row[case] - row['fp32']:+.2f}" for case in ("OpenVINO", "ONNX Runtime")]
             about = f"| `{name}` | {result['images']} of {result['data']} | {row['steps']} "
             lines.append(f"{about}| {row['fp32']:.2f} | {cells[0]} | {cells[1]} |")
-    lines += ["", "| weights | file | one file, MB | one file a step count, together, MB |", "|---|---|---|---|"]
+    kinds = {"fp32": "fp32, .onnx", "ONNX Runtime": "int8, .onnx", "OpenVINO": "int8, .xml and .bin"}
+    lines += ["", "| weights | file | one file, MB | cut to one file a step count, together, MB |", "|---|---|---|---|"]
     for name, result in results.items():
-        for kind in ("fp32", "int8, ONNX Runtime", "int8, OpenVINO"):
-            one, many = (result["bytes"][key] / 1e6 for key in (kind, f"{kind}, one file a step count"))
-            lines.append(f"| `{name}` | {kind} | {one:.2f} | {many:.2f} |")
+        for case, kind in kinds.items():
+            one, many = (f"{count / 1e6:.2f}" if count else "" for count in result["bytes"][case])
+            lines.append(f"| `{name}` | {kind} | {one} | {many} |")
     return "\n".join([*lines, ""])
 
 
@@ -108,7 +104,6 @@ def main() -> None:
     parser.add_argument("--bsd-calibration", type=Path, required=True, help="folder of training images")
     parser.add_argument("--cifar", type=Path, required=True, help="folder of CIFAR-10")
     parser.add_argument("--only", nargs="*", metavar="NAME", choices=list(bundled()), help="these weights; all unless given")
-    parser.add_argument("--images", type=int, default=68, help="so many of the BSD68 images, evenly spread")
     args = parser.parse_args()
     path = RESULTS / "int8.json"
     results = json.loads(path.read_text()) if path.exists() else {}

@@ -186,7 +186,7 @@ def denoise_file(job: Job, network: "Denoiser", cost: str | tuple[int, ...], til
             y = run(network, x, steps, tile=tile, precision=precision, each=bar.update)
             results[steps] = y[0].numpy().transpose(1, 2, 0)
     imagefile.write(job.target, imagefile.from_float(image, results[own]))
-    print(job.target, f"({steps_label(own)})" if isinstance(cost, str) else "", sep=" " if isinstance(cost, str) else "")
+    print(f"{job.target} ({steps_label(own)})" if isinstance(cost, str) else job.target)
     if job.picture:
         panels = [("input", pixels), *((steps_label(steps), results[steps]) for steps in sorted(results))]
         save_picture(job.picture, side_by_side([[(label, imagefile.upright(image, panel)) for label, panel in panels]]))

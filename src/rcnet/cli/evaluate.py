@@ -127,10 +127,13 @@ def measure_classifier(network: "RecurrentNet", data: Path, cost: "str | Sequenc
     """The result of a classifier on the test images of the data that it was trained on."""
     from tqdm import tqdm
 
+    from rcnet.data.cifar import cifar_sets
     from rcnet.deploy.classify import read_matching
     from rcnet.evaluation import classification_results
 
     test = read_matching(data, "test", network)
+    if not cifar_sets(data) and not (data / "test").is_dir():
+        print(f"rcnet: {data} has no folder named test: these may be images that the network was trained on", file=sys.stderr)
     height, width = test.images.shape[-2:]
     counts = steps_of(cost, network, (height, width), precision)
     with tqdm(total=len(counts) * len(test.labels), unit="image", disable=None, leave=False) as bar:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from rcnet.device import hardware
+from rcnet.replacing import replacing
 
 ROUNDS, WARM_UP = 30, 3  # timed and untimed calls of each choice
 SECONDS = 20.0  # a measurement ends after so long, though not before a few rounds
@@ -82,9 +83,8 @@ def measured_once(what: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
         kept = {**_read(path), key: {"about": whole, "value": value}}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(kept, indent=1, default=str) + "\n")
-            temporary.replace(path)
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(kept, indent=1, default=str) + "\n")
         except OSError:
             return value
     return kept[key]["value"]

@@ -46,8 +46,7 @@ def denoise(
         InputError: not a denoiser, unsupported steps, a tile too small, an unknown precision, or images of another type, shape or
             number of channels.
     """
-    if not isinstance(model, Denoiser):
-        raise InputError("this network does not denoise: take a denoiser, e.g. r3_fast.bsd-gray-25")
+    model = as_denoiser(model)
     if tile < 0 or 0 < tile < SMALLEST_TILE:
         raise InputError(f"tile={tile} is not valid: give its side in pixels, {SMALLEST_TILE} or more, or 0 for no tiles")
     if images.ndim != 4 or not images.is_floating_point():
@@ -72,6 +71,13 @@ def denoise(
     return out.reshape(batch, channels, height, width)
 
 
+def as_denoiser(model: RecurrentNet) -> Denoiser:
+    """The model itself, or `InputError` if it is no denoiser."""
+    if not isinstance(model, Denoiser):
+        raise InputError("this network does not denoise: take a denoiser, e.g. r3_fast.bsd-gray-25")
+    return model
+
+
 def tiles(height: int, width: int, side: int, halo: int) -> Iterator[tuple[int, int, slice, slice]]:
     """Top and left of each tile, and the rows and columns of the image that its network call sees."""
     for top in range(0, height, side):
@@ -91,8 +97,7 @@ def denoise_steps_for(
         InputError: not a denoiser, not a budget, or one that no step count fits.
     """
     asked = parse_budget(budget)
-    if not isinstance(model, Denoiser):
-        raise InputError("this network does not denoise: take a denoiser, e.g. r3_fast.bsd-gray-25")
+    model = as_denoiser(model)
     height, width = shape[-2:]
     if asked.timed:
         precision = resolve_precision(precision, next(model.parameters()).device)

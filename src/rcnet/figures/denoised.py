@@ -9,10 +9,8 @@ from rcnet.cell import RecurrentNet
 from rcnet.data.images import to_tensor
 from rcnet.data.noise import protocol_noise
 from rcnet.deploy.denoise import denoise
-from rcnet.errors import InputError
 from rcnet.evaluation.denoise import psnr, to_uint8_levels
 from rcnet.figures.side_by_side import Panel, centre, side_by_side
-from rcnet.models.denoise import Denoiser
 
 SHOWN = 160  # pixels a side of the part that is shown, enlarged
 COLUMNS = 3
@@ -35,8 +33,6 @@ def denoised(networks: Mapping[str, tuple[RecurrentNet, int]], images: Sequence[
         clean, noisy = to_tensor(image), protocol_noise(image, sigma)
         row = [_panel(f"noisy: {psnr(to_uint8_levels(noisy), clean):.2f} dB", noisy[0].permute(1, 2, 0).numpy())]
         for label, (network, steps) in networks.items():
-            if not isinstance(network, Denoiser):
-                raise InputError("this network does not denoise: take a denoiser, e.g. r3_fast.bsd-gray-25")
             output = denoise(network, noisy, steps)
             row.append(_panel(f"{label}: {psnr(to_uint8_levels(output), clean):.2f} dB", output[0].permute(1, 2, 0).numpy()))
         row.append(_panel("clean", image / 255))

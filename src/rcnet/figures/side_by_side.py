@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from rcnet.errors import InputError
+from rcnet.replacing import replacing
 
 LARGEST = 1024  # pixels a side; a larger image shows its centre, at full size
 Panel = tuple[str, np.ndarray]
@@ -39,12 +40,10 @@ def side_by_side(rows: Sequence[Sequence[Panel]], gap: int = 8) -> Image.Image:
 def save_picture(path: str | Path, picture: Image.Image) -> None:
     """Writes a PNG to a temporary file, then renames it."""
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        picture.save(temporary, format="PNG")
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            picture.save(temporary, format="PNG")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from rcnet.cell import RecurrentNet
 from rcnet.errors import InputError, unknown
 from rcnet.models.registry import architecture_of, create_model
+from rcnet.replacing import replacing
 
 KEY = "rcnet"  # the one metadata key, holding JSON
 
@@ -73,12 +74,8 @@ def save(model: RecurrentNet, path: str | Path, **metadata: Any) -> None:
     metadata = {"format": 1, "architecture": architecture_of(model), "preprocessing": preprocessing(model), **metadata}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with replacing(path) as temporary:
         save_file(state, temporary, metadata={KEY: json.dumps(metadata)})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def preprocessing(model: RecurrentNet) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from rcnet.figures.psnr_steps import psnr_steps
 from rcnet.figures.relative import relative_accuracy
 from rcnet.figures.side_by_side import save_picture
 from rcnet.models.files import load
+from rcnet.replacing import replacing
 from rcnet.study.claims import CURVES, relative, verdicts
 from rcnet.study.paper import BSD, CIFAR, DATA, FIGURES, NETWORKS, R3, S3, TABLES, Key, metric, published
 from rcnet.study.plan import Folders, Run, costs, declared, parameters_of, read_result
@@ -100,9 +101,8 @@ def write(folders: Folders, profiles: Sequence[str] = ()) -> list[Path]:
                 notes[path] = picture
     page = folders.results / "STUDY.md"
     page.parent.mkdir(parents=True, exist_ok=True)
-    temporary = page.with_name(page.name + ".tmp")
-    temporary.write_text(render(shown, folder, notes))
-    temporary.replace(page)
+    with replacing(page) as temporary:
+        temporary.write_text(render(shown, folder, notes))
     return [page, *written]
 
 

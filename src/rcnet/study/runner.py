@@ -20,6 +20,7 @@ from rcnet.device import best_device, hardware
 from rcnet.errors import InputError
 from rcnet.evaluation.denoise import denoising_results
 from rcnet.models.files import load
+from rcnet.replacing import replacing
 from rcnet.study.paper import CIFAR
 from rcnet.study.plan import Folders, Run, State, held, label, read_result, result_text
 from rcnet.study.profiles import find_profile
@@ -82,9 +83,8 @@ def denoised(run: Run, folders: Folders) -> list[dict[str, Any]]:
 def write_json(path: Path, value: object) -> None:
     """Writes to a temporary file, then renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def cheapest_first(states: Sequence[State]) -> list[State]:

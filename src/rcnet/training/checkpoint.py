@@ -8,15 +8,14 @@ from typing import Any
 import torch
 
 from rcnet.errors import InputError
+from rcnet.replacing import replacing
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def read_checkpoint(path: Path, run: dict[str, Any]) -> dict[str, Any]:
@@ -50,6 +49,5 @@ def cut_log(path: Path, iteration: int) -> None:
             continue
     kept = "".join(line + "\n" for line in lines)
     if kept != text:
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(kept)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(kept)

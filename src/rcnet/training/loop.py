@@ -34,6 +34,7 @@ from rcnet.errors import InputError
 from rcnet.evaluation.recalibrate import recalibrate
 from rcnet.models.files import load, preprocessing, save
 from rcnet.models.registry import create_model
+from rcnet.replacing import replacing
 from rcnet.training.checkpoint import cut_log, read_checkpoint, write_checkpoint
 from rcnet.training.optimizer import make_optimizers, set_learning_rate
 from rcnet.training.parallel import average, join, leave, share
@@ -102,9 +103,9 @@ class Run:
         self.task: Task = make_task(recipe, data, self.device)
         model = create_model(**{**self.task.config, **recipe.model})
         self.task.prepare(model)
-        check_batch(
-            model, self.task.batch(np.random.default_rng(0), 0)[0][: recipe.batch // self.world.size // recipe.accumulate]
-        )
+        x = self.task.batch(np.random.default_rng(0), 0)[0]
+        check_batch(model, x[: recipe.batch // self.world.size // recipe.accumulate])
+        self.size = (x.shape[-2], x.shape[-1])  # of the images, height and width in pixels
         self.model: RecurrentNet = channels_last(model.to(self.device))
         self.probabilities = check_probabilities(recipe.probabilities, self.model.steps)
         self.iterations = recipe.iterations
@@ -320,15 +321,13 @@ class Run:
         }
         expects = preprocessing(model) | self.task.preprocessing
         save(model, self.out / "weights.safetensors", preprocessing=expects, training=result)
-        temporary = self.out / "result.json.tmp"
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-        temporary.replace(self.out / "result.json")
+        with replacing(self.out / "result.json") as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n")
         return result
 
     def flop(self) -> float:
         """Floating-point operations of the convolutions so far: three times those of the forward, as steps are drawn."""
-        height, width = self.task.batch(np.random.default_rng(0), 0)[0].shape[-2:]
-        cost = {n: 6 * macs(self.model, n, (height, width)) for n in self.model.steps}
+        cost = {n: 6 * macs(self.model, n, self.size) for n in self.model.steps}
         return self.iteration * self.recipe.batch * expected_cost(cost, self.probabilities, self.recipe.objective)
 
     def inputs(self) -> Iterator[Tensor]:
