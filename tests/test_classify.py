@@ -11,7 +11,7 @@ from PIL import Image
 
 from rcnet.cell import batch_norms
 from rcnet.data.labelled import read_labelled, to_float
-from rcnet.deploy.classify import classify
+from rcnet.deploy.classify import class_names, classify
 from rcnet.errors import InputError
 from rcnet.evaluation import classification_results, recalibrate
 from rcnet.models import create_model, load
@@ -272,6 +272,16 @@ def test_classify_takes_uint8_and_float(weights, cifar_folder):
     torch.testing.assert_close(probabilities.sum(1), torch.ones(4))
     with pytest.raises(InputError, match=r"\[B, 3, H, W\]"):
         classify(model, images[:, :1])
+
+
+def test_a_folder_without_test_images_is_measured_with_a_warning(run, weights, tmp_path):
+    for name in class_names(load(weights)):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        shutil.copy(IMAGES / "cat.png", tmp_path / "pets" / name)
+    status, out, err = run("eval", weights, "--data", "pets", "--steps", "2")
+    assert status == 0, err
+    assert "on 10 images of pets" in out
+    assert "pets has no folder named test" in err
 
 
 def test_bad_requests_are_one_line(refused, run, cifar_folder, weights, tmp_path):

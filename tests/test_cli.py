@@ -200,7 +200,7 @@ def test_bad_data(refused, tmp_path):
     assert "holds no images" in refused("eval", "r3_fast.bsd-gray-25", "--data", "empty")
     assert "0 to 255" in refused("eval", "r3_fast.bsd-gray-25", "--data", BSD, "--sigma", "-2")
     assert "no folder of images" in refused("train", "r3", "--data", "nowhere")
-    assert "unknown key" in refused("train", "r3", "batchh=3", "--data", BSD)
+    assert "r3.toml with batchh=3: unknown key" in refused("train", "r3", "batchh=3", "--data", BSD)
     assert "r3_fast" in refused("train", "r3_fats", "--data", BSD)
     assert "1" in refused("train", "r3", "--data", BSD, "model.steps=0")
     for override in ("model.name=[1]", "model.channels=2", "model.steps=true", "minutes=inf", "batch=0", "optimizer.lr=nan"):
