@@ -88,8 +88,9 @@ def export(
     if calibration is None:
         nets = [evaluating(unroll(model, n)) for n in counts]
     else:  # folded, so that each int8 convolution is followed by nothing that changes the scale of a channel
-        nets = list(optimize(model, counts, precision="fp32").sessions.values())
-    net = _EveryStep(nets).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        sessions = optimize(model, counts, precision="fp32").sessions.values()
+        nets = [session.to(memory_format=torch.contiguous_format) for session in sessions]  # type: ignore[call-overload]
+    net = _EveryStep(nets).eval()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         written = _WRITERS[to](net, Path(folder) / path.name, preprocessing(model)["channels"], metadata, calibration)
         for file in reversed(written):  # the file that names the others last
@@ -198,7 +199,9 @@ def _once(proto: Any) -> None:
 
 def _to_openvino(net: nn.Module, path: Path, channels: int, metadata: dict[str, Any], calibration: Calibration) -> list[Path]:
     openvino = needed("openvino")
-    onnx_file = _to_onnx(net, path.with_suffix(".onnx"), channels, metadata, calibration, outputs=False)[0]
+    # OpenVINO 2026.4 computes int8 convolutions of pre-activation networks wrongly where their outputs stay fp32.
+    outputs = metadata["task"] == "classify"
+    onnx_file = _to_onnx(net, path.with_suffix(".onnx"), channels, metadata, calibration, outputs)[0]
     model = openvino.Core().read_model(onnx_file)  # convert_model would fold batch norms, and so multiply the kernels
     model.set_rt_info(text_of(onnx_file), [KEY])
     openvino.save_model(model, path, compress_to_fp16=False)

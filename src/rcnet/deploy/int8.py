@@ -4,7 +4,7 @@ Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient I
 convolutions compute in int8. What they read has one scale a tensor, 8 bits without a sign; kernels have one a channel of the
 output, 8 bits with a sign, so that folding a batch norm into a kernel changes its scales alone, and one int8 kernel still
 serves every step. Sums, norms and activations stay fp32. ONNX Runtime needs the outputs of its int8 convolutions in 8 bits
-too, which costs accuracy; OpenVINO takes them in fp32.
+too, which costs denoisers accuracy and classifiers next to none; OpenVINO leaves those of denoisers in fp32.
 """
 
 import tempfile
