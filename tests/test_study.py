@@ -25,6 +25,7 @@ from rcnet.study.profiles import PROFILES, recipe_of
 from .conftest import IMAGES
 
 BSD = IMAGES / "bsd"
+RESULTS = IMAGES.parent.parent / "results"
 ADJUSTABLE = "r2-234.cifar10-seed0"
 # What a bare machine does not have, and a profile that takes a while and keeps a checkpoint an iteration.
 BARE = """
@@ -169,6 +170,14 @@ def test_a_deleted_result_is_not_yet_measured_and_comes_back(copied, capsys, mon
     monkeypatch.setattr("rcnet.training.loop.Run.step", lambda *_: pytest.fail("trained again"))
     main(["run", "--profile", "smoke", "--only", run.name, *places])
     assert json.loads(run.result(folders).read_text()) == json.loads(kept)
+
+
+def test_the_page_of_the_repository_is_rendered_from_its_results(tmp_path):
+    shutil.copytree(RESULTS, tmp_path / "results")
+    page = tmp_path / "results" / "STUDY.md"
+    page.unlink()
+    main(["report", "--results", str(tmp_path / "results"), "--runs", str(tmp_path / "none")])
+    assert page.read_text() == (RESULTS / "STUDY.md").read_text()
 
 
 def test_a_report_without_weights_keeps_the_figures(copied, tmp_path):
