@@ -69,7 +69,7 @@ def latency(rounds: int) -> list[dict[str, Any]]:
 
 
 def turning(rounds: int) -> list[dict[str, Any]]:
-    """The median over step counts of (after other steps) / (after the same steps) - 1."""
+    """The mean over step counts of (after other steps) / (after the same steps) - 1."""
     rows = []
     for name, size in ((R3_FAST, (321, 481)), (R2, (32, 32))):
         model = rcnet.load(name)
@@ -103,11 +103,7 @@ def pairs(rounds: int) -> list[dict[str, Any]]:
 def budgets(folder: Path) -> list[dict[str, Any]]:
     """200 calls a budget, on pieces of real images."""
     model = rcnet.load(R3_FAST)
-    files = list_images(folder)
-    pieces = [
-        protocol_noise(read_image(files[k % len(files)], 1)[: IMAGE[0], : IMAGE[1]], 25) for k in range(min(CALLS, len(files)))
-    ]
-    pieces = [piece for piece in pieces if piece.shape[-2:] == IMAGE]
+    pieces = [protocol_noise(read_image(file, 1)[: IMAGE[0], : IMAGE[1]], 25) for file in list_images(folder)]
     known = rcnet.cost.latencies(model, IMAGE)
     p95 = [known[n]["p95"] for n in model.steps]
     rows = []

@@ -102,6 +102,15 @@ def test_exported_files_answer_as_the_network_at_any_size_and_batch(exported, de
         load_exported(exported[to], 2)
 
 
+@torch.inference_mode()
+def test_openvino_also_runs_in_bf16(exported, denoiser):
+    x = torch.rand(1, 1, 33, 47)
+    answer = load_exported(exported["openvino"], 1, threads=1, precision="bf16")(x.numpy())
+    np.testing.assert_allclose(answer, denoiser(x, 1).numpy(), atol=0.03)
+    with pytest.raises(InputError, match="valid: fp32"):
+        load_exported(exported["onnx"], 1, precision="bf16")
+
+
 def test_each_kernel_is_stored_once(exported, denoiser):
     weights = 4 * sum(p.numel() for p in denoiser.parameters())
     assert exported["openvino"].with_suffix(".bin").stat().st_size < 1.1 * weights

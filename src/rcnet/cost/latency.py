@@ -83,7 +83,7 @@ def measured_once(what: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
         kept = {**_read(path), key: {"about": whole, "value": value}}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
+            with replacing(path, f".{os.getpid()}") as temporary:
                 temporary.write_text(json.dumps(kept, indent=1, default=str) + "\n")
         except OSError:
             return value

@@ -132,7 +132,7 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
             if not isinstance(place, dict):
                 raise InputError(f"{section!r} in {override!r} is not a section of a recipe")
         place[last] = _toml_value(text)
-    return recipe_from(table, " with ".join([str(path), *([" ".join(overrides)] if overrides else [])]))
+    return recipe_from(table, f"{path} with {' '.join(overrides)}" if overrides else str(path))
 
 
 def recipe_from(table: Mapping[str, Any], source: str) -> Recipe:
