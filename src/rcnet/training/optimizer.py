@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rcnet.cell import RecurrentCell, StandardCell, shared_kernels
+from rcnet.cell import RecurrentCell, StandardCell, batch_norms, shared_kernels
 from rcnet.training.recipe import Optimizer
 
 
@@ -62,11 +62,13 @@ def make_optimizers(model: nn.Module, config: Optimizer) -> list[torch.optim.Opt
         id(p) for cell in model.modules() if isinstance(cell, RecurrentCell | StandardCell)
         for name, p in cell.named_parameters() if p.ndim == 4
     }  # fmt: skip
+    in_norms = {id(p) for norm in batch_norms(model) for p in norm.parameters()}
     muon_lr = config.muon_lr if config.name == "muon" else 0.0
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for p in model.parameters():
         by_muon = config.name == "muon" and id(p) in in_cells
-        lr = (muon_lr if by_muon else config.lr) * (config.shared_lr if id(p) in shared else 1.0)
+        lr = muon_lr if by_muon else config.lr
+        lr *= (config.shared_lr if id(p) in shared else 1.0) * (config.norm_lr if id(p) in in_norms else 1.0)
         decay = config.weight_decay if p.ndim > 1 else 0.0
         groups.setdefault((by_muon, lr, decay), []).append(p)
 

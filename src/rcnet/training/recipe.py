@@ -46,6 +46,7 @@ class Optimizer:
     lr: float = 1e-3
     muon_lr: float = 0.04  # of the kernels of cells, before `shared_lr`
     shared_lr: float = 0.5  # the learning rate of shared kernels, as a part of the others' (Sec. 3.3)
+    norm_lr: float = 1.0  # that of batch norms' scales and shifts, as a multiple of the others'; with Adam 64 trains much faster
     betas: tuple[float, float] = (0.9, 0.99)
     momentum: float = 0.95  # of Muon and SGD
     weight_decay: float = 0.0  # convolution and linear weights only
@@ -173,6 +174,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "optimizer.lr": (0, math.inf),
     "optimizer.muon_lr": (0, math.inf),
     "optimizer.shared_lr": (0, 1),
+    "optimizer.norm_lr": (0, math.inf),
     "optimizer.betas": (0, 1),
     "optimizer.momentum": (0, 1),
     "optimizer.weight_decay": (0, math.inf),
