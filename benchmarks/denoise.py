@@ -200,8 +200,8 @@ def ratios(rows: list[dict[str, Any]]) -> list[tuple[str, str, float, bool]]:
     def add(what: str, sign: str, bound: float, value: float) -> None:
         found.append((what, f"{sign} {bound:g}", value, value >= bound if sign == ">=" else value <= bound))
 
-    for name in ("r3", "r3_fast"):
-        for n in (1, 4):
+    for name, most in (("r3", 4), ("r3_fast", 3)):
+        for n in (1, most):
             eager = next(r for r in rows if (r["name"], r["steps"], r["precision"], r["path"]) == (name, n, "fp32", "eager"))
             for precision, bound in (("fp32", 1.2), ("bf16", 1.7), ("int8", 3)):
                 value = eager["seconds"] / best(rows, name, n, precision)["seconds"]
@@ -213,9 +213,9 @@ def ratios(rows: list[dict[str, Any]]) -> list[tuple[str, str, float, bool]]:
     add("r3_fast, steps 1, int8: BM3D's time to its", ">=", 500, bm3d["seconds"] / fast["int8"]["seconds"])
     for precision in ("fp32", "bf16", "int8"):
         ours, ffdnet, dncnn = (
-            best(rows, name, n, precision)["seconds"] for name, n in (("r3_fast", 4), ("FFDNet", None), ("DnCNN", None))
+            best(rows, name, n, precision)["seconds"] for name, n in (("r3_fast", 3), ("FFDNet", None), ("DnCNN", None))
         )
-        add(f"r3_fast, steps 4, {precision}: time to FFDNet's", "<=", 1, ours / ffdnet)
+        add(f"r3_fast, steps 3, {precision}: time to FFDNet's", "<=", 1, ours / ffdnet)
         for n in (1, 2, 3, 4):
             add(f"r3, steps {n}, {precision}: time to DnCNN's", "<=", 1, best(rows, "r3", n, precision)["seconds"] / dncnn)
     quickest = min((best(rows, "r3", 1, precision) for precision in ("fp32", "bf16", "int8")), key=lambda row: row["seconds"])
@@ -271,11 +271,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     with page(4.2) as figure:
         axes = figure.add_subplot()
         place = 0
-        for name, label in (("r3_fast", "r3_fast"), ("r3", "R3")):
+        for name, label, most in (("r3_fast", "r3_fast", 3), ("r3", "R3", 4)):
             for precision in ("fp32", "bf16", "int8"):
-                points = [best(rows, name, n, precision) for n in (1, 2, 3, 4)]
+                points = [best(rows, name, n, precision) for n in range(1, most + 1)]
                 x, y = [1000 * p["seconds"] for p in points], [p["psnr"] for p in points]
-                axes.plot(x, y, label=f"{label}, {precision}, steps 1 to 4", markersize=4, **style(place))
+                axes.plot(x, y, label=f"{label}, {precision}, steps 1 to {most}", markersize=4, **style(place))
                 place += 1
         for row in rows:
             if row["macs"] is None:

@@ -43,9 +43,10 @@ def origin(name: str, images: str) -> str:
     """Where the weights come from, in a sentence."""
     runs = parts(name)
     iterations, minutes = sum(run["iterations"] for run in runs), sum(run["minutes"] for run in runs)
+    processes = f"{runs[0]['processes']} processes of " if runs[0].get("processes", 1) > 1 else ""
     return (
-        f"`{name}`: {iterations:,} iterations in {minutes:.0f} minutes on {runs[0]['hardware']} ({runs[0]['precision']}), "
-        f"seed {runs[0]['seed']}, the {runs[0]['data']['images']:,} training images of {images}."
+        f"`{name}`: {iterations:,} iterations in {minutes:.0f} minutes on {processes}{runs[0]['hardware']} "
+        f"({runs[0]['precision']}), seed {runs[0]['seed']}, the {runs[0]['data']['images']:,} training images of {images}."
     )
 
 

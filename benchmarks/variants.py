@@ -33,11 +33,14 @@ class Comparison:
     variants: dict[str, list[str]]
 
 
+# What r3_fast was before its batch norms had a rate of their own; batches of 4, which the first variants showed to be better.
+ONE_CONVOLUTION = ["model.width=64", "model.convs=1", "model.steps=[1,2,3,4]", "denoising.patch=64", "optimizer.norm_lr=1.0"]
+FAST_NORMS = ["batch=4", "optimizer.norm_lr=64.0"]
 COST_ADJUSTABLE = ["model.steps=[2,3,4]", "minutes=6"]
 COMPARISONS = {
     "denoiser": Comparison(
         "r3_fast",
-        ["batch=8", "probabilities=[]", "warmup=0.05", "ema=0.995", "denoising.holdout=16"],
+        ["batch=8", "probabilities=[]", "warmup=0.05", "ema=0.995", "denoising.holdout=16", *ONE_CONVOLUTION],
         3,
         "psnr",
         "PSNR in dB at sigma 25 on 16 images held out of the 232 training images of BSD",
@@ -53,6 +56,15 @@ COMPARISONS = {
             "batch 16": ["batch=16"],
             "Muon at twice the learning rate": ["optimizer.muon_lr=0.08"],
             "Adam (2e-3) for all": ["optimizer.name=adam", "optimizer.lr=2e-3"],
+            "batch 4, norms at 16 times the learning rate": ["batch=4", "optimizer.norm_lr=16.0"],
+            "batch 4, norms at 64 times": FAST_NORMS,
+            "batch 4, norms at 256 times": ["batch=4", "optimizer.norm_lr=256.0"],
+            "batch 4, norms at 64 times, two convolutions of 48 channels a cell": [
+                *FAST_NORMS, "model.convs=2", "model.width=48",
+            ],
+            "batch 4, norms at 64 times, two convolutions of 64 channels a cell, steps 1 to 3": [
+                *FAST_NORMS, "model.convs=2", "model.steps=[1,2,3]",
+            ],
         },
     ),
     "classifier": Comparison(

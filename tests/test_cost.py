@@ -10,8 +10,8 @@ from rcnet.models import create_model
 def test_macs_of_r3_by_hand(steps):
     per_pixel = 9 * (64 + 3 * steps * 64 * 64 + 64)
     assert macs(create_model("r3"), steps, (20, 30)) == per_pixel * 20 * 30
-    per_sub_pixel = 9 * (4 * 64 + 3 * steps * 64 * 64 + 64 * 4)
-    assert macs(create_model("r3_fast"), steps, (20, 30)) == per_sub_pixel * 10 * 15
+    per_sub_pixel = 9 * (4 * 48 + 3 * steps * 2 * 48 * 48 + 48 * 4)
+    assert macs(create_model("r3_fast", steps=steps), steps, (20, 30)) == per_sub_pixel * 10 * 15
 
 
 @pytest.mark.parametrize("name", ["r2", "r4", "s2"])

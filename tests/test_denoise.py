@@ -24,7 +24,7 @@ def trained_like(name, **config):
 @pytest.mark.parametrize("steps", [1, 4, (4, 2, 1)])
 @pytest.mark.parametrize(("size", "tile"), [((97, 131), 32), ((64, 64), 16), ((33, 200), 48), ((1, 70), 20), ((50, 50), 17)])
 def test_tiles_equal_the_whole(name, steps, size, tile):
-    model, x = trained_like(name), torch.rand(1, 1, *size)
+    model, x = trained_like(name, steps=(1, 2, 3, 4)), torch.rand(1, 1, *size)
     with torch.no_grad():
         whole = model(x, steps)
     calls = []
@@ -73,7 +73,7 @@ def test_a_training_model_stays_in_training():
 
 def test_bad_arguments():
     model, x = trained_like("r3_fast"), torch.rand(1, 1, 16, 16)
-    with pytest.raises(InputError, match="valid: 1, 2, 3, 4"):
+    with pytest.raises(InputError, match="valid: 1, 2, 3 or"):
         denoise(model, x, 5)
     for tile in (-1, 3):
         with pytest.raises(InputError, match="16 or more, or 0"):

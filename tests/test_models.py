@@ -181,12 +181,15 @@ def r4_by_hand(state, x, steps):
     return classifier(state, x)
 
 
-def r3_by_hand(state, x, steps, residual=False):
+def r3_by_hand(state, x, steps, convs=1, residual=False):
     """Eq. 7 and 9."""
     y = F.relu(F.conv2d(x, state["stem.weight"], state["stem.bias"], padding=1))
     for cell, row in (("cell1", 0), ("cell2", steps), ("cell3", steps)):
         for t in range(steps):
-            z = norm(state, f"{cell}.norms.{row}.{t}.0", F.conv2d(y, state[f"{cell}.body.convs.0.weight"], padding=1))
+            z = y
+            for i in range(convs):
+                z = F.conv2d(F.relu(z), state[f"{cell}.body.convs.{i}.weight"], padding=1)
+                z = norm(state, f"{cell}.norms.{row}.{t}.{i}", z)
             y = F.relu(y + z if residual else z)
     return x + F.conv2d(y, state["head.weight"], state["head.bias"], padding=1)
 
@@ -194,7 +197,7 @@ def r3_by_hand(state, x, steps, residual=False):
 def r3_fast_by_hand(state, x, steps):
     height, width = x.shape[-2:]
     x = F.pad(x, (0, width % 2, 0, height % 2), mode="reflect")
-    return F.pixel_shuffle(r3_by_hand(state, F.pixel_unshuffle(x, 2), steps, residual=True), 2)[..., :height, :width]
+    return F.pixel_shuffle(r3_by_hand(state, F.pixel_unshuffle(x, 2), steps, convs=2, residual=True), 2)[..., :height, :width]
 
 
 BY_HAND = {"r2": r2_by_hand, "r3": r3_by_hand, "r3_fast": r3_fast_by_hand, "r4": r4_by_hand}
@@ -437,7 +440,7 @@ FAST = pytest.mark.parametrize(("steps", "convs"), [(1, 1), (2, 1), (3, 1), (4, 
 
 @FAST
 def test_radius_of_r3_fast_is_a_bound(steps, convs):
-    model = random_denoiser("r3_fast", width=8, convs=convs)
+    model = random_denoiser("r3_fast", steps=(1, 2, 3, 4), width=8, convs=convs)
     radius = model.radius(steps)
     places = [(radius + 2 + y, radius + 2 + x) for y in (0, 1) for x in (0, 1)]
     assert radius - 2 <= max(reach(model, steps, 2 * radius + 6, place) for place in places) <= radius
@@ -446,7 +449,7 @@ def test_radius_of_r3_fast_is_a_bound(steps, convs):
 @FAST
 def test_radius_of_r3_fast_is_the_halo_of_an_aligned_tile(steps, convs):
     """The tile begins at an even pixel, and so must its halo."""
-    model = random_denoiser("r3_fast", width=8, convs=convs)
+    model = random_denoiser("r3_fast", steps=(1, 2, 3, 4), width=8, convs=convs)
     radius = model.radius(steps)
     assert radius % 2 == 0
     start, end = radius + 4, radius + 8

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rcnet.cell import shared_kernels
+from rcnet.cell import batch_norms, shared_kernels
 from rcnet.data.images import pixels_of, random_patches, read_folder
 from rcnet.errors import InputError
 from rcnet.evaluation import denoising_results
@@ -131,13 +131,16 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
 
 
 def test_training_removes_noise_and_records_itself(tmp_path):
-    recipe = read_recipe("r3_fast", [*TINY, "iterations=300", "optimizer.lr=2e-3", "denoising.patch=48", "denoising.holdout=2"])
+    recipe = read_recipe(
+        "r3_fast",
+        [*TINY, "iterations=300", "optimizer.lr=2e-3", "optimizer.norm_lr=8", "denoising.patch=48", "denoising.holdout=2"],
+    )
     result = train(recipe, DATA, tmp_path / "run", progress=False)
     images = read_folder(DATA / "test", 1)
-    untrained = denoising_results(create_model("r3_fast"), images, 25, (1, 4))
-    trained = denoising_results(load(tmp_path / "run" / "weights.safetensors"), images, 25, (1, 4))
+    untrained = denoising_results(create_model("r3_fast"), images, 25, (1, 3))
+    trained = denoising_results(load(tmp_path / "run" / "weights.safetensors"), images, 25, (1, 3))
     assert all(after["psnr"] > before["psnr"] + 1 for before, after in zip(untrained, trained, strict=True))
-    assert [row["steps"] for row in result["validation"]] == [1, 2, 3, 4]
+    assert [row["steps"] for row in result["validation"]] == [1, 2, 3]
     assert result == json.loads((tmp_path / "run" / "result.json").read_text())
     assert {"recipe", "seed", "epochs", "hardware", "minutes", "torch", "data"} <= result.keys()
     assert load(tmp_path / "run" / "weights.safetensors").metadata["training"] == result
@@ -158,14 +161,25 @@ def test_schedule(progress, warmup, decay, factor):
     assert learning_rate_factor(progress, warmup, decay) == pytest.approx(factor)
 
 
+def rates_of(model, config):
+    """The learning rate of each parameter, by its id."""
+    groups = [group for optimizer in make_optimizers(model, config) for group in optimizer.param_groups]
+    return {id(p): group["base_lr"] for group in groups for p in group["params"]}
+
+
+def test_batch_norms_learn_at_a_rate_of_their_own():
+    model = create_model("r3", steps=(1, 2))
+    norms = {id(p) for norm in batch_norms(model) for p in norm.parameters()}
+    rates = rates_of(model, Optimizer(name="muon", lr=1e-3, muon_lr=0.04, norm_lr=64))
+    assert len(norms) == 2 * len(batch_norms(model)) > 0
+    for parameter in model.parameters():
+        others = 0.02 if id(parameter) in {id(p) for p in shared_kernels(model)} else 1e-3
+        assert rates[id(parameter)] == pytest.approx(0.064 if id(parameter) in norms else others)
+
+
 def test_shared_kernels_learn_at_half_the_rate():
     model = create_model("r3", steps=(1, 2))
-    rates = {
-        id(p): group["base_lr"]
-        for optimizer in make_optimizers(model, Optimizer(name="sgd", lr=0.1))
-        for group in optimizer.param_groups
-        for p in group["params"]
-    }
+    rates = rates_of(model, Optimizer(name="sgd", lr=0.1))
     shared = {id(p) for p in shared_kernels(model)}
     assert len(rates) == len(list(model.parameters()))
     assert len(shared) == 3
@@ -229,9 +243,9 @@ def test_steps_are_drawn_with_their_probabilities():
 
 def test_the_aggregated_loss_is_the_weighted_sum_over_all_steps(tmp_path):
     run = Run(
-        tiny("objective='aggregated'", "probabilities=[0.1, 0.2, 0.3, 0.4]", "optimizer.clip=0.0"), DATA, tmp_path / "run", False
+        tiny("objective='aggregated'", "probabilities=[0.2, 0.3, 0.5]", "optimizer.clip=0.0"), DATA, tmp_path / "run", False
     )
-    model = create_model("r3_fast", steps=(1, 2, 3, 4), width=8)
+    model = create_model("r3_fast", width=8)
     model.load_state_dict(run.model.state_dict())
     rng = np.random.default_rng([0, 0])
     draw_steps(model.steps, run.probabilities, "aggregated", rng)

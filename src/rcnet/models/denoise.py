@@ -109,21 +109,21 @@ def s3(steps: int = 4, norm: NormMode = "independent", channels: int = 1) -> Den
     return net
 
 
-@register(task="denoise", steps=(1, 2, 3, 4))
+@register(task="denoise", steps=(1, 2, 3))
 def r3_fast(
-    steps: int | Iterable[int] = (1, 2, 3, 4),
+    steps: int | Iterable[int] = (1, 2, 3),
     norm: NormMode | None = None,
     channels: int = 1,
-    width: int = 64,
-    convs: int = 1,
+    width: int = 48,
+    convs: int = 2,
     residual: bool = True,
     unified: bool = True,
 ) -> Denoiser:
-    """R3 for use: three residual cells on 2x2 sub-images, about a quarter of R3's cost a pixel.
+    """R3 for use: three residual cells of two convolutions on 2x2 sub-images, 0.28 of R3's cost a pixel and step.
 
     Args: as for `r3`, and
         width: channels of the cells.
         convs: convolutions a cell.
-        residual: x = relu(x + norm(conv(x))) instead of relu(norm(conv(x))).
+        residual: x = relu(x + f(x)) instead of relu(f(x)), f being convolution and norm, `convs` times, with ReLU between.
     """
     return _denoiser(steps, norm, channels, width, convs, residual, sub=2, unified=unified)

@@ -64,7 +64,8 @@ def create_model(name: str, **config: Any) -> RecurrentNet:
         net = build(**config)
     except (TypeError, ValueError, RuntimeError) as error:  # InputError is a ValueError
         raise InputError(f"{name} cannot be built with {config}: {error}") from error
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}  # as JSON has it
+    whole = {key: option.default for key, option in valid.items()} | config  # a default may change: files name every option
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in whole.items()}  # as JSON has it
     net.architecture = {"name": name, "config": plain}
     return net
 

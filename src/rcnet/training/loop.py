@@ -85,7 +85,7 @@ class Run:
     """One run's state: the network, its average, the optimizers and how far they are."""
 
     def __init__(self, recipe: Recipe, data: Path, out: Path, resume: bool) -> None:
-        self.recipe, self.out = recipe, out
+        self.recipe, self.out, self.commit = recipe, out, commit()
         self.checkpoint = out / "checkpoint.pt"
         self.device = best_device()
         self.world = join(self.device)
@@ -314,7 +314,7 @@ class Run:
             "torch": torch.__version__,
             "minutes": round(self.elapsed / 60, 2),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit(),
+            "commit": self.commit,
             "validation": rows,
             "recalibrated": recalibrated,
             "before": self.before,  # the training of the weights that this one started from
