@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import rcnet
+from rcnet.cell import batch_norms
 from rcnet.data.images import read_folder
 from rcnet.deploy.classify import read_matching
 from rcnet.deploy.export import cut, export, load_exported, read_exported
@@ -173,9 +174,28 @@ def test_int8_kernels_run_and_are_stored_once(in_int8, denoiser, tmp_path):
     convolutions = [str(kind.astype(str)) for kind in run if "conv" in str(kind.astype(str))]
     assert len(convolutions) == 20
     assert all(kind.endswith("I8") for kind in convolutions)
-    kernels = [t for t in onnx.load(to_onnx).graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4]
-    assert sum(np.prod(t.dims) for t in kernels) == sum(p.numel() for p in denoiser.parameters() if p.ndim == 4)
-    assert to_openvino.with_suffix(".bin").stat().st_size < 2 * sum(np.prod(t.dims) for t in kernels)
+    assert int8_kernels(to_onnx) == sum(p.numel() for p in denoiser.parameters() if p.ndim == 4)
+    assert to_openvino.with_suffix(".bin").stat().st_size < 2 * int8_kernels(to_onnx)
+
+
+def int8_kernels(path):
+    """How many numbers the int8 kernels of a file hold."""
+    tensors = onnx.load(path).graph.initializer
+    return sum(np.prod(t.dims) for t in tensors if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["x.onnx", "x.xml"])
+def test_norms_that_turn_the_sign_of_a_channel_share_their_int8_kernel(tmp_path, name):
+    model, x = trained("r3_fast", steps=(1, 2), width=16), torch.rand(1, 1, 32, 32)
+    for norm in batch_norms(model):
+        norm.weight *= torch.where(torch.rand(16) < 0.3, -1, 1)
+    seen = list(calibration_images(model, IMAGES / "bsd"))
+    path = export(model, tmp_path / name, calibration=seen)
+    expected, answer = model(x, 2), torch.from_numpy(load_exported(path, 2)(x.numpy()))
+    torch.testing.assert_close(answer, expected, rtol=0, atol=0.1 * float((expected - x).abs().max()))
+    if path.suffix == ".onnx":
+        assert int8_kernels(path) == sum(p.numel() for p in model.parameters() if p.ndim == 4)
 
 
 @torch.inference_mode()

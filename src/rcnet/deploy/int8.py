@@ -3,8 +3,9 @@
 Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference". Only
 convolutions compute in int8. What they read has one scale a tensor, 8 bits without a sign; kernels have one a channel of the
 output, 8 bits with a sign, so that folding a batch norm into a kernel changes its scales alone, and one int8 kernel still
-serves every step. Sums, norms and activations stay fp32. ONNX Runtime needs the outputs of its int8 convolutions in 8 bits
-too, which costs denoisers accuracy and classifiers next to none; OpenVINO leaves those of denoisers in fp32.
+serves every step (a norm that turns a channel's sign makes its scale negative). Sums, norms and activations stay fp32. ONNX
+Runtime needs the outputs of its int8 convolutions in 8 bits too, which costs denoisers accuracy and classifiers next to none;
+OpenVINO leaves those of denoisers in fp32.
 """
 
 import tempfile
@@ -57,6 +58,7 @@ def quantized(graph: Any, calibration: Iterable[np.ndarray], *, outputs: bool) -
         )
         model = onnx.load(target)
     _let_others_read_fp32(model.graph, outputs)
+    _share_kernels(model.graph)
     return model
 
 
@@ -81,6 +83,34 @@ def _let_others_read_fp32(graph: Any, outputs: bool) -> None:
             return
         for node in dead:
             graph.node.remove(node)
+
+
+def _share_kernels(graph: Any) -> None:
+    """Kernels that differ in the signs of whole channels become one; the signs go to their scales and biases."""
+    arrays = needed("onnx").numpy_helper
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    producer = {name: node for node in graph.node for name in node.output}
+    seen: dict[bytes, tuple[str, np.ndarray]] = {}
+    for node in graph.node:
+        if node.op_type != "Conv":
+            continue
+        kernel, *bias = (producer[name] for name in node.input[1:])  # each is dequantized: values, scales, zero points
+        values = arrays.to_array(tensors[kernel.input[0]])
+        channels = values.reshape(len(values), -1).astype(np.int32)
+        largest = np.take_along_axis(channels, np.abs(channels).argmax(1)[:, None], 1)
+        signs = np.where(largest < 0, -1, 1)
+        name, first = seen.setdefault((channels * signs).tobytes(), (kernel.input[0], signs))
+        turn = (signs * first)[:, 0]
+        kernel.input[0] = name
+        for tensor, i in ((kernel, 1), *((b, i) for b in bias for i in (0, 1))):
+            if (turn < 0).any():
+                turned = arrays.to_array(tensors[tensor.input[i]])
+                turned = turned * turn.astype(turned.dtype)
+                tensor.input[i] += f"_of_{node.name}"
+                graph.initializer.append(arrays.from_array(turned, tensor.input[i]))
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
 
 
 def calibration_images(model: RecurrentNet, folder: str | Path) -> Iterator[np.ndarray]:
