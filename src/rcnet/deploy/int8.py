@@ -100,14 +100,14 @@ def _share_kernels(graph: Any) -> None:
         largest = np.take_along_axis(channels, np.abs(channels).argmax(1)[:, None], 1)
         signs = np.where(largest < 0, -1, 1)
         name, first = seen.setdefault((channels * signs).tobytes(), (kernel.input[0], signs))
-        turn = (signs * first)[:, 0]
         kernel.input[0] = name
-        for tensor, i in ((kernel, 1), *((b, i) for b in bias for i in (0, 1))):
-            if (turn < 0).any():
-                turned = arrays.to_array(tensors[tensor.input[i]])
-                turned = turned * turn.astype(turned.dtype)
-                tensor.input[i] += f"_of_{node.name}"
-                graph.initializer.append(arrays.from_array(turned, tensor.input[i]))
+        turn = (signs * first)[:, 0]
+        if (turn > 0).all():
+            continue
+        for dequantize, i in ((kernel, 1), *((b, i) for b in bias for i in (0, 1))):
+            turned = arrays.to_array(tensors[dequantize.input[i]])
+            dequantize.input[i] += f"_of_{node.name}"
+            graph.initializer.append(arrays.from_array(turned * turn.astype(turned.dtype), dequantize.input[i]))
     used = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)
