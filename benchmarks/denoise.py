@@ -285,7 +285,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 where = (1000 * row["seconds"], row["psnr"])
                 axes.annotate(row["name"], where, xytext=offset, textcoords="offset points", fontsize=8, ha=side)
         axes.set(xscale="log", xlabel="ms an image, 321x481, gray", ylabel="PSNR, dB, sigma 25")
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc=(0.02, 0.5))
         to_image(figure).save(path)
 
 
