@@ -31,6 +31,7 @@ from rcnet.data.noise import protocol_noise
 from rcnet.device import autocast, hardware
 from rcnet.models import create_model
 from rcnet.models.files import preprocessing
+from rcnet.training.loop import commit
 
 RESULTS = Path(__file__).parent.parent / "results"
 R3, R3_FAST, R2 = "r3.bsd-gray-25", "r3_fast.bsd-gray-25", "r2.cifar10"
@@ -134,7 +135,8 @@ def render(result: dict[str, Any]) -> str:
     lines = [
         "# The cost dial",
         "",
-        f"Rendered by `python -m benchmarks.cost_dial`: {result['hardware']}, torch {result['torch']}, plain eager calls.",
+        f"Rendered by `python -m benchmarks.cost_dial`: {result['hardware']}, torch {result['torch']}, plain eager calls,",
+        f"networks and weights of commit {result['commit']}. {result.get('note', '')}".strip(),
         "",
         "## Latency against steps",
         "",
@@ -188,7 +190,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     parts = {"latency": latency, "turning": turning, "pairs": pairs, "budgets": lambda _: budgets(args.data)}
-    result: dict[str, Any] = {"hardware": hardware(torch.device("cpu")), "torch": torch.__version__}
+    result: dict[str, Any] = {
+        "hardware": hardware(torch.device("cpu")),
+        "torch": torch.__version__,
+        "commit": commit(),
+    }
     for name, part in tqdm(parts.items(), disable=None):
         result[name] = part(args.rounds)
     (RESULTS / "cost_dial.json").write_text(json.dumps(result, indent=1) + "\n")
