@@ -152,7 +152,12 @@ class RecurrentNet(nn.Sequential):
         steps: the step counts that every cell supports, ascending.
         architecture: {"name", "config"} for `create_model`, of a network that it made.
         metadata: what the file says of weights that were loaded: `preprocessing`, `results`, `training`.
+        channels: of the images that it takes.
+        noise_level: whether a call takes `sigma`, the noise level.
     """
+
+    channels = 3
+    noise_level = False
 
     steps: tuple[int, ...]
     architecture: dict[str, Any]
