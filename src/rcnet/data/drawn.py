@@ -13,7 +13,7 @@ def draw_pictures(count: int, channels: int, seed: int) -> list[np.ndarray]:
     One in three is a page of text, the others are cards of four fields, each flat, a ramp or text.
     """
     rng = np.random.default_rng([seed, 3])
-    return [_page(SIDE, SIDE, channels, rng) if k % 3 == 0 else _card(channels, rng) for k in range(count)]
+    return [draw_page(SIDE, SIDE, channels, rng) if k % 3 == 0 else _card(channels, rng) for k in range(count)]
 
 
 def _card(channels: int, rng: np.random.Generator) -> np.ndarray:
@@ -21,7 +21,7 @@ def _card(channels: int, rng: np.random.Generator) -> np.ndarray:
     y, x = (int(rng.integers(100, SIDE - 100)) for _ in range(2))
     for rows in (slice(0, y), slice(y, SIDE)):
         for columns in (slice(0, x), slice(x, SIDE)):
-            draw = (_flat, _flat, _ramp, _page)[rng.integers(4)]
+            draw = (_flat, _flat, _ramp, draw_page)[rng.integers(4)]
             picture[rows, columns] = draw(rows.stop - rows.start, columns.stop - columns.start, channels, rng)
     return picture
 
@@ -47,9 +47,9 @@ def _ramp(height: int, width: int, channels: int, rng: np.random.Generator) -> n
     return np.rint(start + (end - start) * along[:, :, None]).astype(np.uint8)
 
 
-def _page(height: int, width: int, channels: int, rng: np.random.Generator) -> np.ndarray:
-    """Lines of letters, mostly dark on white, some in colours; sharp, or a little soft as scanners see them."""
-    if rng.random() < 0.7:
+def draw_page(height: int, width: int, channels: int, rng: np.random.Generator, on_white: bool = False) -> np.ndarray:
+    """Lines of letters, uint8 [height, width, channels]: mostly dark on white, some in colours; sharp, or soft as scans are."""
+    if on_white or rng.random() < 0.7:
         paper, ink = np.full(channels, rng.choice([255.0, 255.0, 245.0, 230.0])), np.full(channels, rng.choice([0.0, 30.0, 60.0]))
     else:
         paper, ink = _colour(channels, rng), _colour(channels, rng)

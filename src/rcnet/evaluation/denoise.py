@@ -91,25 +91,27 @@ def denoising_results(
     steps: Sequence[Steps],
     *,
     as_8bit: bool = False,
+    blind: bool = False,
     precision: str = "fp32",
     each: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
     """One row a step count: `steps`, `psnr` in dB and `ssim`, as `denoising_scores` measures them.
 
-    `each` is called after each image at each step count.
+    A network that takes the noise level is told it, unless `blind`. `each` is called after each image at each step count.
 
     Raises:
         InputError: steps that the model does not support, or an image of less than 11 pixels a side.
     """
     check_sizes(images)
     device = next(model.parameters()).device
+    told = {"sigma": sigma} if model.noise_level and not blind else {}
     rows = []
     for n in steps:
         net = evaluating(unroll(model, n))
 
         def call(x: Tensor, net: RecurrentNet = net) -> Tensor:
             with autocast(precision, device):
-                return net(x)
+                return net(x, **told)
 
         db, similarity = denoising_scores(call, images, sigma, as_8bit=as_8bit, device=device, each=each)
         rows.append({"steps": n, "psnr": round(db, 4), "ssim": round(similarity, 5)})
