@@ -41,6 +41,15 @@ def level_plane(x: Tensor, sigma: Sigma) -> Tensor:
     return torch.where(level < 0, torch.full_like(level, UNKNOWN), level / 255)
 
 
+def plane_of(noise_level: bool, x: Tensor, sigma: Sigma) -> Tensor | None:
+    """The plane of the noise level, or None for a network that takes none, to which no sigma may be given (`InputError`)."""
+    if noise_level:
+        return level_plane(x, sigma)
+    if sigma is not None:
+        raise InputError("these weights take no noise level: leave sigma out, or take weights that do, e.g. r3_fast.photo")
+    return None
+
+
 def add_to_input(x: Tensor, sub: int, learned: Callable[[Tensor], Tensor], plane: Tensor | None = None) -> Tensor:
     """x + learned(x), with x padded for `learned` to sides that `sub` divides, and its result cut again.
 
@@ -77,15 +86,8 @@ class Denoiser(RecurrentNet):
         Raises:
             InputError: unsupported steps; a sigma for a network that takes none, or one of another shape.
         """
-        return add_to_input(x, self.sub, lambda seen: RecurrentNet.forward(self, seen, steps), self.plane(x, sigma))
-
-    def plane(self, x: Tensor, sigma: Sigma) -> Tensor | None:
-        """The plane of the noise level, or None for a network without one."""
-        if self.noise_level:
-            return level_plane(x, sigma)
-        if sigma is not None:
-            raise InputError("these weights take no noise level: leave sigma out, or take weights that do, e.g. r3_fast.photo")
-        return None
+        plane = plane_of(self.noise_level, x, sigma)
+        return add_to_input(x, self.sub, lambda seen: RecurrentNet.forward(self, seen, steps), plane)
 
     def radius(self, steps: Steps = None) -> int:
         """How many pixels away, at most, a pixel of the input can change the output: the halo that a tile needs.
