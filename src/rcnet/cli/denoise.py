@@ -10,7 +10,6 @@ from rcnet.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
-
     from torch import Tensor
 
     from rcnet.cell import Steps
