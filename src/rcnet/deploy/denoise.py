@@ -91,7 +91,7 @@ def denoise_pixels(
     precision: str = "fp32",
     each: Callable[[], Any] = lambda: None,
 ) -> tuple[np.ndarray, float]:
-    """As `denoise`, of the pixels of a file, uint8, uint16 or float32 [H, W, C], to the same, without a copy in float of the whole.
+    """As `denoise`, of the pixels of a file, uint8, uint16 or float32 [H, W, C], to the same; no float copy of the whole is made.
 
     Returns the pixels and the noise that the network found: the root of the mean square of what it took away at strength 1, in
     levels of 255.
