@@ -53,6 +53,7 @@ def test_sessions_of_denoisers_answer_as_the_network(name):
         assert (fast(x, n) - model(x, n)).abs().max() < 0.03
     torch.testing.assert_close(exact(x), model(x), atol=1e-4, rtol=0)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    model.offer(model.possible_settings())
     mixed = optimize(model, [(3, 2, 2)], precision="fp32")
     torch.testing.assert_close(mixed(x, (3, 2, 2)), model(x, (3, 2, 2)), atol=1e-4, rtol=0)
 

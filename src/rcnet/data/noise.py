@@ -38,6 +38,24 @@ def draw_levels(sigma: Sigma, count: int, generator: torch.Generator) -> Tensor:
     return low + (high - low) * torch.rand(count, generator=generator, device=generator.device)
 
 
+def estimate_sigma(image: np.ndarray) -> float:
+    """About the standard deviation of an image's noise, in levels of 255, were it white and Gaussian.
+
+    The median of the absolute diagonal details of 2x2 pixels over 0.6745 (Donoho & Johnstone 1994), mean over channels. Fine
+    texture counts as noise, coarse noise hardly.
+
+    Args:
+        image: float [H, W, C] in [0, 1]; of a large one, the 1024x1024 pixels in the middle are looked at.
+    """
+    top, left = (max(side - 1024, 0) // 2 for side in image.shape[:2])
+    part = image[top : top + 1024, left : left + 1024]
+    part = part[: part.shape[0] // 2 * 2, : part.shape[1] // 2 * 2]
+    if not part.size:
+        return 0.0
+    detail = (part[::2, ::2] - part[1::2, ::2] - part[::2, 1::2] + part[1::2, 1::2]) / 2
+    return float(255 * np.median(np.abs(detail), axis=(0, 1)).mean() / 0.6745)
+
+
 def protocol_noise(image: np.ndarray, sigma: float, as_8bit: bool = False) -> Tensor:
     """The noisy image of the BSD68 protocol: float [1, C, H, W] of uint8 [H, W, C].
 

@@ -19,10 +19,12 @@ class Optimized:
 
     Attributes:
         steps: the step counts that there are sessions for.
+        network: the one that they were made from.
+        precision: `fp32` or `bf16`.
     """
 
-    def __init__(self, sessions: dict[Any, nn.Module]) -> None:
-        self.sessions = sessions
+    def __init__(self, sessions: dict[Any, nn.Module], network: RecurrentNet, precision: str) -> None:
+        self.sessions, self.network, self.precision = sessions, network, precision
         self.steps = tuple(sessions)
 
     @torch.inference_mode()
@@ -33,6 +35,8 @@ class Optimized:
             InputError: other steps than there are sessions for, or a sigma for a network that takes no noise level.
         """
         key = self.steps[-1] if steps is None else steps if isinstance(steps, int) else tuple(steps)
+        if key not in self.sessions and isinstance(key, tuple) and len(set(key)) == 1:
+            key = key[0]
         if key not in self.sessions:
             raise InputError(f"steps={steps!r} is not optimized: valid: {', '.join(map(str, self.steps))}")
         session, x = self.sessions[key], x.contiguous(memory_format=torch.channels_last)
@@ -68,7 +72,7 @@ def optimize(
         session = Session(learned, net).eval().requires_grad_(False)
         channels_last(session)
         sessions[key] = torch.compile(session, fullgraph=True, dynamic=False) if compile else session  # type: ignore[assignment]
-    return Optimized(sessions)
+    return Optimized(sessions, model, precision)
 
 
 class Session(nn.Module):
