@@ -54,7 +54,6 @@ RESULTS = Path(__file__).parent.parent / "results"
 SHIPPED = ("astronaut", "chelsea", "coffee", "rocket")  # in scikit-image's package itself, CC0 or of the public domain
 PAGES, PAGE = 4, (480, 640)  # so many; rows and columns
 LARGE = (4000, 6000)  # rows and columns of 24 megapixels
-LARGE_H = 10  # of non-local means there
 
 
 class Noise(NamedTuple):
@@ -100,14 +99,12 @@ class Method(NamedTuple):
 
 
 def network(model: rcnet.RecurrentNet, precision: str) -> list[Method]:
-    """One method a step count; a gray network takes the channels one by one."""
+    """One method a step count, each picture whole; a gray network takes the channels one by one."""
     session = rcnet.optimize(model, precision=precision)
 
     def call(x: Array, _: None, __: float, steps: int) -> Array:
-        planes = torch.from_numpy(x).permute(2, 0, 1)
-        if model.channels == 1:
-            return session(planes[:, None], steps)[:, 0].permute(1, 2, 0).numpy()
-        return session(planes[None], steps)[0].permute(1, 2, 0).numpy()
+        image = torch.from_numpy(x).permute(2, 0, 1)[None]
+        return rcnet.denoise(session, image, steps, tile=0)[0].permute(1, 2, 0).numpy()
 
     return [Method(step_label(n), partial(call, steps=n)) for n in model.steps]
 
@@ -342,9 +339,9 @@ def render(result: dict[str, Any]) -> str:
             "",
             f"## A photograph of {height * width / 1e6:.0f} megapixels, from file to file",
             "",
-            f"{width}x{height}, a tiled photograph with noise of sigma {large['sigma']}, JPEG in and out, each in a process of its",
-            f"own from its start to its end: {large['hardware']}, {large['precision']}, weights `{large['weights']}`; commit",
-            f"{large['commit']}.",
+            f"{width}x{height}, a tiled photograph with noise of sigma {large['sigma']}, JPEG in and out, each in a process",
+            f"of its own, from its start to its end: {large['hardware']}, {large['precision']}, weights `{large['weights']}`,",
+            f"commit {large['commit']}. NLM with the h of above, {large['h']:g}.",
             "",
             "| | seconds of processor | seconds | peak memory, MB | PSNR dB |",
             "|---|---|---|---|---|",
@@ -376,7 +373,7 @@ def draw(methods: Sequence[Method], result: dict[str, Any], path: Path) -> None:
         def part(pixels: Array, top: int = top, left: int = left) -> Array:
             return pixels[top : top + SIDE, left : left + SIDE].repeat(2, 0).repeat(2, 1) / 255
 
-        row = [(f"{label} {decibels(quality(output, image))}", part(output)) for label, output in outputs.items()]
+        row = [(f"{label} {decibels(quality(output, image))} dB", part(output)) for label, output in outputs.items()]
         panels.append([*row, ("clean", part(image))])
     save_picture(path, side_by_side(panels))
 
@@ -384,13 +381,14 @@ def draw(methods: Sequence[Method], result: dict[str, Any], path: Path) -> None:
 # Programs of their own: a child of this process would begin with its memory.
 PROGRAMS = {
     "rcnet, 1 step": "from rcnet.cli import app\n"
-    "app(['denoise', source, '-o', target, '--steps', '1', '--model', model, '--precision', precision], result_action='return_value')",
+    "words = ['--steps', '1', '--model', model, '--precision', precision, '--threads', threads]\n"
+    "app(['denoise', source, '-o', target, *words], result_action='return_value')",
     "NLM, OpenCV": "import cv2\n"
     "cv2.setNumThreads(int(threads))\n"
-    f"image = cv2.fastNlMeansDenoisingColored(cv2.imread(source), None, {LARGE_H}, {LARGE_H})\n"
+    "image = cv2.fastNlMeansDenoisingColored(cv2.imread(source), None, float(h), float(h))\n"
     "cv2.imwrite(target, image, [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x111111])",
 }
-BEFORE = "import sys, time\nstarted = time.perf_counter()\nsource, target, model, precision, threads = sys.argv[1:]\n"
+BEFORE = "import sys, time\nstarted = time.perf_counter()\nsource, target, model, precision, threads, h = sys.argv[1:]\n"
 # ru_maxrss of a child is at least what its parent held; VmHWM, where there is one, is the program's own.
 AFTER = """
 import json, pathlib, resource
@@ -403,8 +401,8 @@ print(json.dumps({"cpu": time.process_time(), "wall": time.perf_counter() - star
 """
 
 
-def measure_large(args: argparse.Namespace, precision: str) -> dict[str, Any]:
-    """Seconds of processor and of the clock, peak memory in bytes and PSNR of each program."""
+def measure_large(args: argparse.Namespace, precision: str, h: float) -> dict[str, Any]:
+    """Seconds of processor and of the clock, peak memory in bytes and PSNR of each program; `h` of non-local means."""
     sigma, (height, width) = 10, LARGE
     image = shipped("astronaut")
     times = [-(-side // there) for side, there in zip(LARGE, image.shape[:2], strict=True)]
@@ -416,14 +414,14 @@ def measure_large(args: argparse.Namespace, precision: str) -> dict[str, Any]:
         noisy = np.rint((clean + sigma * noise).clip(0, 255)).astype(np.uint8)
         Image.fromarray(noisy).save(source, quality=95, subsampling=0)
         del noise, noisy
-        words = [str(source), str(target), str(find(args.model)), precision, str(args.threads)]
+        words = [str(source), str(target), str(find(args.model)), precision, str(args.threads), str(h)]
         for name, program in tqdm(PROGRAMS.items(), unit="program", disable=None):
             command = [sys.executable, "-c", BEFORE + program + AFTER, *words]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             found = json.loads(done.stdout.splitlines()[-1])
             rows[name] = {**found, "psnr": quality(np.asarray(Image.open(target)), clean)}
     about = {"hardware": hardware(torch.device("cpu")), "precision": precision, "commit": commit()}
-    return {**about, "weights": weights_name(args.model), "size": LARGE, "sigma": sigma, "rows": rows}
+    return {**about, "weights": weights_name(args.model), "size": LARGE, "sigma": sigma, "h": h, "rows": rows}
 
 
 def weights_name(model: str) -> str:
@@ -466,7 +464,9 @@ def main() -> None:
     cv2.setNumThreads(args.threads)
     precision = resolve_precision(args.precision, torch.device("cpu"))
     if args.large:
-        write({**result, "large": measure_large(args, precision)}, args.out)
+        usual = next(row for row in result["rows"] if (row["group"], row["noise"]) == ("scikit-image", "sigma 10"))
+        h = usual["methods"]["NLM, OpenCV"]["setting"]
+        write({**result, "large": measure_large(args, precision, h)}, args.out)
         return
     model = rcnet.load(args.model)
     methods = [method for method in (*network(model, precision), *CLASSICAL) if method.name not in args.without]
