@@ -48,6 +48,7 @@ from rcnet.errors import InputError
 from rcnet.evaluation.denoise import psnr
 from rcnet.figures.side_by_side import save_picture, side_by_side
 from rcnet.models.files import find
+from rcnet.replacing import replacing
 from rcnet.training.loop import commit
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -236,7 +237,8 @@ def summary(key: tuple[str, str], row: Row, methods: Sequence[Method]) -> dict[s
 def write(result: dict[str, Any], out: Path) -> None:
     """The results, and the page of them."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "photos.json").write_text(json.dumps(result, indent=1) + "\n")
+    with replacing(out / "photos.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
     (out / "photos.md").write_text(render(result))
 
 
@@ -358,7 +360,8 @@ def draw(methods: Sequence[Method], result: dict[str, Any], path: Path) -> None:
     shown = [*dict.fromkeys((steps[0], steps[-1])), *others]
     rows = {(row["group"], row["noise"]): row["methods"] for row in result["rows"]}
     panels = []
-    for group, picture, noise, (top, left) in tqdm(SHOWN, unit="picture", disable=None):
+    wanted = [place for place in SHOWN if (place[0], place[2]) in rows]
+    for group, picture, noise, (top, left) in tqdm(wanted, unit="picture", disable=None):
         image = page(int(picture.split()[1]) - 1) if group == "pages" else shipped(picture)
         kinds = PAGE_NOISES if group == "pages" else PHOTO_NOISES
         case = next(case for case in with_noises(group, picture, image, kinds) if case.noise == noise)
@@ -474,7 +477,7 @@ def main() -> None:
         about = {
             "hardware": hardware(torch.device("cpu")),
             "torch": torch.__version__,
-            "packages": {name: version(name) for name in ("opencv-python-headless", "scikit-image", "bm3d")},
+            "packages": {"OpenCV": cv2.__version__, **{name: version(name) for name in ("scikit-image", "bm3d")}},
             "commit": commit(),
             "precision": precision,
             "weights": {
