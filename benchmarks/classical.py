@@ -22,9 +22,11 @@ Output = TypeVar("Output")
 
 
 def bm3d(x: Array, sigma: float) -> Array:
-    """BM3D; CBM3D for colour."""
+    """BM3D; CBM3D for colour, but for gray that is stored as colour, of which the package makes NaN."""
     import bm3d as package
 
+    if x.ndim == 3 and (x == x[:, :, :1]).all():
+        return np.repeat(package.bm3d(x[:, :, 0], sigma / 255)[:, :, None], 3, 2)
     return (package.bm3d if x.ndim == 2 else package.bm3d_rgb)(x, sigma / 255)
 
 

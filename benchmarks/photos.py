@@ -204,6 +204,8 @@ def measure_case(case: Case, methods: Sequence[Method], row: Row) -> None:
             known = [seconds for _, seconds in found]
             short = twice and statistics.median(known or [0]) < SHORT
             output, seconds = timed(lambda method=method, setting=setting: method.call(x, setting, sigma), short)
+            if not np.isfinite(output).all():
+                raise FloatingPointError(f"{method.name} gives numbers that are not finite: {case.picture}, {case.noise}")
             found.append((quality(to_8bit(output), case.clean), seconds))
 
 
