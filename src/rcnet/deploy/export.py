@@ -102,7 +102,7 @@ def export(
 
     Input `image`: float32 [batch, C, height, width] in [0, 1], all but C dynamic. Networks that take the noise level have a
     second one, `sigma`: float32 [batch, 1, sigma_height, sigma_width] in levels of 255, negative where it is not known; its sides
-    are 1 and 1, for one level an image, or the image's. Outputs `steps1`, `steps2`, ...: what `model(image, n, sigma=sigma)` gives.
+    are 1 and 1, for one level an image, or the image's. Outputs `steps1`, `steps2`, ...: what `model(image, steps, sigma)` gives.
 
     The metadata of the weights is in the property `rcnet`, as JSON. There `inputs` and `outputs` name these, and `multiple` is
     what the sides of images have to be multiples of.
@@ -110,8 +110,8 @@ def export(
     Args:
         to: `onnx`, `openvino` or `pt2`; what the suffix of the path says unless given.
         steps: the step counts; all supported ones unless given.
-        calibration: what `int8.calibration_images` gives: images, float32 [B, C, H, W], or pairs of images and `sigma` for networks
-            that take both. Convolutions then compute in int8.
+        calibration: what `int8.calibration_images` gives: images, float32 [B, C, H, W], or pairs of images and `sigma` for
+            networks that take both. Convolutions then compute in int8.
 
     Raises:
         InputError: an unknown format, int8 for a format that has none, unsupported steps, a folder that does not exist, or a
