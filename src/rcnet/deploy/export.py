@@ -160,13 +160,13 @@ def _program(net: nn.Module, channels: int, metadata: dict[str, Any]) -> Any:
         dims = [multiple * torch.export.Dim(f"_{prefix}{side}", min=least, max=1 << 15) for side in ("height", "width")]
         return {0: batch, 2: dims[0], 3: dims[1]}
 
-    for least in (1, 2, 3):
+    for least in (1, 3, 9):
         free = {"image": sides("", multiple, least), "sigma": sides("sigma_", 1, 1)}
-        example = _example(channels, len(metadata["inputs"]), 8 * multiple, 12 * multiple)
+        example = _example(channels, len(metadata["inputs"]), 16 * multiple, 24 * multiple)
         try:
             program = torch.export.export(net, example, dynamic_shapes={name: free[name] for name in metadata["inputs"]})
         except (UserError, ValueError, RuntimeError):
-            if least == 3:
+            if least == 9:
                 raise
         else:
             break

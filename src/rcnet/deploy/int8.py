@@ -123,7 +123,8 @@ def calibration_images(model: RecurrentNet, folder: str | Path) -> Iterator[Fed]
     """What `model` will see, from a folder of clean images: batches float32 [B, C, H, W], for `export`.
 
     Denoisers take the middle of 16 images of the folder (or of `train` in it), with the noise that they were trained on, of
-    cameras too; those that take the noise level get pairs, images and `sigma` [B, 1, 1, 1], every second of them unknown (-1).
+    cameras too. Those that take the noise level get pairs, images and a map `sigma`, which tells it in one half of each image, so
+    that each one's range holds what stands for an unknown level, too.
     Classifiers take 256 training images of CIFAR or of a folder by class. Both are spread evenly over what is there.
 
     Raises:
@@ -140,7 +141,7 @@ def _noisy(model: Denoiser, files: Sequence[Path]) -> Iterator[Fed]:
     noise = getattr(model, "metadata", {}).get("preprocessing", {}).get("noise", {})
     sigma, as_8bit, camera = noise.get("sigma", 25.0), noise.get("as_8bit", False), noise.get("camera", 0.0)
     generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
-    for k, place in enumerate(_spread(len(files), IMAGES["denoise"])):
+    for place in _spread(len(files), IMAGES["denoise"]):
         image = read_image(files[place], model.channels)
         top, left = (max(side - CROP, 0) // 2 for side in image.shape[:2])
         clean = to_tensor(image[top : top + CROP, left : left + CROP])
@@ -151,8 +152,9 @@ def _noisy(model: Denoiser, files: Sequence[Path]) -> Iterator[Fed]:
         else:
             level = draw_levels(tuple(sigma), 1, generator) if isinstance(sigma, list) else torch.tensor([float(sigma)])
             noisy = add_noise(clean, level, generator, as_8bit)
-        told = np.full((1, 1, 1, 1), float(level) if k % 2 == 0 else -1, np.float32)
-        yield (noisy.numpy(), told) if model.noise_level else noisy.numpy()
+        told = torch.full_like(noisy[:, :1], float(level))
+        told[..., noisy.shape[-1] // 2 :] = -1
+        yield (noisy.numpy(), told.numpy()) if model.noise_level else noisy.numpy()
 
 
 def _spread(there: int, count: int) -> list[int]:
