@@ -123,9 +123,9 @@ def calibration_images(model: RecurrentNet, folder: str | Path) -> Iterator[Fed]
     """What `model` will see, from a folder of clean images: batches float32 [B, C, H, W], for `export`.
 
     Denoisers take the middle of 16 images of the folder (or of `train` in it), with the noise that they were trained on, of
-    cameras too. Those that take the noise level get pairs, images and a map `sigma`, which tells it in one half of each image, so
-    that each one's range holds what stands for an unknown level, too.
-    Classifiers take 256 training images of CIFAR or of a folder by class. Both are spread evenly over what is there.
+    cameras too. Those that take the noise level get pairs, images and maps `sigma` [B, 1, H, W], which tell it in the left half
+    and say in the right that it is unknown, so that the range of each holds what stands for that. Classifiers take 256 training
+    images of CIFAR or of a folder by class. Both are spread evenly over what is there.
 
     Raises:
         InputError: no such folder, no images in it, or none that these weights can take.
@@ -153,7 +153,7 @@ def _noisy(model: Denoiser, files: Sequence[Path]) -> Iterator[Fed]:
             level = draw_levels(tuple(sigma), 1, generator) if isinstance(sigma, list) else torch.tensor([float(sigma)])
             noisy = add_noise(clean, level, generator, as_8bit)
         told = torch.full_like(noisy[:, :1], float(level))
-        told[..., noisy.shape[-1] // 2 :] = -1
+        told.fill_(-1 if place % 2 else float(level))
         yield (noisy.numpy(), told.numpy()) if model.noise_level else noisy.numpy()
 
 
