@@ -132,6 +132,16 @@ def write(path: str | Path, image: ImageFile) -> None:
         raise InputError(f"{path} cannot be written: {error}") from error
 
 
+def white_level(image: ImageFile) -> int:
+    """The value of white: 255 of 8 bits, of 16 bits the least 2**k - 1, k = 8, 10, 12, 14, 16, that no pixel exceeds.
+
+    A camera of 12 bits fills a part of a 16-bit file.
+    """
+    if image.pixels.dtype == np.uint8:
+        return 255
+    return next(2**k - 1 for k in (8, 10, 12, 14, 16) if int(image.pixels.max()) < 2**k)
+
+
 def as_float(image: ImageFile) -> np.ndarray:
     """The pixels as float32 [H, W, C] in [0, 1]."""
     return image.pixels.astype(np.float32) / np.float32(np.iinfo(image.pixels.dtype).max)

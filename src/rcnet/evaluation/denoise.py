@@ -137,7 +137,7 @@ def pair_results(
     precision: str = "fp32",
     each: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """As `denoising_results`, of pairs of a noisy and a clean image, uint8 [H, W, C]; the first row, of 0 steps, is the noisy one.
+    """As `denoising_results`, of pairs of a noisy and a clean image, uint8 [H, W, C]; the first row, of 0 steps, is of the noisy.
 
     Args:
         sigma: what a network that takes the noise level is told; None: nothing.
