@@ -2,6 +2,7 @@
 bundled weights.
 
 rcnet eval r3.bsd-gray-25 --data BSD68/ --sigma 25 --record         # measures and records, for each set of weights
+rcnet eval r3_fast.photo --data CBSD68/ --sigma 25 --record          # and 15, 50; --blind; --as-8bit; --harm; --noisy --clean
 rcnet eval r2.cifar10 --data data/ --record
 python -m benchmarks.readme                                          # renders
 """
@@ -20,6 +21,13 @@ ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "results" / "weights"
 # On the same 68 images at sigma 25, as published: Zhang & Jung 2019 (R3 and BM3D), Zhang et al. 2017 (DnCNN), 2018 (FFDNet).
 DENOISERS = {"BM3D": 28.57, "R3^4, the paper's": 29.07, "FFDNet": 29.19, "DnCNN-S": 29.23}
+# The same at sigma 15, 25, 50, gray (BSD68) and the 68 colour images.
+ANY_LEVEL = {
+    "BM3D": "31.07, 28.57, 25.62",
+    "FFDNet, gray": "31.63, 29.19, 26.29",
+    "CBM3D": "33.52, 30.71, 27.38",
+    "FFDNet, colour": "33.87, 31.21, 27.96",
+}
 # Published errors in % on CIFAR-10: Zhang & Jung 2019, mean of three runs.
 CLASSIFIERS = {"cost-adjustable R2, the paper's, steps 2, 3, 4": "8.46, 8.08, 7.87"}
 # Published by the authors of airbench (github.com/KellerJordan/cifar10-airbench), with test-time augmentation for their own:
@@ -50,14 +58,62 @@ def origin(name: str, images: str) -> str:
     )
 
 
+def one_level() -> list[str]:
+    """The denoisers that take no noise level."""
+    return [name for name in names_of("denoise") if name not in any_level()]
+
+
+def any_level() -> list[str]:
+    """The denoisers that take the noise level."""
+    return [name for name in names_of("denoise") if read_metadata(name)["architecture"]["config"].get("noise_level")]
+
+
+def recorded(name: str, steps: int, key: str, **about: Any) -> str:
+    """A figure of the results in the file whose description holds all of `about`, or a dash."""
+    for result in read_metadata(name)["results"]:
+        if all(result.get(word) == value for word, value in about.items()):
+            for row in result["rows"]:
+                if row["steps"] == steps and key in row:
+                    return f"{row[key]:.2f}"
+    return "-"
+
+
+def photos() -> str:
+    """The denoisers of any noise level: PSNR told and blind, and what they do to pictures without noise."""
+    lines = [
+        "| weights | steps | parameters | MACs, 321x481 | sigma 15 | 25 | 50 | 25, blind | 25, 8-bit | clean | page | flat |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in any_level():
+        images = "CBSD68" if read_metadata(name)["preprocessing"]["channels"] == 3 else "BSD68"
+        for step in describe_weights(name)["steps"]:
+            told = {"data": images, "as_8bit": False, "blind": False, "precision": "fp32"}
+            columns = [recorded(name, step["steps"], "psnr", sigma=sigma, **told) for sigma in (15.0, 25.0, 50.0)]
+            columns.append(recorded(name, step["steps"], "psnr", sigma=25.0, **{**told, "blind": True}))
+            columns.append(recorded(name, step["steps"], "psnr", sigma=25.0, **{**told, "as_8bit": True}))
+            harm = {"data": f"{images} without noise", "blind": True}
+            columns += [recorded(name, step["steps"], key, **harm) for key in ("clean", "page", "flat")]
+            macs = count(step["macs"])
+            lines.append(f"| `{name}` | {step['steps']} | {step['parameters']:,} | {macs} | {' | '.join(columns)} |")
+    published = "; ".join(f"{name} {values}" for name, values in ANY_LEVEL.items())
+    real = [
+        f"{name} {', '.join(recorded(name, row['steps'], 'psnr', **about) for row in result['rows'])}"
+        for name in any_level()
+        for result in read_metadata(name)["results"]
+        if (about := {"data": result["data"]}) and result["data"].endswith("pairs")
+    ]
+    pairs = [f"Pairs of real camera noise, blind, noisy and at each step: {'; '.join(real)} dB.", ""] if real else []
+    return "\n".join([*lines, "", f"Published at 15, 25, 50: {published}.", "", *pairs, *(origin(n, "BSD") for n in any_level())])
+
+
 def denoisers() -> str:
     lines = ["| weights | steps | parameters | MACs, 321x481 | PSNR dB, BSD68, sigma 25 |", "|---|---|---|---|---|"]
-    for name in names_of("denoise"):
+    for name in one_level():
         for step in describe_weights(name)["steps"]:
             psnr = step["results"]["BSD68 sigma 25"]
             lines.append(f"| `{name}` | {step['steps']} | {step['parameters']:,} | {count(step['macs'])} | {psnr:.2f} |")
     published = ", ".join(f"{name} {value:.2f}" for name, value in DENOISERS.items())
-    notes = [origin(name, "BSD") for name in names_of("denoise")]
+    notes = [origin(name, "BSD") for name in one_level()]
     return "\n".join([*lines, "", f"Published on the same images: {published}.", "", *notes])
 
 
@@ -87,6 +143,7 @@ def fast() -> str:
 
 
 TABLES = {
+    ("README.md", "photos"): photos,
     ("README.md", "denoisers"): denoisers,
     ("README.md", "classifiers"): classifiers,
     ("docs/training.md", "fast"): fast,

@@ -24,6 +24,7 @@ def evaluate(
     clean: Path | None = None,
     sigma: float | None = None,
     blind: bool = False,
+    harm: bool = False,
     steps: str = "all",
     budget: str | None = None,
     as_8bit: bool = False,
@@ -49,6 +50,7 @@ def evaluate(
       rcnet eval r3_fast.bsd-gray-25 --data BSD68/ --sigma 25
       rcnet eval runs/mine/weights.safetensors --data photos/ --steps 2
       rcnet eval r3_fast.photo --noisy real/ --clean truth/
+      rcnet eval r3_fast.photo --data photos/ --harm
       rcnet eval r2.cifar10 --data data/ --json
 
     Parameters
@@ -65,6 +67,9 @@ def evaluate(
         level are told; nothing unless given.
     blind
         Do not tell the noise level to weights that take it.
+    harm
+        Add no noise: what becomes of clean photographs, a page of text (PSNR against themselves, at most 99) and of flat areas
+        and ramps (the largest mean change, in levels of 255). Blind, or told the level that --sigma names, e.g. 0.
     steps
         A step count of the model, or all.
     budget
@@ -97,13 +102,24 @@ def evaluate(
     if isinstance(network, Denoiser):
         if noisy is not None and clean is not None:
             result = measure_pairs(network, noisy, clean, budget or counts, sigma, precision)
+        elif data is not None and harm:
+            result = measure_harm(network, data, budget or counts, sigma)
         elif data is not None:
             level = 25.0 if sigma is None else sigma
             result = measure_denoiser(network, data, budget or counts, level, as_8bit, blind, precision)
         columns = {"PSNR dB": ("psnr", 3), "SSIM": ("ssim", 4)}
+        if harm:
+            columns = {
+                "clean dB": ("clean", 2),
+                "worst dB": ("clean_worst", 2),
+                "page dB": ("page", 2),
+                "flat, levels": ("flat", 2),
+            }
     else:
-        if data is None or sigma is not None or as_8bit or blind:
-            raise InputError(f"{model} classifies: it takes --data; --sigma, --as-8bit, --blind and pairs are for denoisers")
+        if data is None or sigma is not None or as_8bit or blind or harm:
+            raise InputError(
+                f"{model} classifies: it takes --data; --sigma, --as-8bit, --blind, --harm and pairs are for denoisers"
+            )
         result = measure_classifier(network, data, budget or counts, precision)
         columns = {"error %": ("error", 2), "top-5 error %": ("top5_error", 2), "loss": ("loss", 4)}
     rows = result["rows"]
@@ -141,6 +157,29 @@ def measure_denoiser(
     name = folder.name or folder.resolve().name
     about = {"data": name, "images": len(images), "sigma": sigma, "as_8bit": as_8bit, "precision": precision}
     return {**about, **({"blind": blind} if network.noise_level else {}), "rows": rows}
+
+
+def measure_harm(network: "Denoiser", data: Path, cost: "str | Sequence[Steps]", sigma: float | None) -> dict[str, Any]:
+    """The result of a denoiser on clean pictures."""
+    from tqdm import tqdm
+
+    from rcnet.data.images import read_folder, split_folder
+    from rcnet.data.noise import check_sigma
+    from rcnet.evaluation.harmless import harm
+
+    if sigma is not None:
+        check_sigma(sigma)
+        if not network.noise_level:
+            raise InputError("these weights take no noise level: leave out --sigma")
+    folder = split_folder(data, "test")
+    images = read_folder(folder, network.channels)
+    largest = max((image.shape[:2] for image in images), key=math.prod)
+    counts = steps_of(cost, network, (largest[0], largest[1]), "fp32")
+    with tqdm(total=len(counts) * len(images), unit="image", disable=None, leave=False) as bar:
+        rows = harm(network, images, counts, sigma=sigma, each=bar.update)
+    told = {"blind": True} if sigma is None else {"told": sigma}
+    name = folder.name or folder.resolve().name
+    return {"data": f"{name} without noise", "images": len(images), "precision": "fp32", **told, "rows": rows}
 
 
 def measure_pairs(
