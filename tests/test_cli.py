@@ -38,10 +38,9 @@ def test_denoise_writes_beside_the_input(run, tmp_path):
 
 def test_steps_are_a_dial(run, tmp_path):
     clean = noisy_cat(tmp_path / "cat.png")
-    for steps in ("1", "3", "3,2,1"):
+    for steps in ("1", "3"):
         assert run("denoise", "cat.png", "-o", f"{steps}.png", "--steps", steps)[0] == 0
     assert error_of("3.png", clean) < error_of("1.png", clean)
-    assert len({(tmp_path / f"{steps}.png").read_bytes() for steps in ("1", "3", "3,2,1")}) == 3
 
 
 def test_tiles_do_not_change_the_file(run, tmp_path):
@@ -161,7 +160,8 @@ def test_a_decompression_bomb_is_refused(refused, tmp_path, monkeypatch):
 
 def test_bad_choices_name_the_valid_ones(refused, tmp_path):
     noisy_cat(tmp_path / "cat.png")
-    assert "1, 2, 3 or" in refused("denoise", "cat.png", "--steps", "7")
+    assert "valid: 1, 2, 3" in refused("denoise", "cat.png", "--steps", "7")
+    assert "not trained at it" in refused("denoise", "cat.png", "--steps", "3,2,1")
     assert "--steps few" in refused("denoise", "cat.png", "--steps", "few")
     assert "did you mean 'r3_fast.bsd-gray-25'" in refused("denoise", "cat.png", "--model", "r3_fast.bsd-gray-52")
     assert "no file of weights" in refused("denoise", "cat.png", "--model", "mine.safetensors")
@@ -276,5 +276,5 @@ def test_weights_are_small_and_hold_each_kernel_once():
         model = load(name)
         held = sum(t.numel() for t in model.state_dict().values())
         assert path.stat().st_size < 4.2 * held + 60_000
-        shape = (1, 3, 32, 32) if "classes" in model.metadata["preprocessing"] else (1, 1, 17, 23)
-        assert torch.all(torch.isfinite(model(torch.rand(shape))))
+        size = (32, 32) if "classes" in model.metadata["preprocessing"] else (17, 23)
+        assert torch.all(torch.isfinite(model(torch.rand(1, model.channels, *size))))

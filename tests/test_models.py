@@ -332,6 +332,7 @@ def test_load_of_an_unknown_name():
 def test_bundled_weights_load(name):
     model = load(name)
     x = image(model.architecture["name"])
+    x = x[:, : model.channels].expand(-1, model.channels, -1, -1)
     for steps in model.steps:
         assert model(x, steps=steps).isfinite().all()
     with pytest.raises(InputError, match=f"did you mean {name!r}"):

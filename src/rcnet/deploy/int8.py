@@ -153,7 +153,7 @@ def _noisy(model: Denoiser, files: Sequence[Path]) -> Iterator[Fed]:
             level = draw_levels(tuple(sigma), 1, generator) if isinstance(sigma, list) else torch.tensor([float(sigma)])
             noisy = add_noise(clean, level, generator, as_8bit)
         told = torch.full_like(noisy[:, :1], float(level))
-        told.fill_(-1 if place % 2 else float(level))
+        told[..., told.shape[-1] // 2 :] = -1
         yield (noisy.numpy(), told.numpy()) if model.noise_level else noisy.numpy()
 
 
