@@ -30,6 +30,9 @@ BSD = IMAGES / "bsd"
         ("2GMAC", 2e9, False),
         ("300 mmacs", 3e8, False),
         ("7MAC", 7, False),
+        ("200 µs", 0.2, True),
+        ("1min", 60_000, True),
+        ("1e3MMAC", 1e9, False),
     ],
 )
 def test_budgets_are_read(text, amount, timed):
@@ -38,7 +41,7 @@ def test_budgets_are_read(text, amount, timed):
     assert budget.timed == timed
 
 
-@pytest.mark.parametrize("text", ["50", "ms", "-3ms", "0ms", "nan ms", "2 gb", "1.2.3ms", "", "1e3ms"])
+@pytest.mark.parametrize("text", ["50", "ms", "-3ms", "0ms", "nan ms", "2 gb", "1.2.3ms", "", "1e999ms", "-5ms"])
 def test_what_is_no_budget_is_refused(text):
     with pytest.raises(InputError, match=r"e\.g\. 50ms"):
         parse_budget(text)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from rcnet.cell import Steps
+    from rcnet.cell import Choice, Steps
     from rcnet.data.imagefile import ImageFile
     from rcnet.deploy.optimize import Optimized
 
@@ -210,7 +210,7 @@ def weights(name: str, how: How, sessions: "dict[str, Optimized]") -> "Optimized
         network = load(name).to(best_device())
         network_of(network)
         network.per_cell(how.steps)
-        if (how.sigma is not None or how.sigma_map) and not network.noise_level:
+        if (how.sigma is not None or how.sigma_map) and not network.about.takes_level:
             raise InputError(
                 f"{name} takes no noise level: leave out --sigma and --sigma-map, or take weights that do, e.g. {COLOUR}"
             )
@@ -224,6 +224,7 @@ def denoise_file(job: Job, how: How, sessions: "dict[str, Optimized]") -> None:
 
     from tqdm import tqdm
 
+    from rcnet.cell import choice
     from rcnet.data import imagefile
     from rcnet.deploy.denoise import count_tiles, denoise_pixels, denoise_steps_for
     from rcnet.figures.side_by_side import save_picture, side_by_side
@@ -241,10 +242,10 @@ def denoise_file(job: Job, how: How, sessions: "dict[str, Optimized]") -> None:
     steps = how.steps
     if how.budget:
         steps = denoise_steps_for(model, how.budget, shape, tile=how.tile)
-    steps = model.network.per_cell(steps)[0]
+    steps = choice(model.network.per_cell(steps))
     warn_of_level(job.file, model, pixels, white)
     runs = [steps, *(n for n in model.steps if job.picture and n != steps)]
-    tiles = count_tiles(model, (1, 3, *shape[2:]), how.tile) // (3 if model.network.channels == 1 else 1)
+    tiles = count_tiles(model, (1, 3, *shape[2:]), how.tile) // (3 if model.network.about.channels == 1 else 1)
     sigma = how.sigma if how.sigma_map is None else read_map(how.sigma_map, pixels.shape[:2])
     results = {}
     total = len(runs) * tiles
@@ -307,9 +308,9 @@ def warn_of_level(file: Path, model: "Optimized", pixels: "np.ndarray", white: i
     """Says on stderr that weights made for one noise level are far from that of this picture."""
     from rcnet.data.noise import estimate_sigma
 
-    noise = getattr(model.network, "metadata", {}).get("preprocessing", {}).get("noise", {})
-    trained, found = noise.get("sigma"), estimate_sigma(pixels / white)
-    if isinstance(trained, int | float) and abs(found - trained) > max(4, 0.35 * trained):
+    noise, found = model.network.about.noise, estimate_sigma(pixels / white)
+    trained = noise.sigma if noise else None
+    if isinstance(trained, float) and abs(found - trained) > max(4, 0.35 * trained):
         print(
             f"{file}: these weights know noise of sigma {trained:g} alone and this picture seems to have {found:.0f}: "
             f"they will harm it; take {COLOUR} or {GRAY}",
@@ -317,9 +318,9 @@ def warn_of_level(file: Path, model: "Optimized", pixels: "np.ndarray", white: i
         )
 
 
-def steps_label(steps: int) -> str:
-    """1 step, 4 steps."""
-    return f"{steps} step{'s' if steps > 1 else ''}"
+def steps_label(steps: "Choice") -> str:
+    """1 step, 4 steps, (3, 2, 2) steps."""
+    return f"{steps} step{'s' if steps != 1 else ''}"
 
 
 def make_folder(folder: Path) -> None:

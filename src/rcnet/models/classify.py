@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from rcnet.about import About
 from rcnet.cell import NormMode, RecurrentCell, RecurrentNet, Transition, supported_steps, untie
 from rcnet.models.layers import Normalize, PreActBody, conv3x3, init_weights
 from rcnet.models.registry import register
@@ -56,11 +57,12 @@ def r2(
         flatten=nn.Flatten(),
         classifier=nn.Linear(4 * channels, classes),
     )
+    net.about = About("classify", multiple=4)
     init_weights(net)
     return net
 
 
-@register(task="classify", steps=(1, 2, 3, 4))
+@register(task="classify", steps=(1, 2, 3, 4), adjustable=False)
 def s2(steps: int = 4, norm: NormMode = "independent", classes: int = 10, width: float = 1.0) -> RecurrentNet:
     """S2: the graph of R2 unrolled for `steps`, kernels not shared; `width` multiplies the channels 64 and 256."""
     net = untie(r2(steps, norm, classes, width))
@@ -102,11 +104,12 @@ def r4(
         )
         before, upstream = channels, steps
     net = RecurrentNet(**modules, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), classifier=nn.Linear(before, classes))
+    net.about = About("classify")
     init_weights(net)
     return net
 
 
-@register(task="classify", steps=(1, 2, 3))
+@register(task="classify", steps=(1, 2, 3), adjustable=False)
 def s4(steps: int = 3, norm: NormMode = "independent", classes: int = 100, width: float = 1.0) -> RecurrentNet:
     """S4: pre-activation ResNet-18, -26 and -34 for 1, 2 and 3 steps: the graph of R4, kernels not shared."""
     net = untie(r4(steps, norm, classes, width))

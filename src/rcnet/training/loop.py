@@ -32,7 +32,7 @@ from rcnet.cost.macs import macs
 from rcnet.device import autocast, best_device, channels_last, hardware, keep_freed_memory, resolve_precision
 from rcnet.errors import InputError
 from rcnet.evaluation.recalibrate import recalibrate
-from rcnet.models.files import load, preprocessing, save
+from rcnet.models.files import load, save
 from rcnet.models.registry import create_model
 from rcnet.replacing import replacing
 from rcnet.training.checkpoint import cut_log, read_checkpoint, write_checkpoint
@@ -328,8 +328,7 @@ class Run:
             "recalibrated": recalibrated,
             "before": self.before,  # the training of the weights that this one started from
         }
-        expects = preprocessing(model) | self.task.preprocessing
-        save(model, self.out / "weights.safetensors", preprocessing=expects, training=result)
+        save(model, self.out / "weights.safetensors", preprocessing=self.task.preprocessing, training=result)
         with replacing(self.out / "result.json") as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n")
         return result
