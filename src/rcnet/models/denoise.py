@@ -12,6 +12,7 @@ from rcnet.models.layers import ConvBody, conv3x3, init_weights
 from rcnet.models.registry import register
 
 UNKNOWN = -0.25  # what the plane of the noise level holds where the level is not known; levels are in [0, 1] there
+SLIGHT = 2 / 255  # less noise than the networks' own error
 Sigma = float | Tensor | None
 
 
@@ -53,15 +54,19 @@ def plane_of(noise_level: bool, x: Tensor, sigma: Sigma) -> Tensor | None:
 def add_to_input(x: Tensor, sub: int, learned: Callable[[Tensor], Tensor], plane: Tensor | None = None) -> Tensor:
     """x + learned(x), with x padded for `learned` to sides that `sub` divides, and its result cut again.
 
-    `plane`, [B, 1, H, W], is one more channel of what `learned` reads.
+    `plane`, [B, 1, H, W], is one more channel of what `learned` reads. Where it tells a level below `SLIGHT`, that share of
+    what was learned is added, so that an image without noise stays as it is.
     """
     seen = x if plane is None else torch.cat([x, plane], 1)
-    if sub == 1:
-        return x + learned(seen)
     height, width = x.shape[-2:]
-    # A side of one pixel has nothing to reflect: it repeats.
-    mode = "reflect" if min(height, width) > 1 else "replicate"
-    return x + learned(F.pad(seen, (0, -width % sub, 0, -height % sub), mode=mode))[..., :height, :width]
+    if sub > 1:
+        # A side of one pixel has nothing to reflect: it repeats.
+        mode = "reflect" if min(height, width) > 1 else "replicate"
+        seen = F.pad(seen, (0, -width % sub, 0, -height % sub), mode=mode)
+    change = learned(seen)[..., :height, :width]
+    if plane is not None:
+        change = change * torch.where(plane < 0, 1.0, (plane / SLIGHT).clamp(max=1))
+    return x + change
 
 
 class Denoiser(RecurrentNet):
