@@ -13,6 +13,7 @@ from rcnet.models.layers import ConvBody, conv3x3, init_weights
 from rcnet.models.registry import register
 
 UNKNOWN = -0.25  # what the plane of the noise level holds where the level is not known; levels are in [0, 1] there
+SLIGHT = 2 / 255  # less noise than the networks' own error
 Sigma = float | Tensor | None
 
 
@@ -78,10 +79,14 @@ class Denoiser(RecurrentNet):
             sigma = None
         if sigma is not None and not self.about.takes_level:
             raise InputError("these weights take no noise level: leave sigma out, or take weights that do, e.g. r3_fast.photo")
-        seen = torch.cat([x, level_plane(x, sigma)], 1) if self.about.takes_level else x
-        if self.about.sub == 1:
-            return x + super().forward(seen, steps)
-        return x + super().forward(filled(seen, self.about.sub), steps)[..., : x.shape[-2], : x.shape[-1]]
+        plane = level_plane(x, sigma) if self.about.takes_level else None
+        seen = x if plane is None else torch.cat([x, plane], 1)
+        if self.about.sub > 1:
+            seen = filled(seen, self.about.sub)
+        change = super().forward(seen, steps)[..., : x.shape[-2], : x.shape[-1]]
+        if plane is not None:  # told of little noise it does little: an image without stays as it is
+            change = change * torch.where(plane < 0, 1.0, (plane / SLIGHT).clamp(max=1))
+        return x + change
 
     def radius(self, steps: Steps = None) -> int:
         """How many pixels away, at most, a pixel of the input can change the output: the halo that a tile needs.
