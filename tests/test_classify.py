@@ -42,6 +42,7 @@ def test_training_learns_and_records_itself(cifar_folder, weights):
     training, test = (read_labelled(cifar_folder, split) for split in ("train", "test"))
     assert model.metadata["preprocessing"] == {
         "range": [0, 1], "channels": 3, "layout": "RGB", "size": [32, 32], "classes": list(training.classes),
+        "task": "classify", "multiple": 4,
     }  # fmt: skip
     for row in classification_results(model, training.images, training.labels, model.steps):
         assert row["error"] < 20  # 90 untrained

@@ -21,7 +21,8 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def ready(model: RecurrentNet, steps: Steps = None, precision: str = "fp32") -> Call:
-    """`call(x)`, or `call(x, sigma=25)`: what the network gives at these steps in evaluation mode, in float32.
+    """`call(x)`, or `call(x, sigma=25)`: what the network gives at these steps in evaluation mode, in float32
+    (a network in float64: in float64).
 
     x is a float tensor [B, C, H, W] of any type, on any device, in [0, 1]. Gradients pass to it where they are on.
 
@@ -45,7 +46,8 @@ def caller(net: nn.Module, device: torch.device, precision: str = "fp32", dtype:
             raise InputError(f"images are float [B, C, H, W] in [0, 1], not {x.dtype} {list(x.shape)}")
         x = x.to(device, dtype, memory_format=torch.channels_last)
         with autocast(precision, device):
-            return net(x, **told).float()
+            y = net(x, **told)
+        return y if y.dtype == torch.float64 else y.float()
 
     return call
 
@@ -58,8 +60,12 @@ def plain(net: Net) -> Net:
                 setattr(module, hook._tensor_name, getattr(module, hook._tensor_name).detach())
     net = copy.deepcopy(net)
     for module in net.modules():
-        for name in list(getattr(module, "parametrizations", ())):
-            parametrize.remove_parametrizations(module, name)
+        if parametrize.is_parametrized(module):  # torch's own removal would change the class, which the model shares
+            values = {name: getattr(module, name).detach() for name in module.get_submodule("parametrizations")._modules}
+            del module.parametrizations
+            module.__class__ = type(module).__bases__[0]
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value, requires_grad=False))
         for key, hook in list(module._forward_pre_hooks.items()):
             if hasattr(hook, "remove"):  # pruning, and weight and spectral norms of old
                 hook.remove(module)

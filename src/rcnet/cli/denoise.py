@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from cyclopts import Parameter
 
+from rcnet.cli.text import Budget
 from rcnet.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def denoise(
     out_dir: Path | None = None,
     model: str | None = None,
     steps: str | None = None,
-    budget: str | None = None,
+    budget: Budget = None,
     sigma: float | None = None,
     sigma_map: Path | None = None,
     strength: float = 1.0,

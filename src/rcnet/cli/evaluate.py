@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rcnet.cli.text import Json
+from rcnet.cli.text import Budget, Json
 from rcnet.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def evaluate(
     blind: bool = False,
     harm: bool = False,
     steps: str = "all",
-    budget: str | None = None,
+    budget: Budget = None,
     as_8bit: bool = False,
     precision: str = "fp32",
     json_output: Json = False,
@@ -80,7 +80,8 @@ def evaluate(
     json_output
         Print JSON.
     record
-        Also write the figures into the metadata of the file of weights.
+        Also write the figures into the metadata of the file of weights; of bundled weights, into that of a copy in the current
+        folder. Name their file to change it.
     """
     from rcnet.cli.text import check_cost, parse_steps, table
     from rcnet.device import best_device, resolve_precision

@@ -64,19 +64,23 @@ def register(
     return add
 
 
+def _known() -> dict[str, Entry]:
+    """All entries, those of the modules in `RCNET_MODULES` too."""
+    for module in filter(None, os.environ.get("RCNET_MODULES", "").split(",")):
+        _imported(module)
+    return _ENTRIES
+
+
 def list_models(task: str | None = None) -> list[str]:
     """The names that `create_model` takes, sorted; those of one task (`classify`, `denoise`) if given."""
-    return sorted(name for name, entry in _ENTRIES.items() if task in (None, entry.task) and ":" not in name)
+    return sorted(name for name, entry in _known().items() if task in (None, entry.task) and ":" not in name)
 
 
 def entry(name: str) -> Entry:
     """The registry's entry, or `InputError` that names the valid ones."""
-    if isinstance(name, str) and name not in _ENTRIES:
-        for module in filter(None, os.environ.get("RCNET_MODULES", "").split(",")):
-            _imported(module)
-    if not isinstance(name, str) or name not in _ENTRIES:
+    if not isinstance(name, str) or name not in _known():
         raise unknown("model", name, list_models())
-    return _ENTRIES[name]
+    return _known()[name]
 
 
 def _imported(module: str) -> Any:
