@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 import rcnet
 from rcnet.cell import RecurrentNet, unroll
+from rcnet.cost.counting import macs
 from rcnet.cost.latency import interleaved
-from rcnet.cost.macs import macs
 from rcnet.data.images import list_images, read_image
 from rcnet.data.noise import protocol_noise
 from rcnet.device import autocast, hardware

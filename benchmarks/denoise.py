@@ -33,7 +33,7 @@ from benchmarks.classical import SHORT, evenly, on_tensors, timed
 from rcnet.about import About
 from rcnet.cell import StandardCell
 from rcnet.cost import macs
-from rcnet.cost.macs import parameters
+from rcnet.cost.counting import parameters
 from rcnet.data.images import list_images, read_image, to_tensor
 from rcnet.data.noise import protocol_noise
 from rcnet.deploy.export import export, load_exported
@@ -88,7 +88,7 @@ def plain(convs: int, sub: int, channels: int = 1, width: int = 64) -> Denoiser:
         head=conv3x3(width, planes, bias=True),
         **({"shuffle": nn.PixelShuffle(sub)} if sub > 1 else {}),
     )
-    net.architecture = create_model("s3", channels=channels).architecture  # export asks for one
+    net.architecture = create_model("s3", in_chans=channels).architecture  # export asks for one
     return net.eval()
 
 

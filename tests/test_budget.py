@@ -121,7 +121,7 @@ def test_profile_says_what_each_step_costs():
 
 
 def test_networks_that_take_the_noise_level_are_measured_without_one():
-    model = create_model("r3_fast", channels=3, steps=(1, 3), width=16, noise_level=True)
+    model = create_model("r3_fast", in_chans=3, steps=(1, 3), width=16, noise_level=True)
     rows = profile(model, (33, 40), batch=2)
     assert [row["steps"] for row in rows] == [1, 3]
     assert [row["macs"] for row in rows] == [macs(model, n, (33, 40), 2) for n in (1, 3)]

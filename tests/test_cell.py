@@ -243,15 +243,15 @@ TABLES = {
     "r2 sparse": ("r2", {"steps": (1, 3), "width": 0.125}, {"cell1": columns(3), "cell2": columns(1, 1) | columns(3, 3)}),
     "r2 independent": (
         "r2",
-        {"steps": (2, 3, 4), "width": 0.125, "norm": "independent"},
+        {"steps": (2, 3, 4), "width": 0.125, "norm_mode": "independent"},
         {"cell1": columns(4), "cell2": columns(4)},
     ),
     "r2 shared": (
         "r2",
-        {"steps": (2, 3, 4), "width": 0.125, "norm": "shared"},
+        {"steps": (2, 3, 4), "width": 0.125, "norm_mode": "shared"},
         {"cell1": columns(1), "cell2": columns(1)},
     ),
-    "r2 none": ("r2", {"steps": (2, 3, 4), "width": 0.125, "norm": "none"}, {}),
+    "r2 none": ("r2", {"steps": (2, 3, 4), "width": 0.125, "norm_mode": "none"}, {}),
     "r2 fixed": ("r2", {"steps": 3, "width": 0.125}, {"cell1": columns(3), "cell2": columns(3)}),
     "r4": (
         "r4",

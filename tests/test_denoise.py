@@ -60,7 +60,7 @@ def test_colour_through_gray_weights_is_channel_by_channel():
     together = denoise(model, x, 2)
     for c in range(3):
         torch.testing.assert_close(together[:, c : c + 1], denoise(model, x[:, c : c + 1], 2))
-    colour = trained_like("r3_fast", channels=3)
+    colour = trained_like("r3_fast", in_chans=3)
     assert denoise(colour, x, 2).shape == x.shape
     gray = x[:, :1]
     torch.testing.assert_close(denoise(colour, gray, 2), denoise(colour, gray.expand(-1, 3, -1, -1), 2).mean(1, keepdim=True))

@@ -225,15 +225,19 @@ def test_list_models():
     [
         ("r3_fats", {}, r"unknown model 'r3_fats': did you mean 'r3_fast'\? valid: .*r2.*s4"),
         ("resnet", {}, r"unknown model 'resnet': valid: .*r2"),
-        ("r2", {"step": 4}, r"unknown option of r2 'step': did you mean 'steps'\? valid: steps, norm, classes, width, unified"),
+        (
+            "r2",
+            {"step": 4},
+            r"unknown option of r2 'step': did you mean 'steps'\? valid: steps, norm_mode, num_classes, width, unified",
+        ),
         ("r2", {"steps": 0}, "steps=0 is not valid: .*from 1"),
         ("r2", {"steps": ()}, r"steps=\(\) is not valid"),
         ("r2", {"steps": "4"}, "steps='4' is not valid"),
         ("r2", {"steps": 2.5}, r"2\.5"),
         ("r2", {"steps": None}, "None"),
-        ("r2", {"norm": "indep"}, "unknown norm mode 'indep': .*none, shared, independent, double"),
-        ("r2", {"classes": "ten"}, "classes of r2 is a whole number from 1, not 'ten'"),
-        ("r2", {"classes": -1}, "-1"),
+        ("r2", {"norm_mode": "indep"}, "unknown norm mode 'indep': .*none, shared, independent, double"),
+        ("r2", {"num_classes": "ten"}, "num_classes of r2 is a whole number from 1, not 'ten'"),
+        ("r2", {"num_classes": -1}, "-1"),
         ("r2", {"width": -1}, "-1"),
         ("r2", {"width": float("nan")}, "nan"),
         ("r3_fast", {"width": 1.5}, r"1\.5"),
@@ -324,6 +328,19 @@ def test_load_says_what_is_wrong(write, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_options_of_old_names_still_load(tmp_path):
+    save(small(in_chans=3, norm_mode="independent"), tmp_path / "new.safetensors")
+    metadata = read_metadata(tmp_path / "new.safetensors")
+    config = metadata["architecture"]["config"]
+    for new, old in (("in_chans", "channels"), ("norm_mode", "norm")):
+        config[old] = config.pop(new)
+    save_file(load_file(tmp_path / "new.safetensors"), tmp_path / "old.safetensors", metadata={"rcnet": json.dumps(metadata)})
+    old, new = load(tmp_path / "old.safetensors"), load(tmp_path / "new.safetensors")
+    assert old.architecture == new.architecture
+    assert old.about == new.about
+    assert create_model("r2", classes=3, num_classes=5, width=0.125).classifier.out_features == 5
+
+
 def test_load_of_an_unknown_name():
     with pytest.raises(InputError, match="unknown weights 'no_such_weights'"):
         load("no_such_weights")
@@ -391,7 +408,7 @@ def test_save_writes_what_load_can_read_or_refuses(change, tmp_path):
     ("name", "config", "expected"),
     [
         ("r3", {}, {"channels": 1, "layout": "gray", "task": "denoise", "reach": [2, 1]}),
-        ("r3_fast", {"channels": 3}, {"channels": 3, "layout": "RGB", "task": "denoise", "reach": [6, 4], "sub": 2}),
+        ("r3_fast", {"in_chans": 3}, {"channels": 3, "layout": "RGB", "task": "denoise", "reach": [6, 4], "sub": 2}),
         ("r2", {"width": 0.125}, {"channels": 3, "layout": "RGB", "task": "classify", "multiple": 4}),
     ],
 )

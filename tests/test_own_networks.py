@@ -120,7 +120,7 @@ def test_a_file_of_weights_imports_nothing(tmp_path):
     model = rcnet.create_model("tests.test_own_networks:dwnet")
     rcnet.save(model, tmp_path / "dw.safetensors")
     del registry._ENTRIES["tests.test_own_networks:dwnet"]
-    with pytest.raises(InputError, match="unknown model 'tests.test_own_networks:dwnet'"):
+    with pytest.raises(InputError, match=r"unknown model 'tests\.test_own_networks:dwnet'"):
         rcnet.load(tmp_path / "dw.safetensors")
     model.architecture = None
     with pytest.raises(InputError, match=r"@rcnet\.register\(task\)"):
@@ -184,7 +184,7 @@ def test_offered_settings_are_saved(tmp_path):
 def test_results_of_bundled_weights_go_to_a_copy(run, refused, tmp_path):
     installed = {path: path.stat().st_mtime_ns for path in bundled().values()}
     arguments = ("eval", "r3_fast.bsd-gray-25", "--data", IMAGES / "bsd", "--steps", "1", "--record")
-    status, out, err = run(*arguments, "--sigma", "15")
+    status, _, err = run(*arguments, "--sigma", "15")
     assert status == 0, err
     assert run(*arguments, "--sigma", "50")[0] == 0
     assert {path: path.stat().st_mtime_ns for path in bundled().values()} == installed

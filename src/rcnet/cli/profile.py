@@ -53,10 +53,10 @@ def profile(
 
     from rcnet.cli.text import count, table
     from rcnet.cost.latency import ROUNDS, WARM_UP
-    from rcnet.cost.profile import profile as measure
+    from rcnet.cost.profiling import profile as measure
     from rcnet.device import best_device, hardware
 
-    network = network_of(model)
+    network = named_network(model)
     height, width = parse_size(size, network)
     if batch < 1 or (threads is not None and threads < 1):
         raise InputError("--batch and --threads are whole numbers from 1")
@@ -87,7 +87,7 @@ def profile(
     print(table(header, lines))
 
 
-def network_of(name: str) -> "RecurrentNet":
+def named_network(name: str) -> "RecurrentNet":
     """Trained weights, or a fresh network of that name: what a call costs does not depend on the weights."""
     from rcnet.models import bundled, create_model, list_models, load
     from rcnet.models.registry import find_builder

@@ -11,8 +11,8 @@ import torch
 
 from rcnet.calling import device_of, ready
 from rcnet.cell import Choice, RecurrentNet
+from rcnet.cost.counting import macs
 from rcnet.cost.latency import interleaved, measured_once, summary
-from rcnet.cost.macs import macs
 from rcnet.device import resolve_precision
 from rcnet.errors import InputError
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from rcnet.cell import choice
-from rcnet.cost.macs import macs, parameters
+from rcnet.cost.counting import macs, parameters
 from rcnet.models import create_model, load
 from rcnet.models.registry import entry
 
@@ -12,7 +12,7 @@ SIZES = {"denoise": (321, 481), "classify": (32, 32)}  # pixels: an image of BSD
 METRICS = {"denoise": ("psnr", "dB"), "classify": ("error", "% error")}  # the key in a row of results, and its unit
 
 
-def measured(result: dict[str, Any]) -> str:
+def result_name(result: dict[str, Any]) -> str:
     """The name of a recorded result: its data, its noise, and what differs from the protocols."""
     noise = f" sigma {result['sigma']:g}" + ", 8-bit noise" * result["as_8bit"] if "sigma" in result else ""
     noise += ", blind" * result.get("blind", False)
@@ -37,7 +37,7 @@ def describe_weights(name: str) -> dict[str, Any]:
     size, metric = SIZES.get(task, OTHER), METRICS[task][0]
     for n in model.choices:
         results = {
-            measured(result): row[metric]
+            result_name(result): row[metric]
             for result in model.metadata["results"]
             for row in result["rows"]
             if choice(row["steps"]) == n

@@ -12,8 +12,8 @@ from torch import Tensor
 from rcnet.calling import Call, check_range, device_of, ready
 from rcnet.cell import Choice, RecurrentNet, Steps
 from rcnet.cost.budget import choose_steps, fingerprint, parse_budget, refuse_at_once, steps_text
+from rcnet.cost.counting import macs
 from rcnet.cost.latency import interleaved, measured_once, summary
-from rcnet.cost.macs import macs
 from rcnet.deploy.optimize import Optimized
 from rcnet.device import resolve_precision
 from rcnet.errors import InputError

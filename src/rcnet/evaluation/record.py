@@ -12,8 +12,8 @@ def record_result(model: RecurrentNet, name_or_path: str | Path, result: dict[st
     """Adds a result to the metadata of the weights that `model` was loaded from; returns the file that was written.
 
     Weights that are named by their file are written there; of bundled ones, which belong to the installed package, a copy is
-    written to the current folder, or added to. Rows of the same measurement (all of the result but its rows is equal) are joined by
-    step count, the new ones first.
+    written to the current folder, or added to. Rows of the same measurement (all of the result but its rows is equal) are
+    joined by step count, the new ones first.
 
     Raises:
         InputError: a file in the place of the copy holds other weights.

@@ -98,8 +98,8 @@ class Denoiser(RecurrentNet):
 
 def _denoiser(
     steps: int | Iterable[int],
-    norm: NormMode | None,
-    channels: int,
+    norm_mode: NormMode | None,
+    in_chans: int,
     width: int,
     convs: int,
     residual: bool,
@@ -108,7 +108,7 @@ def _denoiser(
     noise_level: bool = False,
 ) -> Denoiser:
     steps = supported_steps(steps)
-    mode = norm or ("double" if len(steps) > 1 else "independent")
+    mode = norm_mode or ("double" if len(steps) > 1 else "independent")
 
     def cell(upstream: tuple[int, ...]) -> RecurrentCell:
         return RecurrentCell(
@@ -122,16 +122,16 @@ def _denoiser(
 
     modules: dict[str, nn.Module] = {} if sub == 1 else {"unshuffle": nn.PixelUnshuffle(sub)}
     modules |= {
-        "stem": conv3x3((channels + noise_level) * sub**2, width, bias=True),
+        "stem": conv3x3((in_chans + noise_level) * sub**2, width, bias=True),
         "relu": nn.ReLU(),
         "cell1": cell(()),
         "cell2": cell(steps),
         "cell3": cell(steps),
-        "head": conv3x3(width, channels * sub**2, bias=True),
+        "head": conv3x3(width, in_chans * sub**2, bias=True),
     }
     if sub > 1:
         modules["shuffle"] = nn.PixelShuffle(sub)
-    about = About("denoise", channels, INPUTS[: 1 + noise_level], sub=sub, reach=(sub * (2 + (sub > 1)), sub * convs))
+    about = About("denoise", in_chans, INPUTS[: 1 + noise_level], sub=sub, reach=(sub * (2 + (sub > 1)), sub * convs))
     net = Denoiser(about, **modules)
     _init_denoiser(net)
     return net
@@ -144,23 +144,23 @@ def _init_denoiser(net: Denoiser) -> None:
 
 @register(task="denoise", steps=(1, 2, 3, 4))
 def r3(
-    steps: int | Iterable[int] = (1, 2, 3, 4), norm: NormMode | None = None, channels: int = 1, unified: bool = True
+    steps: int | Iterable[int] = (1, 2, 3, 4), norm_mode: NormMode | None = None, in_chans: int = 1, unified: bool = True
 ) -> Denoiser:
     """R3 (Eq. 9): convolution and ReLU to 64 channels, three cells of convolution, BN and ReLU, convolution to the image.
 
     Args:
         steps: the supported steps: one number, or several for a cost-adjustable network.
-        norm: none, shared, independent or double; independent for one step count and double for several unless given.
-        channels: of the image: 1 gray, 3 colour.
+        norm_mode: none, shared, independent or double; independent for one step count and double for several unless given.
+        in_chans: channels of the image: 1 gray, 3 colour.
         unified: all cells take the same number of steps; otherwise the BN tables hold every mixture.
     """
-    return _denoiser(steps, norm, channels, 64, 1, residual=False, sub=1, unified=unified)
+    return _denoiser(steps, norm_mode, in_chans, 64, 1, residual=False, sub=1, unified=unified)
 
 
 @register(task="denoise", steps=(1, 2, 3, 4), adjustable=False)
-def s3(steps: int = 4, norm: NormMode = "independent", channels: int = 1) -> Denoiser:
+def s3(steps: int = 4, norm_mode: NormMode = "independent", in_chans: int = 1) -> Denoiser:
     """S3: the graph of R3 unrolled for `steps`, kernels not shared."""
-    net = untie(_denoiser(steps, norm, channels, 64, 1, residual=False, sub=1, unified=True))
+    net = untie(_denoiser(steps, norm_mode, in_chans, 64, 1, residual=False, sub=1, unified=True))
     _init_denoiser(net)
     return net
 
@@ -168,8 +168,8 @@ def s3(steps: int = 4, norm: NormMode = "independent", channels: int = 1) -> Den
 @register(task="denoise", steps=(1, 2, 3))
 def r3_fast(
     steps: int | Iterable[int] = (1, 2, 3),
-    norm: NormMode | None = None,
-    channels: int = 1,
+    norm_mode: NormMode | None = None,
+    in_chans: int = 1,
     width: int = 48,
     convs: int = 2,
     residual: bool = True,
@@ -184,4 +184,4 @@ def r3_fast(
         residual: x = relu(x + f(x)) instead of relu(f(x)), f being convolution and norm, `convs` times, with ReLU between.
         noise_level: the noise level is an input, `model(x, steps, sigma=25)`, which may be unknown.
     """
-    return _denoiser(steps, norm, channels, width, convs, residual, sub=2, unified=unified, noise_level=noise_level)
+    return _denoiser(steps, norm_mode, in_chans, width, convs, residual, sub=2, unified=unified, noise_level=noise_level)

@@ -16,11 +16,11 @@ CELLS = ("cell2", "cell3", "cell4")  # where the exits are
 
 
 class Exit(nn.Module):
-    """Global average pooling and a linear classifier, [B, C, H, W] to [B, classes]; `number`: which exit it is, from 1."""
+    """Global average pooling and a linear classifier, [B, C, H, W] to [B, num_classes]; `number`: which exit it is, from 1."""
 
-    def __init__(self, channels: int, classes: int, number: int) -> None:
+    def __init__(self, channels: int, num_classes: int, number: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(channels, classes)
+        self.linear = nn.Linear(channels, num_classes)
         self.number = number
 
     @property
@@ -42,7 +42,7 @@ class EarlyExitNet(RecurrentNet):
         return len(own) == len(self.recurrent_cells()) and len(set(own)) == 1 and own[0] in self.steps
 
     def forward(self, x: Tensor, steps: Steps = None) -> Tensor:  # type: ignore[override]
-        """x: [B, 3, H, W] to [B, classes]. Raises `InputError`, which names the exits, for any other."""
+        """x: [B, 3, H, W] to [B, num_classes]. Raises `InputError`, which names the exits, for any other."""
         own = self.per_cell(steps)
         for module, n, upstream in self.walk(own):
             if not isinstance(module, Exit):
@@ -66,12 +66,12 @@ class EarlyExitNet(RecurrentNet):
 
 
 @register(task="classify", steps=(1, 2, 3))
-def s4_exits(steps: int | Iterable[int] = (1, 2, 3), classes: int = 100, width: float = 1.0) -> EarlyExitNet:
+def s4_exits(steps: int | Iterable[int] = (1, 2, 3), num_classes: int = 100, width: float = 1.0) -> EarlyExitNet:
     """S4^3 with exits after its cells C2, C3 and C4 (Sec. 5.3); train it on all of them, with objective = "aggregated".
 
     Args:
         steps: the exits that there are, of 1, 2 and 3; the chain ends with the last.
-        classes: the outputs, [B, classes].
+        num_classes: the outputs, [B, num_classes].
         width: multiplies the channels.
     """
     exits = supported_steps(steps)
@@ -83,7 +83,7 @@ def s4_exits(steps: int | Iterable[int] = (1, 2, 3), classes: int = 100, width: 
         number = CELLS.index(name) + 1 if name in CELLS else 0
         if number in exits:
             last = number == exits[-1]
-            chain["classifier" if last else f"exit{number}"] = Exit(round(64 * 2**number * width), classes, number)
+            chain["classifier" if last else f"exit{number}"] = Exit(round(64 * 2**number * width), num_classes, number)
             if last:
                 break
     net = EarlyExitNet(**chain)

@@ -76,7 +76,7 @@ def save(model: RecurrentNet, path: str | Path, **metadata: Any) -> None:
     if different := _difference(fresh, state):
         raise InputError(
             f"this network is not as create_model({architecture['name']!r}) makes it: {different} (unrolled, pruned, a new head?)"
-            "; save the network that it was made from, or create it with the options that it has now, e.g. other classes"
+            "; save the network that it was made from, or create it with the options that it has now, e.g. num_classes"
         )
     known = dict(model.metadata)
     checksum = _checksum(state)

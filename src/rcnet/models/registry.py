@@ -12,6 +12,8 @@ from typing import Any
 from rcnet.cell import RecurrentNet, supported_steps
 from rcnet.errors import InputError, unknown
 
+# Names of options in files and recipes of old.
+OLD_OPTIONS = {"norm": "norm_mode", "classes": "num_classes", "channels": "in_chans"}
 Build = Callable[..., RecurrentNet]
 
 
@@ -118,6 +120,10 @@ def build_model(found: Entry, config: Mapping[str, Any]) -> RecurrentNet:
     """The network of a registry's entry, which then knows its name and configuration."""
     name, build, config = found.name, found.build, dict(config)
     valid = inspect.signature(build).parameters
+    for old, new in OLD_OPTIONS.items():
+        if old in config and old not in valid and new in valid:
+            value = config.pop(old)
+            config.setdefault(new, value)
     for key, value in config.items():
         if key not in valid:
             raise unknown(f"option of {name}", key, valid)

@@ -28,7 +28,7 @@ from torch._inductor.exc import InductorError
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rcnet.cell import RecurrentNet, batch_norms
-from rcnet.cost.macs import macs
+from rcnet.cost.counting import macs
 from rcnet.device import autocast, best_device, channels_last, hardware, keep_freed_memory, resolve_precision
 from rcnet.errors import InputError
 from rcnet.evaluation.recalibrate import recalibrate

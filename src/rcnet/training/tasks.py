@@ -94,7 +94,7 @@ def denoising_task(recipe: Recipe, data: str | Path, device: torch.device) -> Ta
     """
     config = recipe.denoising
     sigma = check_sigma(config.sigma)
-    channels = int(recipe.model.get("channels", 1))
+    channels = int(recipe.model.get("in_chans", recipe.model.get("channels", 1)))
     if channels not in (1, 3):
         raise InputError(f"model.channels = {channels} is not valid: images are gray (1) or colour (3)")
     folder = split_folder(data, "train")

@@ -9,7 +9,7 @@ import torch
 from rcnet.calling import device_of, ready
 from rcnet.cell import RecurrentNet, unroll
 from rcnet.cost.budget import latencies
-from rcnet.cost.macs import macs, parameters
+from rcnet.cost.counting import macs, parameters
 from rcnet.cost.memory import peak_memory
 
 
