@@ -228,7 +228,7 @@ def test_list_models():
         (
             "r2",
             {"step": 4},
-            r"unknown option of r2 'step': did you mean 'steps'\? valid: steps, norm_mode, num_classes, width, unified",
+            r"option of r2 'step': did you mean 'steps'\? valid: steps, norm_mode, num_classes, width, unified",
         ),
         ("r2", {"steps": 0}, "steps=0 is not valid: .*from 1"),
         ("r2", {"steps": ()}, r"steps=\(\) is not valid"),

@@ -112,7 +112,7 @@ def execute(states: Sequence[State], folders: Folders, *, jobs: int = 1, minutes
     for state in [state for state in queue if state.busy]:
         say(f"{state.run.name}: left to the process that is at it")
         queue.remove(state)
-    do = one_by_one if jobs == 1 else side_by_side
+    do = one_by_one if jobs == 1 else run_at_once
     return do(queue, folders, jobs, deadline, say)
 
 
