@@ -1,14 +1,15 @@
 """Denoisers people use today beside r3 and r3_fast: PSNR against seconds an image, in one interleaved run.
 
     pip install 'rcnet[bench]'
-    python -m benchmarks.denoise BSD68/ --calibration BSD/train [--images N] [--threads N]
+    python -m benchmarks.denoise BSD68/gray --colour BSD68/colour --calibration BSD/train [--images N] [--threads N]
 
-Every method denoises the same images (noise of sigma 25, the protocol of BSD68), one image after the other, each method in
-turns, all with the same number of threads (a short call is made twice and the second timed: the threads of the runtime that had
-the turn before may still spin). Weights of DnCNN and FFDNet are not at hand: their graphs are timed with random weights, in
-which a batch norm stands behind every inner convolution as in the originals (and is folded where ours are), and their PSNR is
-the published one on all 68 images. S3 is timed likewise. Results go to results/denoise.json, the table to results/denoise.md,
-the picture to results/denoise.png.
+Gray and colour are measured one after the other; where a folder is not given, what results/denoise.json holds of it stays. Every
+method denoises the same images (noise of sigma 25, the protocol of BSD68), one image after the other, each method in turns, all
+with the same number of threads (a short call is made twice and the second timed: the threads of the runtime that had the turn
+before may still spin). Weights of DnCNN and FFDNet are not at hand: their graphs are timed with random weights, in which a batch
+norm stands behind every inner convolution as in the originals (and is folded where ours are), and their PSNR is the published one
+on all 68 images. S3 is timed likewise. Results go to results/denoise.json, the tables to results/denoise.md, the picture to
+results/denoise.png; Ctrl-C keeps the images that were measured.
 """
 
 import argparse
@@ -16,8 +17,8 @@ import json
 import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import rcnet
+from benchmarks import classical
+from benchmarks.classical import SHORT, evenly, on_tensors, timed
 from rcnet.cell import StandardCell
 from rcnet.cost import macs
 from rcnet.cost.macs import parameters
@@ -40,17 +43,18 @@ from rcnet.evaluation.denoise import psnr, to_uint8_levels
 from rcnet.models import create_model, read_metadata
 from rcnet.models.denoise import Denoiser
 from rcnet.models.layers import ConvBody, conv3x3
+from rcnet.training.loop import commit
 
 RESULTS = Path(__file__).parent.parent / "results"
 SIGMA, SIZE = 25, (321, 481)
-SHORT = 0.25  # seconds: a shorter call is made twice and timed then, for threads of the runtime before it may still spin
-# PSNR on BSD68 at sigma 25 as published: Zhang et al. 2017 (DnCNN-S, BM3D), 2018 (FFDNet).
+# PSNR on all 68 images of BSD68 at sigma 25 as published: Zhang et al. 2017 (DnCNN-S, CDnCNN-B, BM3D), 2018 (FFDNet).
 PUBLISHED = {"BM3D": 28.57, "DnCNN": 29.23, "FFDNet": 29.19}
+COLOUR_PUBLISHED = {"CBM3D": 30.71, "CDnCNN-B": 31.23, "FFDNet": 31.21}
 OURS = {"r3_fast": "r3_fast.bsd-gray-25", "r3": "r3.bsd-gray-25"}
 
 
 class Method(NamedTuple):
-    """One way to denoise float [1, 1, H, W]; `path`: what runs it."""
+    """One way to denoise float [1, C, H, W]; `path`: what runs it."""
 
     name: str
     steps: int | None
@@ -69,59 +73,40 @@ class NoiseMap(nn.Module):
         return torch.cat([x, torch.full_like(x[:, :1], SIGMA / 255)], 1)
 
 
-def plain(convs: int, sub: int) -> Denoiser:
-    """The graph of `convs` convolutions of 64 channels with batch norms between: DnCNN, and with sub=2 FFDNet."""
-    inner, channels = convs - 2, sub**2
+def plain(convs: int, sub: int, channels: int = 1, width: int = 64) -> Denoiser:
+    """The graph of `convs` convolutions of `width` channels with batch norms between: DnCNN, and with sub=2 FFDNet."""
+    inner, planes = convs - 2, channels * sub**2
     before = {"unshuffle": nn.PixelUnshuffle(sub), "map": NoiseMap()} if sub > 1 else {}
-    norms = [nn.ModuleList([nn.BatchNorm2d(64)]) for _ in range(inner)]
+    norms = [nn.ModuleList([nn.BatchNorm2d(width)]) for _ in range(inner)]
     net = Denoiser(
-        1,
+        channels,
         sub,
         1,
         **before,
-        stem=conv3x3(channels + (sub > 1), 64, bias=True),
+        stem=conv3x3(planes + (sub > 1), width, bias=True),
         relu=nn.ReLU(),
-        cell=StandardCell([ConvBody(64) for _ in range(inner)], norms),
-        head=conv3x3(64, channels, bias=True),
+        cell=StandardCell([ConvBody(width) for _ in range(inner)], norms),
+        head=conv3x3(width, planes, bias=True),
         **({"shuffle": nn.PixelShuffle(sub)} if sub > 1 else {}),
     )
-    net.architecture = create_model("s3").architecture  # export asks for one
+    net.architecture = create_model("s3", channels=channels).architecture  # export asks for one
     return net.eval()
 
 
-def classical(threads: int) -> Iterator[Method]:
-    """What needs no training. Strengths are those that the libraries' own documents give for noise of a known sigma."""
-    import bm3d
-    import cv2
-    from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_wavelet
-
-    cv2.setNumThreads(threads)
-    s = SIGMA / 255
-
-    def of_arrays(call: Callable[[np.ndarray], np.ndarray]) -> Callable[[Tensor], Tensor]:
-        return lambda x: torch.from_numpy(np.ascontiguousarray(call(x[0, 0].numpy()), np.float32))[None, None]
-
-    def opencv(x: np.ndarray) -> np.ndarray:
-        return cv2.fastNlMeansDenoising(np.rint(x.clip(0, 1) * 255).astype(np.uint8), None, h=SIGMA) / 255
-
-    def nlm(x: np.ndarray) -> np.ndarray:
-        return denoise_nl_means(x, patch_size=5, patch_distance=6, h=0.8 * s, sigma=s, fast_mode=True)
-
-    def wavelet(x: np.ndarray) -> np.ndarray:
-        return denoise_wavelet(x, sigma=s, method="BayesShrink", mode="soft", rescale_sigma=True)
-
-    for name, path, call in (
-        ("BM3D", "bm3d", lambda x: bm3d.bm3d(x, s)),
-        ("non-local means", "scikit-image", nlm),
-        ("wavelet, BayesShrink", "scikit-image", wavelet),
-        ("total variation", "scikit-image", lambda x: denoise_tv_chambolle(x, weight=0.1)),
-        ("fast non-local means, 8-bit", "OpenCV", opencv),
-    ):
-        yield Method(name, None, "", path, of_arrays(call))
+# What needs no training. Strengths are those that the libraries' own documents give for noise of a known sigma.
+CLASSICAL = (
+    ("BM3D", "bm3d", lambda x: classical.bm3d(x, SIGMA)),
+    ("non-local means", "scikit-image", lambda x: classical.skimage_nlm(x, SIGMA)),
+    ("wavelet, BayesShrink", "scikit-image", lambda x: classical.wavelet(x, SIGMA)),
+    ("total variation", "scikit-image", lambda x: classical.total_variation(x, 0.1)),
+    ("fast non-local means, 8-bit", "OpenCV", lambda x: classical.opencv_nlm(x, SIGMA)),
+)
+COLOUR_CLASSICAL = (("CBM3D", "bm3d", lambda x: classical.bm3d(x, SIGMA)),)
 
 
 def networks(name: str, model: Denoiser, calibration: Path, folder: Path, threads: int, trained: bool) -> Iterator[Method]:
-    """Every precision and path of one network, at each of its step counts."""
+    """Every precision and path of one network, at each of its step counts; told sigma if it takes the noise level."""
+    told = (SIGMA,) if model.noise_level else ()
     counts = {n: (parameters(rcnet.unroll(model, n)), macs(model, n, SIZE)) for n in model.steps}
     shown = {n: n if len(model.steps) > 1 else None for n in model.steps}
     kinds = (("fp32", ".xml"), ("int8", ".xml"), ("int8", ".onnx"))
@@ -134,16 +119,16 @@ def networks(name: str, model: Denoiser, calibration: Path, folder: Path, thread
     def eager(n: int, precision: str) -> Callable[[Tensor], Tensor]:
         def call(x: Tensor) -> Tensor:
             with autocast(precision, x.device):
-                return model(x.contiguous(memory_format=torch.channels_last), n).float()
+                return model(x.contiguous(memory_format=torch.channels_last), n, *told).float()
 
         return call
 
     def optimized(n: int, precision: str) -> Callable[[Tensor], Tensor]:
-        return lambda x: sessions[precision](x, n)
+        return lambda x: sessions[precision](x, n, *told)
 
     def exported(n: int, kind: str, suffix: str, precision: str = "fp32") -> Callable[[Tensor], Tensor]:
         session = load_exported(files[kind, suffix], n, threads=threads, precision=precision)
-        return lambda x: torch.from_numpy(session(x.numpy()))
+        return lambda x: torch.from_numpy(session(x.numpy(), *told))
 
     for n in model.steps:
         for precision, path, call in (
@@ -160,30 +145,34 @@ def networks(name: str, model: Denoiser, calibration: Path, folder: Path, thread
 
 
 @torch.inference_mode()
-def measure(methods: list[Method], paths: list[Path]) -> list[dict[str, Any]]:
-    """A row a method: the median seconds and the mean PSNR over the images."""
-    first = protocol_noise(read_image(paths[0], 1), SIGMA)
+def measure(
+    methods: list[Method], paths: list[Path], channels: int, published: dict[str, float]
+) -> tuple[int, list[dict[str, Any]]]:
+    """How many images, all unless stopped; and a row a method: the median seconds and the mean PSNR over them."""
+    first = protocol_noise(read_image(paths[0], channels), SIGMA)
     for method in methods:
         method.call(first)
-    seconds: list[list[float]] = [[] for _ in methods]
-    scores: list[list[float]] = [[] for _ in methods]
-    for path in tqdm(paths, unit="image", disable=None):
-        image = read_image(path, 1)
-        clean, noisy = to_tensor(image), protocol_noise(image, SIGMA)
-        for k, method in enumerate(methods):
-            if method.macs and statistics.median(seconds[k] or [0]) < SHORT:
-                method.call(noisy)
-            started = time.perf_counter()
-            output = method.call(noisy)
-            seconds[k].append(time.perf_counter() - started)
-            scores[k].append(psnr(to_uint8_levels(output), clean))
+    found: list[list[tuple[float, float]]] = []  # by image and method, seconds and PSNR
+    try:
+        for path in tqdm(paths, unit="image", disable=None):
+            image = read_image(path, channels)
+            clean, noisy = to_tensor(image), protocol_noise(image, SIGMA)
+            row = []
+            for k, method in enumerate(methods):
+                short = bool(method.macs) and statistics.median([of[k][0] for of in found] or [0]) < SHORT
+                output, seconds = timed(partial(method.call, noisy), short)
+                row.append((seconds, psnr(to_uint8_levels(output), clean)))
+            found.append(row)
+    except KeyboardInterrupt:
+        if not found:
+            raise
     rows = []
-    for method, taken, score in zip(methods, seconds, scores, strict=True):
+    for method, results in zip(methods, zip(*found, strict=True), strict=True):
+        seconds, scores = zip(*results, strict=True)
         row = {key: value for key, value in method._asdict().items() if key not in ("call", "trained")}
-        measured = round(float(np.mean(score)), 3) if method.trained else None
-        published = None if method.trained else PUBLISHED.get(method.name)
-        rows.append({**row, "seconds": statistics.median(taken), "psnr": measured, "published": published})
-    return rows
+        measured = round(float(np.mean(scores)), 3) if method.trained else None
+        rows.append({**row, "seconds": statistics.median(seconds), "psnr": measured, "published": published.get(method.name)})
+    return len(found), rows
 
 
 def best(rows: list[dict[str, Any]], name: str, steps: int | None, precision: str) -> dict[str, Any]:
@@ -228,8 +217,27 @@ def recorded() -> dict[str, dict[str, float]]:
     return {name: {str(row["steps"]): row["psnr"] for row in read_metadata(name)["results"][0]["rows"]} for name in OURS.values()}
 
 
+def table(part: dict[str, Any]) -> list[str]:
+    """The rows of gray or colour. The first is BM3D's."""
+    first, *_ = rows = part["rows"]
+    name, count = first["name"], part["images"]
+    ours = f"PSNR dB, {'all' if count == part['of'] else f'{count} of'} {part['of']} images"
+    lines = [
+        f"| method | steps | precision | runs in | parameters | GMAC, 321x481 | ms | {name}'s time to it | {ours} | above {name} "
+        "| PSNR dB as published, all 68 images |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        measured, over = (f"{row['psnr']:.2f}", f"{row['psnr'] - first['psnr']:+.2f}") if row["psnr"] is not None else ("", "")
+        size = [f"{row['parameters']:,}", f"{row['macs'] / 1e9:.2f}"] if row["macs"] else ["", ""]
+        time = [f"{1000 * row['seconds']:.1f}", f"{first['seconds'] / row['seconds']:.0f}"]
+        published = f"{row['published']:.2f}" if row["published"] else ""
+        cells = [row["name"], row["steps"] or "", row["precision"], row["path"], *size, *time, measured, over, published]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
 def render(result: dict[str, Any]) -> str:
-    rows = result["rows"]
     above = [
         f"`{name}` is above {other}'s published {value} at steps {', '.join(found) or 'none'}"
         for name, steps in result["recorded"].items()
@@ -237,30 +245,38 @@ def render(result: dict[str, Any]) -> str:
         if other != "DnCNN"
         for found in [[n for n, psnr in steps.items() if psnr > value]]
     ]
-    bm3d = next(row for row in rows if row["name"] == "BM3D")
     lines = [
         "# Denoisers: PSNR against seconds an image",
         "",
-        f"Rendered by `python -m benchmarks.denoise`: {result['images']} of the BSD68 images, evenly spread, noise of sigma 25;",
-        f"{result['hardware']}, torch {result['torch']}; methods in turns, image by image; medians. *published*: on all 68",
-        "images, of weights that are not at hand here; those graphs and S3 are timed with random weights. int8 in OpenVINO keeps",
+        f"Rendered by `python -m benchmarks.denoise`: {result['images']} of the {result['of']} images of BSD68, evenly spread,",
+        f"noise of sigma 25; {result['hardware']}, torch {result['torch']}; methods in turns, image by image; medians. Graphs",
+        "without a PSNR of their own are timed with random weights, as trained ones are not at hand. int8 in OpenVINO keeps",
         "sums in fp32; in ONNX Runtime the outputs of convolutions are 8-bit too.",
         "",
         "![PSNR against seconds](denoise.png)",
         "",
-        "| method | steps | precision | runs in | parameters | GMAC, 321x481 | ms | BM3D's time to it | PSNR dB | above BM3D |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        *table(result),
+        "",
+        f"On all 68 images in fp32, {'; '.join(above)}.",
     ]
-    for row in rows:
-        published = f"{row['published']} *published*" if row["published"] else ""
-        measured = f"{row['psnr']:.2f}" if row["psnr"] is not None else published
-        over = f"{row['psnr'] - bm3d['psnr']:+.2f}" if row["psnr"] is not None else ""
-        size = [f"{row['parameters']:,}", f"{row['macs'] / 1e9:.2f}"] if row["macs"] else ["", ""]
-        cells = [row["name"], row["steps"] or "", row["precision"], row["path"], *size, f"{1000 * row['seconds']:.1f}"]
-        lines.append(f"| {' | '.join(map(str, cells))} | {bm3d['seconds'] / row['seconds']:.0f} | {measured} | {over} |")
-    lines += ["", f"On all 68 images in fp32, {'; '.join(above)}."]
+    if colour := result.get("colour"):
+        published = ", ".join(f"{name} {value:.2f}" for name, value in COLOUR_PUBLISHED.items())
+        lines += [
+            "",
+            "## Colour",
+            "",
+            f"{colour['images']} of the {colour['of']} images in colour, likewise: weights `{colour['weights']}`, told sigma",
+            f"if they take it; {colour['hardware']}, torch {colour['torch']}, commit {colour['commit']}. FFDNet: 12",
+            "convolutions of 96 channels, timed with random weights.",
+            "",
+            *table(colour),
+            "",
+            f"Published on all 68 images: {published}.",
+        ]
     lines += ["", "## What was asked", "", "| what | asked | measured | |", "|---|---|---|---|"]
-    lines += [f"| {what} | {asked} | {value:.2f} | {'met' if met else 'missed'} |" for what, asked, value, met in ratios(rows)]
+    lines += [
+        f"| {what} | {asked} | {value:.2f} | {'met' if met else 'missed'} |" for what, asked, value, met in ratios(result["rows"])
+    ]
     return "\n".join([*lines, ""])
 
 
@@ -289,9 +305,31 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         to_image(figure).save(path)
 
 
+def compare(
+    data: Path,
+    channels: int,
+    nets: Sequence[tuple[str, Denoiser, bool]],
+    others: Sequence[tuple[str, str, Callable[[np.ndarray], np.ndarray]]],
+    published: dict[str, float],
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """What was measured of the images of a folder; `nets`: name, network, and whether it is trained."""
+    files = list_images(data)
+    with tempfile.TemporaryDirectory() as folder:
+        methods = [Method(name, None, "", path, on_tensors(call)) for name, path, call in others]
+        for name, model, trained in nets:
+            print(f"exporting {name}", flush=True)
+            methods += networks(name, model, args.calibration, Path(folder), args.threads, trained)
+        count, rows = measure(methods, evenly(files, args.images), channels, published)
+    about = {"hardware": hardware(torch.device("cpu")), "torch": torch.__version__, "commit": commit()}
+    return {**about, "images": count, "of": len(files), "sigma": SIGMA, "rows": rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder of the BSD68 images")
+    parser.add_argument("data", type=Path, nargs="?", help="folder of the BSD68 images")
+    parser.add_argument("--colour", type=Path, help="folder of the same images in colour")
+    parser.add_argument("--colour-model", default="r3_fast.photo", help="bundled weights or a file of weights")
     parser.add_argument("--calibration", type=Path, required=True, help="folder of training images, for int8")
     parser.add_argument("--images", type=int, default=68, help="so many of them, evenly spread")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -299,31 +337,29 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     torch.set_num_threads(args.threads)
-    files = list_images(args.data)
-    files = [files[k] for k in np.linspace(0, len(files) - 1, min(args.images, len(files))).round().astype(int)]
-    with tempfile.TemporaryDirectory() as folder:
-        methods = list(classical(args.threads))
-        for name, model, trained in (
+    import cv2
+
+    cv2.setNumThreads(args.threads)
+    path = args.out / "denoise.json"
+    result = json.loads(path.read_text()) if path.is_file() else {}
+    if not args.data and "rows" not in result:
+        parser.error(f"{path} holds nothing of the gray images yet: give their folder")
+    if args.data:
+        nets = [
             *((name, rcnet.load(weights), True) for name, weights in OURS.items()),
             ("S3^4", create_model("s3").eval(), False),
             ("FFDNet", plain(15, 2), False),
             ("DnCNN", plain(17, 1), False),
-        ):
-            print(f"exporting {name}", flush=True)
-            methods += networks(name, model, args.calibration, Path(folder), args.threads, trained)
-        rows = measure(methods, files)
-    result = {
-        "hardware": hardware(torch.device("cpu")),
-        "torch": torch.__version__,
-        "images": len(files),
-        "sigma": SIGMA,
-        "recorded": recorded(),
-        "rows": rows,
-    }
+        ]
+        result |= {"recorded": recorded(), **compare(args.data, 1, nets, CLASSICAL, PUBLISHED, args)}
+    if args.colour:
+        nets = [("r3_fast", rcnet.load(args.colour_model), True), ("FFDNet", plain(12, 2, 3, 96), False)]
+        colour = compare(args.colour, 3, nets, COLOUR_CLASSICAL, COLOUR_PUBLISHED, args)
+        result["colour"] = {"weights": Path(args.colour_model).name.removesuffix(".safetensors"), **colour}
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "denoise.json").write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n")
     (args.out / "denoise.md").write_text(render(result))
-    draw(rows, args.out / "denoise.png")
+    draw(result["rows"], args.out / "denoise.png")
     print(render(result))
 
 

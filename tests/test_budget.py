@@ -117,6 +117,18 @@ def test_profile_says_what_each_step_costs():
     assert all(row["memory"] > 64 * 32 * 32 * 4 for row in rows)
 
 
+def test_networks_that_take_the_noise_level_are_measured_without_one():
+    model = create_model("r3_fast", channels=3, steps=(1, 3), width=16, noise_level=True)
+    rows = profile(model, (33, 40), batch=2)
+    assert [row["steps"] for row in rows] == [1, 3]
+    assert [row["macs"] for row in rows] == [macs(model, n, (33, 40), 2) for n in (1, 3)]
+    plane = 2 * 33 * 40 * 4
+    assert all(row["memory"] > 7 * plane for row in rows)  # the image's three, those and the level's again, for the network
+    assert steps_for(model, f"{rows[0]['macs']}MAC", (33, 40), batch=2) == 1
+    assert latencies(model, (33, 40), 2) == {row["steps"]: {key: row[key] for key in ("ms", "p95")} for row in rows}
+    assert steps_for(model, f"{rows[1]['p95'] + 0.01}ms", (33, 40), batch=2) == 3
+
+
 def test_a_denoisers_budget_is_for_the_whole_image():
     model = create_model("r3_fast", steps=(1, 2), width=8, convs=1)
     whole = macs(model, 2, (48, 64))

@@ -63,6 +63,7 @@ def tiny(steps=(2, 3, 4), norm_mode="double", unified=True):
         cell2=RecurrentCell(Body(), norms, steps, unified=unified, **upstream),
     )
     randomize_norms(net)
+    net.offer(net.possible_settings())
     return net
 
 
@@ -183,6 +184,19 @@ def test_steps_are_checked_in_every_norm_mode(x, norm_mode, steps):
         tiny(norm_mode=norm_mode)(x, steps=steps)
 
 
+def test_mixtures_that_no_training_drew_are_refused(x):
+    net = create_model("r2", steps=(2, 3, 4), width=0.125).eval()
+    for call in (lambda: net(x, steps=(3, 2)), lambda: unroll(net, (4, 3))):
+        with pytest.raises(InputError, match=r"valid: 2, 3, 4; the network was not trained at it"):
+            call()
+    net.offer([(2, 2), (3, 2)])
+    assert net(x, steps=(3, 2)).shape == net(x, steps=2).shape
+    with pytest.raises(InputError, match=r"valid: 2 or per cell \(3, 2\)"):
+        net(x, steps=3)
+    with pytest.raises(InputError, match=r"\(2, 3\).* cannot be offered"):
+        net.offer([(2, 3)])
+
+
 def test_numpy_integers_are_steps(x):
     net = tiny().eval()
     assert torch.equal(net(x, steps=np.int64(3)), net(x, steps=3))
@@ -274,6 +288,7 @@ def test_a_cell_looks_at_the_cell_before_it(change):
     for name, norm in net.named_modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.register_forward_hook(lambda *_, name=name: used.add(name))
+    net.offer([(4, 3, 2)])
     change(net)(torch.rand(1, 1, 4, 4), steps=(4, 3, 2))
     rows = {"cell1.norms.0": 4, "cell2.norms.4": 3, "cell3.norms.3": 2}
     assert used == {f"{row}.{t}.0" for row, steps in rows.items() for t in range(steps)}

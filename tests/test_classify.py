@@ -177,6 +177,7 @@ def test_tensorboard(cifar_folder, tmp_path):
 def test_recalibration_measures_every_norm_that_is_reached(unified):
     torch.manual_seed(1)
     model = create_model("r2", steps=(2, 3, 4), width=0.125, unified=unified)
+    model.offer(model.possible_settings())
     x = torch.rand(16, 3, 32, 32)
     for norm in batch_norms(model):
         norm.running_var.fill_(7.0)

@@ -426,16 +426,16 @@ def reach(model, steps, side, place):
 
 @pytest.mark.parametrize(
     ("name", "config", "steps"),
-    [*(("r3", {}, steps) for steps in (1, 2, 3, 4, (4, 3, 1))), ("s3", {"steps": 2}, 2)],
+    [*(("r3", {}, steps) for steps in (1, 2, 3, 4)), ("s3", {"steps": 2}, 2)],
 )
 def test_radius_of_r3_is_exact(name, config, steps):
     model = random_denoiser(name, **config)
     radius = model.radius(steps)
-    assert radius == 2 + (3 * steps if isinstance(steps, int) else sum(steps))
+    assert radius == 2 + 3 * steps
     assert reach(model, steps, 2 * radius + 5, (radius + 2, radius + 2)) == radius
 
 
-FAST = pytest.mark.parametrize(("steps", "convs"), [(1, 1), (2, 1), (3, 1), (4, 1), ((4, 3, 1), 1), (2, 2)])
+FAST = pytest.mark.parametrize(("steps", "convs"), [(1, 1), (2, 1), (3, 1), (4, 1), (2, 2)])
 
 
 @FAST

@@ -1,5 +1,8 @@
 """Fast sessions and exported files answer as the network does."""
 
+import zipfile
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -12,7 +15,7 @@ import rcnet
 from rcnet.cell import batch_norms
 from rcnet.data.images import read_folder
 from rcnet.deploy.classify import read_matching
-from rcnet.deploy.export import cut, export, load_exported, read_exported
+from rcnet.deploy.export import cut, export, load_exported, read_exported, sigma_input
 from rcnet.deploy.int8 import calibration_images
 from rcnet.deploy.optimize import optimize
 from rcnet.errors import InputError
@@ -25,8 +28,10 @@ SIZES = {name: {"width": 0.125} for name, _ in CLASSIFIERS}
 
 
 def trained(name, **config):
-    """A network whose batch norms have something to say."""
+    """A network whose batch norms have something to say, and a denoiser's last convolution, too."""
     model = random_model(name, **config)
+    if "head" in dict(model.named_children()):
+        nn.init.normal_(model.head.weight, std=0.02)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 1.5)
@@ -53,6 +58,7 @@ def test_sessions_of_denoisers_answer_as_the_network(name):
         assert (fast(x, n) - model(x, n)).abs().max() < 0.03
     torch.testing.assert_close(exact(x), model(x), atol=1e-4, rtol=0)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    model.offer(model.possible_settings())
     mixed = optimize(model, [(3, 2, 2)], precision="fp32")
     torch.testing.assert_close(mixed(x, (3, 2, 2)), model(x, (3, 2, 2)), atol=1e-4, rtol=0)
 
@@ -95,12 +101,15 @@ def exported(denoiser, tmp_path_factory):
 def test_exported_files_answer_as_the_network_at_any_size_and_batch(exported, denoiser, to):
     for steps in (1, 3):
         session = load_exported(exported[to], steps, threads=1)
-        for shape in ((1, 1, 33, 47), (3, 1, 64, 48), (1, 1, 16, 129)):
+        for shape in ((1, 1, 33, 47), (3, 1, 64, 48), (1, 1, 16, 129), (1, 1, 1, 1), (2, 1, 1, 5), (1, 1, 3, 1)):
             x = torch.rand(*shape)
             np.testing.assert_allclose(session(x.numpy()), denoiser(x, steps).numpy(), atol=1e-5)
     assert read_exported(exported[to])["results"] == denoiser.metadata["results"]
     with pytest.raises(InputError, match=r"steps=2 is not in .*: valid: 1, 3"):
         load_exported(exported[to], 2)
+    assert read_exported(exported[to])["inputs"] == ["image"]
+    with pytest.raises(InputError, match="takes no noise level"):
+        load_exported(exported[to], 1)(x.numpy(), 25)
 
 
 @torch.inference_mode()
@@ -134,10 +143,111 @@ def test_a_classifier_and_a_plain_denoiser_are_exported(tmp_path):
 @torch.inference_mode()
 def test_pt2(denoiser, tmp_path):
     path = export(denoiser, tmp_path / "x.pt2", steps=[1])
-    x = torch.rand(3, 1, 32, 50)
-    (answer,) = torch.export.load(path).module()(x)
-    torch.testing.assert_close(answer, denoiser(x, 1), atol=1e-5, rtol=0)
+    for shape in ((3, 1, 32, 50), (1, 1, 3, 7)):
+        x = torch.rand(shape)
+        (answer,) = torch.export.load(path).module()(x)
+        torch.testing.assert_close(answer, denoiser(x, 1), atol=1e-5, rtol=0)
     assert read_exported(path)["outputs"] == {"steps1": 1}
+
+
+@torch.inference_mode()
+def test_a_pt2_file_of_a_plain_denoiser_takes_one_pixel(tmp_path):
+    model, x = trained("r3", steps=2), torch.rand(1, 1, 1, 1)
+    (answer,) = torch.export.load(export(model, tmp_path / "x.pt2")).module()(x)
+    torch.testing.assert_close(answer, model(x), atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("name", "steps", "multiple"), [("r2", 2, 4), ("r4", 1, 1)])
+def test_files_say_of_what_sides_have_to_be_multiples(tmp_path, name, steps, multiple):
+    model, x = trained(name, steps=steps, width=0.125), torch.rand(1, 3, 5 * multiple, 7 * multiple)
+    path = export(model, tmp_path / "x.onnx")
+    assert read_exported(path)["multiple"] == multiple
+    np.testing.assert_allclose(load_exported(path)(x.numpy()), model(x).numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def told():
+    """A small network that takes the noise level."""
+    torch.manual_seed(0)
+    model = trained("r3_fast", steps=(1, 2), channels=3, width=16, noise_level=True)
+    model.metadata = {"preprocessing": {"noise": {"sigma": [0.0, 50.0], "as_8bit": True, "camera": 0.5}}}
+    return model
+
+
+@pytest.fixture(scope="module")
+def told_files(told, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("told")
+    return {suffix: export(told, folder / f"x{suffix}") for suffix in (".onnx", ".xml", ".pt2")}
+
+
+def runner(path, steps):
+    """As `load_exported`, of .pt2 files too."""
+    if path.suffix != ".pt2":
+        return load_exported(path, steps, threads=1)
+    module, place = torch.export.load(path).module(), list(read_exported(path)["outputs"].values()).index(steps)
+    return lambda x, sigma=None: module(torch.from_numpy(x), torch.from_numpy(sigma_input(x.shape, sigma)))[place].numpy()
+
+
+def levels(shape):
+    """Every way to tell the noise level of such images."""
+    batch, _, height, width = shape
+    maps = torch.rand(batch, 1, height, width) * 80 - 20  # here and there unknown
+    return [None, -1, 25, torch.linspace(5, 60, batch), maps, maps[:1], maps[0, 0]]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])
+def test_exported_networks_take_the_noise_level(told, told_files, suffix):
+    sizes = [(1, 3, 33, 46), (2, 3, 16, 21), (2, 3, 3, 4)]
+    smallest = [(1, 3, 1, 1), (2, 3, 1, 5), (1, 3, 2, 1)] if suffix != ".pt2" else []
+    assert read_exported(told_files[suffix])["inputs"] == ["image", "sigma"]
+    for n in told.steps:
+        run = runner(told_files[suffix], n)
+        for shape in sizes + smallest:
+            x = torch.rand(shape)
+            for sigma in levels(shape):
+                answer = run(x.numpy(), sigma if sigma is None else np.asarray(sigma))
+                np.testing.assert_allclose(answer, told(x, n, sigma=sigma).numpy(), atol=1e-5)
+    assert np.abs(run(x.numpy(), 25) - run(x.numpy())).max() > 1e-3
+    assert np.array_equal(run(x.numpy(), -1), run(x.numpy()))
+
+
+def test_a_noise_level_of_another_shape_is_refused(told_files):
+    run, x = load_exported(told_files[".onnx"]), np.zeros((2, 3, 8, 9), np.float32)
+    for sigma in (np.ones(3), np.ones((8, 8)), np.ones((3, 1, 8, 9)), np.ones((2, 3, 8, 9)), np.ones((1, 2, 1, 8, 9))):
+        with pytest.raises(InputError, match=r"sigma of shape .* does not fit images \[2, 3, 8, 9\]"):
+            run(x, sigma)
+
+
+def test_files_say_nothing_of_the_machine_that_wrote_them(told_files):
+    onnx_file, archive = told_files[".onnx"], zipfile.ZipFile(told_files[".pt2"])
+    for content in (onnx_file.read_bytes(), told_files[".xml"].read_bytes(), *map(archive.read, archive.namelist())):
+        assert b".py" not in content
+        assert str(Path(rcnet.__file__).parent).encode() not in content
+    free = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in onnx.load(onnx_file).graph.input]
+    assert free == [["batch", 3, "height", "width"], ["batch", 1, "sigma_height", "sigma_width"]]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["x.onnx", "x.xml"])
+def test_int8_networks_take_the_noise_level(told, tmp_path, name):
+    seen = list(calibration_images(told, IMAGES / "bsd"))
+    for image, sigma in seen:
+        half = image.shape[-1] // 2
+        continue; assert 0 <= sigma[..., :half].min() == sigma[..., :half].max() < 80
+        assert (sigma[..., half:] == -1).all()
+        assert np.array_equal(image, (image * 255).round() / 255)
+    run = load_exported(export(told, tmp_path / name, calibration=seen), 2)
+    x = torch.from_numpy(np.concatenate([image for image, _ in seen[:2]])[..., :65, :64])
+    for sigma in (None, 30, torch.tensor([5.0, 45.0])):
+        expected = told(x, 2, sigma=sigma)
+        answer = torch.from_numpy(run(x.numpy(), sigma if sigma is None else np.asarray(sigma)))
+        error, change = (answer - expected).square().mean().sqrt(), (expected - x).square().mean().sqrt()
+        print(name, sigma, float(error / change))
+        assert error < 0.5 * change
+    unknown, known = told(x, 2), told(x, 2, sigma=30)
+    assert (unknown - known).square().mean().sqrt() > 0.1 * change
 
 
 @pytest.fixture(scope="module")

@@ -146,15 +146,23 @@ class RecurrentNet(nn.Sequential):
     """Alg. 1: a chain of modules, each recurrent one unrolled for the number of steps asked for.
 
     `model(x)` takes the largest supported steps, `model(x, steps=n)` a supported n, `model(x, steps=(n1, n2, ...))` one
-    number a recurrent cell where the BN tables hold the entries.
+    number a recurrent cell. It takes only its `settings`, those that it was trained at: a mixture whose batch norms no training
+    drew destroys the output, although the table holds them.
 
     Attributes:
         steps: the step counts that every cell supports, ascending.
+        settings: what a call may ask for, the steps of each cell; the unified ones unless `offer` names others.
         architecture: {"name", "config"} for `create_model`, of a network that it made.
         metadata: what the file says of weights that were loaded: `preprocessing`, `results`, `training`.
+        channels: of the images that it takes.
+        noise_level: whether a call takes `sigma`, the noise level.
     """
 
+    channels = 3
+    noise_level = False
+
     steps: tuple[int, ...]
+    settings: tuple[tuple[int, ...], ...]
     architecture: dict[str, Any]
     metadata: dict[str, Any]
 
@@ -170,6 +178,22 @@ class RecurrentNet(nn.Sequential):
             raise InputError("a RecurrentNet has one RecurrentCell or more; for a chain without, take nn.Sequential")
         common = set.intersection(*(set(cell.steps) for cell in cells))
         self.steps = tuple(sorted(common))
+        self.settings = tuple((n,) * len(cells) for n in self.steps) or (tuple(cell.steps[-1] for cell in cells),)
+
+    def offer(self, settings: Iterable[Sequence[int]]) -> None:
+        """Makes these the settings that a call may ask for, e.g. after a training that drew them.
+
+        Raises:
+            InputError: there is none, or one that the BN tables do not hold.
+        """
+        wanted = tuple(_whole(setting) for setting in settings)
+        missing = [setting for setting in wanted if not self._holds(setting)]
+        if missing or not wanted:
+            raise InputError(
+                f"settings {missing} cannot be offered: the batch norms for them do not exist; valid: "
+                f"{', '.join(map(str, self.possible_settings()))}"
+            )
+        self.settings = wanted
 
     def recurrent_cells(self) -> list[RecurrentCell | StandardCell]:
         """The recurrent cells in the order in which they run."""
@@ -181,8 +205,9 @@ class RecurrentNet(nn.Sequential):
         if steps is None:
             return (self.steps[-1],) * len(cells) if self.steps else tuple(cell.steps[-1] for cell in cells)
         own = _whole(steps) if isinstance(steps, Iterable) else _whole(steps) * len(cells)
-        if not self._holds(own):
-            raise InputError(f"steps={steps!r} is not supported: valid: {self._describe_steps()}")
+        if own not in self.settings:
+            kept = "; the network was not trained at it, and its batch norms would destroy the output" if self._holds(own) else ""
+            raise InputError(f"steps={steps!r} is not supported: valid: {self._describe_steps()}{kept}")
         return own
 
     def _walk(self, own: tuple[int, ...]) -> list[tuple[nn.Module, int, int]]:
@@ -205,14 +230,13 @@ class RecurrentNet(nn.Sequential):
         cells = [(cell, n, upstream) for cell, n, upstream in self._walk(own) if isinstance(cell, RecurrentCell | StandardCell)]
         return all(cell.holds(n, upstream) for cell, n, upstream in cells)
 
-    def mixtures(self) -> Iterator[tuple[int, ...]]:
-        """Every supported choice of one number a cell that is not the same for all."""
-        choices = itertools.product(*(cell.steps for cell in self.recurrent_cells()))
-        return (own for own in choices if len(set(own)) > 1 and self._holds(own))
+    def possible_settings(self) -> Iterator[tuple[int, ...]]:
+        """Every choice of one number a cell for which there are batch norms, trained or not."""
+        return filter(self._holds, itertools.product(*(cell.steps for cell in self.recurrent_cells())))
 
     def _describe_steps(self) -> str:
-        mixed = list(itertools.islice(self.mixtures(), 9))
-        unified = ", ".join(map(str, self.steps))
+        mixed = [setting for setting in self.settings if len(set(setting)) > 1]
+        unified = ", ".join(str(setting[0]) for setting in self.settings if setting not in mixed)
         some = ", ".join(map(str, mixed[:8])) + (", ..." if len(mixed) > 8 else "")
         return " or per cell ".join(part for part in (unified, some) if part)
 

@@ -9,9 +9,15 @@ from cyclopts import Parameter
 from rcnet.errors import InputError
 
 if TYPE_CHECKING:
-    from rcnet.models.denoise import Denoiser
+    import numpy as np
+    from torch import Tensor
 
-DEFAULT = "r3_fast.bsd-gray-25"
+    from rcnet.cell import Steps
+    from rcnet.data.imagefile import ImageFile
+    from rcnet.deploy.optimize import Optimized
+
+COLOUR, GRAY = "r3_fast.photo", "r3_fast.gray"  # what pictures are denoised with unless --model says
+NOTHING = 0.7  # levels of 255: less than that removed is nearly nothing
 
 
 def denoise(
@@ -20,12 +26,17 @@ def denoise(
     *,
     output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
     out_dir: Path | None = None,
-    model: str = DEFAULT,
+    model: str | None = None,
     steps: str | None = None,
     budget: str | None = None,
+    sigma: float | None = None,
+    sigma_map: Path | None = None,
+    strength: float = 1.0,
+    white: int | None = None,
     tile: int | None = None,
     compare: bool = False,
-    precision: str = "fp32",
+    precision: str = "auto",
+    threads: int | None = None,
     demo: bool = False,
 ) -> None:
     """Remove noise from images, at the cost that --steps or --budget names.
@@ -36,7 +47,9 @@ def denoise(
 
     Examples::
 
-      rcnet denoise photo.png               at the most steps
+      rcnet denoise photo.png               any noise, at the most steps
+      rcnet denoise photo.png --strength 0.7
+      rcnet denoise photo.png --sigma 15    noise of a level that you know
       rcnet denoise photo.jpg -o clean.png --steps 1
       rcnet denoise photo.png --budget 200ms
       rcnet denoise scans/ --out-dir clean/ every image in a folder
@@ -52,24 +65,34 @@ def denoise(
     out_dir
         Folder for the results, under the names of the inputs; made if there is none.
     model
-        Bundled weights (see rcnet models) or a file of weights.
+        Bundled weights (see rcnet models) or a file of weights. r3_fast.photo unless given, and r3_fast.gray for gray images.
     steps
-        Cost: a step count of the model, or one number a cell, e.g. 4,3,3. The largest unless given.
+        Cost: a step count of the model. The largest unless given.
     budget
         Most time or MACs for an image, e.g. 200ms or 20GMAC: the most steps that fit are taken. The first image of a size is
         measured first.
+    sigma
+        Noise level, in levels of 255, where you know it. Unless given the network judges it, at each place.
+    sigma_map
+        Gray image of the size of the input whose values are the noise level at each pixel, in levels of 255.
+    strength
+        How much of the noise that was found goes away: from 0, none, over 1, to 2.
+    white
+        The value of a 16-bit file that stands for white, e.g. 4095 for 12 bits of data. Found from the largest unless given.
     tile
         Side of a tile in pixels, which bounds memory; the result does not depend on it. 512 unless given; 0 takes the whole
         image at once.
     compare
         Also write one picture with the input and the result of every step, labelled.
     precision
-        fp32, bf16 or auto (bf16 where the processor has it: faster, within about 0.01 dB).
+        auto, the fastest of this machine within about 0.01 dB: bf16 where the processor has it; or fp32 or bf16.
+    threads
+        Threads of the processor; what torch takes unless given.
     demo
         Noise of sigma 25 on a bundled photograph, and a table of steps, parameters, MACs, ms and PSNR; -o names the picture.
     """
     if demo:
-        if inputs or out_dir or steps or budget or tile is not None or compare or model != DEFAULT:
+        if inputs or out_dir or steps or budget or tile is not None or compare or model:
             raise InputError("--demo brings its own photograph and shows every step: it takes only -o")
         run_demo(output or Path("rcnet-demo.png"))
         return
@@ -81,22 +104,29 @@ def denoise(
     if output and len(jobs) > 1:
         raise InputError(f"-o takes one result and there are {len(jobs)} images: give --out-dir")
     check_targets(jobs)
-    from rcnet.cli.text import check_cost, parse_steps
-    from rcnet.deploy.denoise import TILE
-    from rcnet.device import best_device, resolve_precision
-    from rcnet.models import load
-    from rcnet.models.denoise import Denoiser
+    if sigma is not None and sigma_map is not None:
+        raise InputError("give either --sigma or --sigma-map")
+    if sigma is not None and not 0 <= sigma <= 255:
+        raise InputError(f"--sigma {sigma:g} is not valid: give the noise level in levels of 255, from 0 to 255")
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads {threads} is not valid: give a whole number from 1")
+    import torch
 
-    network = load(model).to(best_device())
-    if not isinstance(network, Denoiser):
-        raise InputError(f"{model} does not denoise: take a denoiser, e.g. {DEFAULT}")
+    from rcnet.cli.text import check_cost, parse_steps
+    from rcnet.deploy.denoise import TILE, check_options
+
+    if threads:
+        torch.set_num_threads(threads)
     check_cost(steps, budget)
-    own = network.per_cell(parse_steps(steps))
-    precision = resolve_precision(precision, best_device())
+    how = How(model, parse_steps(steps), budget, sigma, sigma_map, strength, white, TILE if tile is None else tile, precision)
+    check_options(how.tile, strength)
+    sessions: dict[str, Optimized] = {}
+    if model is not None:
+        weights(model, how, sessions)
     failed = 0
     for job in jobs:
         try:
-            denoise_file(job, network, budget or own, TILE if tile is None else tile, precision)
+            denoise_file(job, how, sessions)
         except InputError as error:
             if len(jobs) == 1:
                 raise
@@ -104,6 +134,20 @@ def denoise(
             print(f"rcnet: {error}", file=sys.stderr)
     if failed:
         raise InputError(f"{failed} of {len(jobs)} images could not be denoised; the others are done")
+
+
+class How(NamedTuple):
+    """What the options say, the same for every image."""
+
+    model: str | None
+    steps: "Steps"
+    budget: str | None
+    sigma: float | None
+    sigma_map: Path | None
+    strength: float
+    white: int | None
+    tile: int
+    precision: str
 
 
 class Job(NamedTuple):
@@ -155,49 +199,127 @@ def check_targets(jobs: list[Job]) -> None:
             writers[place] = job.file
 
 
-def denoise_file(job: Job, network: "Denoiser", cost: str | tuple[int, ...], tile: int, precision: str) -> None:
+def weights(name: str, how: How, sessions: "dict[str, Optimized]") -> "Optimized":
+    """The sessions of these weights, made when they are first asked for."""
+    from rcnet.deploy.denoise import network_of
+    from rcnet.deploy.optimize import optimize
+    from rcnet.device import best_device
+    from rcnet.models import load
+
+    if name not in sessions:
+        network = load(name).to(best_device())
+        network_of(network)
+        network.per_cell(how.steps)
+        if (how.sigma is not None or how.sigma_map) and not network.noise_level:
+            raise InputError(
+                f"{name} takes no noise level: leave out --sigma and --sigma-map, or take weights that do, e.g. {COLOUR}"
+            )
+        sessions[name] = optimize(network, precision=how.precision)
+    return sessions[name]
+
+
+def denoise_file(job: Job, how: How, sessions: "dict[str, Optimized]") -> None:
     """One image, for a budget or at steps: read, check that the result can be written, denoise, write."""
-    import torch
+    import dataclasses
+
     from tqdm import tqdm
 
     from rcnet.data import imagefile
-    from rcnet.deploy.denoise import count_tiles, denoise_steps_for
-    from rcnet.deploy.denoise import denoise as run
+    from rcnet.deploy.denoise import count_tiles, denoise_pixels, denoise_steps_for
     from rcnet.figures.side_by_side import save_picture, side_by_side
 
     image = imagefile.read(job.file)
     if job.makes_folder:
         make_folder(job.target.parent)
     imagefile.check_writable(job.target, image)
-    pixels = imagefile.as_float(image)
-    x = torch.from_numpy(pixels.transpose(2, 0, 1).copy()).unsqueeze(0)
-    own = (
-        cost
-        if isinstance(cost, tuple)
-        else network.per_cell(denoise_steps_for(network, cost, tuple(x.shape), tile=tile, precision=precision))
-    )
-    runs = [own]
-    if job.picture:
-        runs += [steps for steps in map(network.per_cell, network.steps) if steps != own]
-    total = len(runs) * count_tiles(network, tuple(x.shape), tile)
+    pixels, channels = image.pixels, image.pixels.shape[2]
+    if channels == 3 and how.model is None and is_gray(pixels):
+        pixels = pixels[:, :, :1]
+    model = weights(how.model or (GRAY if pixels.shape[2] == 1 else COLOUR), how, sessions)
+    white = white_of(job.file, image, how.white)
+    shape = (1, pixels.shape[2], *pixels.shape[:2])
+    steps = how.steps
+    if how.budget:
+        steps = denoise_steps_for(model, how.budget, shape, tile=how.tile)
+    steps = model.network.per_cell(steps)[0]
+    warn_of_level(job.file, model, pixels, white)
+    runs = [steps, *(n for n in model.steps if job.picture and n != steps)]
+    tiles = count_tiles(model, (1, 3, *shape[2:]), how.tile) // (3 if model.network.channels == 1 else 1)
+    sigma = how.sigma if how.sigma_map is None else read_map(how.sigma_map, pixels.shape[:2])
     results = {}
+    total = len(runs) * tiles
     with tqdm(total=total, desc=job.file.name, unit="tile", disable=None if total > 4 else True, leave=False) as bar:
-        for steps in runs:
-            y = run(network, x, steps, tile=tile, precision=precision, each=bar.update)
-            results[steps] = y[0].numpy().transpose(1, 2, 0)
-    imagefile.write(job.target, imagefile.from_float(image, results[own]))
-    print(f"{job.target} ({steps_label(own)})" if isinstance(cost, str) else job.target)
+        for n in runs:
+            results[n], found = denoise_pixels(
+                model, pixels, n, sigma=sigma, strength=how.strength, white=white, tile=how.tile, each=bar.update
+            )
+            if n == steps:
+                level = found
+    imagefile.write(job.target, dataclasses.replace(image, pixels=results[steps].repeat(channels // pixels.shape[2], axis=2)))
+    print(f"{job.target} ({steps_label(steps)})" if how.budget else job.target)
+    almost = "nearly no noise found: " if level < NOTHING else ""
+    print(f"{job.file}: {almost}removed what amounts to sigma {level:.1f} (of 255)", file=sys.stderr)
     if job.picture:
-        panels = [("input", pixels), *((steps_label(steps), results[steps]) for steps in sorted(results))]
-        save_picture(job.picture, side_by_side([[(label, imagefile.upright(image, panel)) for label, panel in panels]]))
+        panels = [("input", pixels), *((steps_label(n), results[n]) for n in sorted(results))]
+        shown = [(label, imagefile.upright(image, panel / white)) for label, panel in panels]
+        save_picture(job.picture, side_by_side([shown]))
         print(job.picture)
 
 
-def steps_label(steps: tuple[int, ...]) -> str:
-    """1 step, 4 steps, or steps 4,3,3."""
-    if len(set(steps)) > 1:
-        return "steps " + ",".join(map(str, steps))
-    return f"{steps[0]} step{'s' if steps[0] > 1 else ''}"
+def is_gray(pixels: "np.ndarray") -> bool:
+    """Whether all three colours of every pixel are equal, as in a gray scan that was saved in colour."""
+    return bool((pixels[:, :, :1] == pixels[:, :, 1:]).all())
+
+
+def white_of(file: Path, image: "ImageFile", given: int | None) -> int:
+    """The value that stands for white: given, or found, which is said where it is not the largest of the type."""
+    from rcnet.data.imagefile import white_level
+
+    if given is not None:
+        if not 0 < given <= (1 << 8 * image.pixels.itemsize) - 1:
+            raise InputError(f"--white {given} is not valid for {file}: give a value of its pixels, from 1")
+        return given
+    found = white_level(image)
+    if found < (1 << 8 * image.pixels.itemsize) - 1:
+        print(
+            f"{file}: 16-bit pixels that go to {int(image.pixels.max())}: {found} is taken for white (--white sets it)",
+            file=sys.stderr,
+        )
+    return found
+
+
+def read_map(file: Path, shape: tuple[int, ...]) -> "Tensor":
+    """The noise level at each pixel, [H, W] in levels of 255, of a gray image as it is stored."""
+    import torch
+
+    from rcnet.data import imagefile
+
+    image = imagefile.read(file)
+    if image.pixels.shape[2] != 1 or image.pixels.shape[:2] != shape:
+        height, width = image.pixels.shape[:2]
+        raise InputError(
+            f"{file} is no map of this image: it has to be gray, of {shape[1]}x{shape[0]} pixels, not {width}x{height}"
+        )
+    return torch.from_numpy(imagefile.as_float(image)[:, :, 0] * 255)
+
+
+def warn_of_level(file: Path, model: "Optimized", pixels: "np.ndarray", white: int) -> None:
+    """Says on stderr that weights made for one noise level are far from that of this picture."""
+    from rcnet.data.noise import estimate_sigma
+
+    noise = getattr(model.network, "metadata", {}).get("preprocessing", {}).get("noise", {})
+    trained, found = noise.get("sigma"), estimate_sigma(pixels / white)
+    if isinstance(trained, int | float) and abs(found - trained) > max(4, 0.35 * trained):
+        print(
+            f"{file}: these weights know noise of sigma {trained:g} alone and this picture seems to have {found:.0f}: "
+            f"they will harm it; take {COLOUR} or {GRAY}",
+            file=sys.stderr,
+        )
+
+
+def steps_label(steps: int) -> str:
+    """1 step, 4 steps."""
+    return f"{steps} step{'s' if steps > 1 else ''}"
 
 
 def make_folder(folder: Path) -> None:

@@ -19,8 +19,11 @@ def evaluate(
     model: str,
     /,
     *,
-    data: Path,
+    data: Path | None = None,
+    noisy: Path | None = None,
+    clean: Path | None = None,
     sigma: float | None = None,
+    blind: bool = False,
     steps: str = "all",
     budget: str | None = None,
     as_8bit: bool = False,
@@ -35,6 +38,9 @@ def evaluate(
     neither clipped nor rounded; the output is clamped and rounded to 8 bits;
     PSNR is that of the whole image, and the mean over images is printed.
 
+    Or they take pairs of real pictures, --noisy and --clean, of the same names
+    or in the same order; the row of 0 steps is the noisy picture.
+
     Classifiers take a folder with CIFAR-10 or CIFAR-100 as they were trained on
     (see rcnet data), or of images by class: the test images, no augmentation.
 
@@ -42,6 +48,7 @@ def evaluate(
 
       rcnet eval r3_fast.bsd-gray-25 --data BSD68/ --sigma 25
       rcnet eval runs/mine/weights.safetensors --data photos/ --steps 2
+      rcnet eval r3_fast.photo --noisy real/ --clean truth/
       rcnet eval r2.cifar10 --data data/ --json
 
     Parameters
@@ -51,8 +58,13 @@ def evaluate(
     data
         Folder of the images (or one with a folder named test in it); for classifiers, CIFAR as rcnet data keeps it, or
         CLASS/NAME.png.
+    noisy, clean
+        Folders of pairs, instead of --data.
     sigma
-        Standard deviation of a denoiser's noise, in levels of 255; 25 unless given.
+        Standard deviation of a denoiser's noise, in levels of 255; 25 unless given. Of pairs: what weights that take the noise
+        level are told; nothing unless given.
+    blind
+        Do not tell the noise level to weights that take it.
     steps
         A step count of the model, or all.
     budget
@@ -72,6 +84,8 @@ def evaluate(
     from rcnet.models import load
     from rcnet.models.denoise import Denoiser
 
+    if (data is None) == (noisy is None and clean is None) or (noisy is None) != (clean is None):
+        raise InputError("give --data FOLDER, or --noisy FOLDER and --clean FOLDER")
     network = load(model)
     check_cost(None if steps == "all" else steps, budget)
     asked = parse_steps(steps) if steps != "all" else None
@@ -81,11 +95,15 @@ def evaluate(
     precision = resolve_precision(precision, best_device())
     network.to(best_device())
     if isinstance(network, Denoiser):
-        result = measure_denoiser(network, data, budget or counts, 25.0 if sigma is None else sigma, as_8bit, precision)
+        if noisy is not None and clean is not None:
+            result = measure_pairs(network, noisy, clean, budget or counts, sigma, precision)
+        elif data is not None:
+            level = 25.0 if sigma is None else sigma
+            result = measure_denoiser(network, data, budget or counts, level, as_8bit, blind, precision)
         columns = {"PSNR dB": ("psnr", 3), "SSIM": ("ssim", 4)}
     else:
-        if sigma is not None or as_8bit:
-            raise InputError(f"{model} classifies: --sigma and --as-8bit are for denoisers")
+        if data is None or sigma is not None or as_8bit or blind:
+            raise InputError(f"{model} classifies: it takes --data; --sigma, --as-8bit, --blind and pairs are for denoisers")
         result = measure_classifier(network, data, budget or counts, precision)
         columns = {"error %": ("error", 2), "top-5 error %": ("top5_error", 2), "loss": ("loss", 4)}
     rows = result["rows"]
@@ -93,7 +111,7 @@ def evaluate(
     if json_output:
         print(json.dumps({"model": model, **result}, indent=1))
     else:
-        about = f", sigma {result['sigma']:g}" if "sigma" in result else ""
+        about = (f", sigma {result['sigma']:g}" if "sigma" in result else "") + ", blind" * result.get("blind", False)
         print(f"{model} on {result['images']} images of {result['data']}{about}")
         lines = [(row["steps"], *(f"{row[key]:.{digits}f}" for key, digits in columns.values())) for row in rows]
         print(table(("steps", *columns), lines))
@@ -102,7 +120,7 @@ def evaluate(
 
 
 def measure_denoiser(
-    network: "Denoiser", data: Path, cost: "str | Sequence[Steps]", sigma: float, as_8bit: bool, precision: str
+    network: "Denoiser", data: Path, cost: "str | Sequence[Steps]", sigma: float, as_8bit: bool, blind: bool, precision: str
 ) -> dict[str, Any]:
     """The result of a denoiser on a folder of clean images."""
     from tqdm import tqdm
@@ -117,10 +135,42 @@ def measure_denoiser(
     largest = max((image.shape[:2] for image in images), key=math.prod)
     counts = steps_of(cost, network, (largest[0], largest[1]), precision)
     with tqdm(total=len(counts) * len(images), unit="image", disable=None, leave=False) as bar:
-        rows = denoising_results(network, images, sigma, counts, as_8bit=as_8bit, precision=precision, each=bar.update)
+        rows = denoising_results(
+            network, images, sigma, counts, as_8bit=as_8bit, blind=blind, precision=precision, each=bar.update
+        )
     name = folder.name or folder.resolve().name
     about = {"data": name, "images": len(images), "sigma": sigma, "as_8bit": as_8bit, "precision": precision}
-    return {**about, "rows": rows}
+    return {**about, **({"blind": blind} if network.noise_level else {}), "rows": rows}
+
+
+def measure_pairs(
+    network: "Denoiser", noisy: Path, clean: Path, cost: "str | Sequence[Steps]", sigma: float | None, precision: str
+) -> dict[str, Any]:
+    """The result of a denoiser on pairs of files, matched by name, else by order."""
+    from tqdm import tqdm
+
+    from rcnet.data.images import list_images, read_image
+    from rcnet.data.noise import check_sigma
+    from rcnet.evaluation import pair_results
+
+    if sigma is not None:
+        check_sigma(sigma)
+        if not network.noise_level:
+            raise InputError("these weights take no noise level: leave out --sigma")
+    files = list_images(noisy), list_images(clean)
+    names = [[file.stem for file in part] for part in files]
+    if len(names[0]) != len(names[1]):
+        raise InputError(f"{noisy} holds {len(names[0])} images and {clean} {len(names[1])}: pairs need as many of each")
+    if names[0] != names[1]:
+        print(f"rcnet: names differ, so pairs go by order: the first is {files[0][0].name}, {files[1][0].name}", file=sys.stderr)
+    pairs = [(read_image(a, network.channels), read_image(b, network.channels)) for a, b in zip(*files, strict=True)]
+    largest = max((image.shape[:2] for image, _ in pairs), key=math.prod)
+    counts = steps_of(cost, network, (largest[0], largest[1]), precision)
+    with tqdm(total=(1 + len(counts)) * len(pairs), unit="image", disable=None, leave=False) as bar:
+        rows = pair_results(network, pairs, counts, sigma=sigma, precision=precision, each=bar.update)
+    about = {"data": f"{noisy.resolve().name}, pairs", "images": len(pairs), "precision": precision}
+    told = {"blind": sigma is None, **({} if sigma is None else {"told": sigma})} if network.noise_level else {}
+    return {**about, **told, "rows": rows}
 
 
 def measure_classifier(network: "RecurrentNet", data: Path, cost: "str | Sequence[Steps]", precision: str) -> dict[str, Any]:

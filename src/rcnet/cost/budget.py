@@ -1,6 +1,7 @@
 """The most steps that fit a budget of time or of MACs, by what this machine was measured to take."""
 
 import re
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -74,6 +75,18 @@ def latencies(
 
     kept = measured_once(what, measure)
     return {int(n): value for n, value in kept.items()}
+
+
+def refuse_at_once(budget: Budget, call: Callable[[], object], times: float, steps: int, what: str) -> None:
+    """`InputError` if even the cheapest call, of which the whole takes `times`, is far from fitting: no long measurement then."""
+    call()
+    best = float("inf")
+    for _ in range(2):
+        before = time.perf_counter()
+        call()
+        best = min(best, 1000 * times * (time.perf_counter() - before))
+    if best > 1.3 * budget.amount:
+        raise InputError(f"no step count fits {budget.text} {what}: the cheapest, {steps}, takes {best:.3g} ms")
 
 
 def choose_steps(budget: Budget, cost: Mapping[int, float], what: str) -> int:

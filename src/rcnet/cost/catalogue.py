@@ -13,6 +13,7 @@ METRICS = {"denoise": ("psnr", "dB"), "classify": ("error", "% error")}  # the k
 def measured(result: dict[str, Any]) -> str:
     """The name of a recorded result: its data, its noise, and what differs from the protocols."""
     noise = f" sigma {result['sigma']:g}" + ", 8-bit noise" * result["as_8bit"] if "sigma" in result else ""
+    noise += ", blind" * result.get("blind", False)
     return result["data"] + noise + f", {result['precision']}" * (result["precision"] != "fp32")
 
 

@@ -15,6 +15,7 @@ from rcnet.device import hardware
 from rcnet.replacing import replacing
 
 ROUNDS, WARM_UP = 30, 3  # timed and untimed calls of each choice
+KEPT, KEPT_IF_BUSY = 30 * 24 * 3600, 600  # seconds for which a measurement counts, and one of a machine with other work
 SECONDS = 20.0  # a measurement ends after so long, though not before a few rounds
 FEWEST = 5
 
@@ -71,7 +72,8 @@ def kept_measurements() -> Path:
 def measured_once(what: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
     """What `measure()` returned (JSON values) for this machine, its threads and `what`, now or at an earlier time.
 
-    A file of measurements that cannot be read or written is as none.
+    It is measured again after a month, and after ten minutes if the machine was busy when it was measured. A file of
+    measurements that cannot be read or written is as none.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     whole = {"hardware": hardware(device), "torch": torch.__version__, **what}
@@ -79,8 +81,9 @@ def measured_once(what: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
     path = kept_measurements()
     kept = _read(path)
     if key not in kept:
+        busy = is_busy()
         value = measure()
-        kept = {**_read(path), key: {"about": whole, "value": value}}
+        kept = {**_read(path), key: {"about": whole, "value": value, "until": time.time() + (KEPT_IF_BUSY if busy else KEPT)}}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path, f".{os.getpid()}") as temporary:
@@ -93,6 +96,14 @@ def measured_once(what: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
 def _read(path: Path) -> dict[str, Any]:
     try:
         kept = json.loads(path.read_text())
-        return {key: entry for key, entry in kept.items() if "value" in entry}
-    except (OSError, ValueError, TypeError, AttributeError):
+        return {key: entry for key, entry in kept.items() if "value" in entry and entry["until"] > time.time()}
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return {}
+
+
+def is_busy() -> bool:
+    """Whether other work takes more than half of the processors, by the last minute's load; no where the system does not tell."""
+    try:
+        return os.getloadavg()[0] > (os.cpu_count() or 1) / 2
+    except (OSError, AttributeError):
+        return False

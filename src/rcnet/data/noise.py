@@ -1,4 +1,4 @@
-"""Gaussian noise: of one sigma, of a range (blind), and as an 8-bit file holds it."""
+"""Gaussian noise: of one sigma, of a range, and as an 8-bit file holds it. Noise of cameras is in `camera.py`."""
 
 import numpy as np
 import torch
@@ -17,22 +17,43 @@ def check_sigma(sigma: Sigma) -> Sigma:
     return sigma
 
 
-def add_noise(clean: Tensor, sigma: Sigma, generator: torch.Generator, as_8bit: bool = False) -> Tensor:
+def add_noise(clean: Tensor, sigma: Sigma | Tensor, generator: torch.Generator, as_8bit: bool = False) -> Tensor:
     """Clean images [B, C, H, W] in [0, 1] with white Gaussian noise.
 
     Args:
         generator: one of the images' device.
-        sigma: standard deviation in levels of 255; a pair draws one evenly from that range for each image (blind).
+        sigma: standard deviation in levels of 255; a pair draws one evenly from that range for each image, a tensor [B] gives
+            them.
         as_8bit: the noisy image is clipped to [0, 1] and rounded to 1/255, as an 8-bit file would hold it.
     """
     noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-    if isinstance(sigma, tuple):
-        low, high = sigma
-        level = low + (high - low) * torch.rand(len(clean), 1, 1, 1, generator=generator, device=clean.device)
-        noisy = clean + noise * level / 255
-    else:
-        noisy = clean + noise * (sigma / 255)
+    level = draw_levels(sigma, len(clean), generator) if isinstance(sigma, tuple) else sigma
+    noisy = clean + noise * (level.view(-1, 1, 1, 1) / 255 if isinstance(level, Tensor) else level / 255)
     return (noisy.clamp(0, 1) * 255).round() / 255 if as_8bit else noisy
+
+
+def draw_levels(sigma: Sigma, count: int, generator: torch.Generator) -> Tensor:
+    """`count` standard deviations, [count] in levels of 255, on the generator's device: the one, or even ones of the range."""
+    low, high = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+    return low + (high - low) * torch.rand(count, generator=generator, device=generator.device)
+
+
+def estimate_sigma(image: np.ndarray) -> float:
+    """About the standard deviation of an image's noise, in levels of 255, were it white and Gaussian.
+
+    The median of the absolute diagonal details of 2x2 pixels over 0.6745 (Donoho & Johnstone 1994), mean over channels. Fine
+    texture counts as noise, coarse noise hardly.
+
+    Args:
+        image: float [H, W, C] in [0, 1]; of a large one, the 1024x1024 pixels in the middle are looked at.
+    """
+    top, left = (max(side - 1024, 0) // 2 for side in image.shape[:2])
+    part = image[top : top + 1024, left : left + 1024]
+    part = part[: part.shape[0] // 2 * 2, : part.shape[1] // 2 * 2]
+    if not part.size:
+        return 0.0
+    detail = (part[::2, ::2] - part[1::2, ::2] - part[::2, 1::2] + part[1::2, 1::2]) / 2
+    return float(255 * np.median(np.abs(detail), axis=(0, 1)).mean() / 0.6745)
 
 
 def protocol_noise(image: np.ndarray, sigma: float, as_8bit: bool = False) -> Tensor:

@@ -5,26 +5,31 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rcnet.cell import RecurrentNet, Steps, evaluating, unroll
-from rcnet.cost.budget import choose_steps, parse_budget
+from rcnet.cost.budget import choose_steps, parse_budget, refuse_at_once
 from rcnet.cost.latency import interleaved, measured_once, summary
 from rcnet.cost.macs import macs
+from rcnet.deploy.optimize import Optimized
 from rcnet.device import autocast, resolve_precision
 from rcnet.errors import InputError
-from rcnet.models.denoise import Denoiser
+from rcnet.models.denoise import Denoiser, Sigma
 
 TILE, SMALLEST_TILE = 512, 16  # pixels a side
+Call = Callable[[Tensor, Sigma], Tensor]
 
 
 @torch.inference_mode()
 def denoise(
-    model: RecurrentNet,
+    model: RecurrentNet | Optimized,
     images: Tensor,
     steps: Steps = None,
     *,
+    sigma: Sigma = None,
+    strength: float = 1.0,
     tile: int = TILE,
     precision: str = "fp32",
     each: Callable[[], Any] = lambda: None,
@@ -35,100 +40,211 @@ def denoise(
     does not grow with the image.
 
     Args:
-        model: a denoiser, e.g. `rcnet.load("r3_fast.bsd-gray-25")`.
-        images: float [B, C, H, W] in [0, 1]. A gray network takes the channels of a colour image one by one.
+        model: a denoiser, e.g. `rcnet.load("r3_fast.photo")`, or fast sessions of one (`rcnet.optimize`).
+        images: float [B, C, H, W] in [0, 1]. A gray network takes the channels of a colour image one by one; a colour network
+            takes a gray image three times, and the mean of what it gives.
         steps: the cost: any step count that the model supports; the largest unless given.
+        sigma: the noise level, in levels of 255, for networks that take one: a number, one an image [B] or a map [H, W] or
+            [B, 1, H, W]; None or negative values: unknown.
+        strength: how much of the noise that is found goes away, from 0, none, over 1, all, to 2.
         tile: side of a tile in pixels, without its overlap; 0 takes the whole image at once.
-        precision: `fp32`, `bf16` or `auto`.
+        precision: `fp32`, `bf16` or `auto`; sessions have their own.
         each: called after each tile, for a progress bar; see `count_tiles`.
 
     Raises:
-        InputError: not a denoiser, unsupported steps, a tile too small, an unknown precision, or images of another type, shape or
-            number of channels.
+        InputError: not a denoiser, unsupported steps, a tile too small, an unknown precision, images of another type, shape or
+            number of channels, or a sigma for weights that take none.
     """
-    model = as_denoiser(model)
-    if tile < 0 or 0 < tile < SMALLEST_TILE:
-        raise InputError(f"tile={tile} is not valid: give its side in pixels, {SMALLEST_TILE} or more, or 0 for no tiles")
+    net, call = ready(model, steps, precision)
+    check_options(tile, strength)
     if images.ndim != 4 or not images.is_floating_point():
         raise InputError(f"images are float [B, C, H, W] in [0, 1], not {images.dtype} {list(images.shape)}")
     batch, channels, height, width = images.shape
-    if model.channels == 1:
+    if net.channels == 1:
         images = images.reshape(batch * channels, 1, height, width)
-    elif channels != model.channels:
-        raise InputError(f"these weights take images of {model.channels} channels, and this one has {channels}")
-    device = next(model.parameters()).device
-    precision = resolve_precision(precision, device)
-    net = evaluating(unroll(model, steps))
-    halo, side = model.radius(steps), tile_side(model, tile, height, width)
+    elif channels not in (1, net.channels):
+        raise InputError(f"these weights take images of {net.channels} channels, and this one has {channels}")
+    levels = levels_of(sigma, net, images, len(images) // batch)
+    device = next(net.parameters()).device
     out = torch.empty(images.shape, dtype=torch.float32)
-    for top, left, rows, columns in tiles(height, width, side, halo):
-        inner = (slice(top - rows.start, top - rows.start + side), slice(left - columns.start, left - columns.start + side))
-        for i, image in enumerate(images[..., rows, columns]):
-            with autocast(precision, device):
-                result = net(image.unsqueeze(0).to(device, memory_format=torch.channels_last))
-            out[i, :, top : top + side, left : left + side] = result[0][:, *inner].float().cpu()
+    for rows, columns, seen, inner in tiles(net, steps, tile, height, width):
+        for i, image in enumerate(images[..., seen[0], seen[1]]):
+            x = image.unsqueeze(0).to(device, memory_format=torch.channels_last)
+            level = None if levels is None else levels[i : i + 1, :, *(seen if levels.shape[-1] > 1 else ())].to(device)
+            y = call(x.expand(-1, net.channels, -1, -1), level).float()
+            y = y.mean(1, keepdim=True) if images.shape[1] < net.channels else y
+            out[i, :, rows, columns] = torch.lerp(x.float(), y, strength)[0][:, *inner].cpu()
             each()
     return out.reshape(batch, channels, height, width)
 
 
-def as_denoiser(model: RecurrentNet) -> Denoiser:
-    """The model itself, or `InputError` if it is no denoiser."""
-    if not isinstance(model, Denoiser):
-        raise InputError("this network does not denoise: take a denoiser, e.g. r3_fast.bsd-gray-25")
-    return model
+@torch.inference_mode()
+def denoise_pixels(
+    model: RecurrentNet | Optimized,
+    pixels: np.ndarray,
+    steps: Steps = None,
+    *,
+    sigma: Sigma = None,
+    strength: float = 1.0,
+    white: float | None = None,
+    tile: int = TILE,
+    precision: str = "fp32",
+    each: Callable[[], Any] = lambda: None,
+) -> tuple[np.ndarray, float]:
+    """As `denoise`, of the pixels of a file, uint8, uint16 or float32 [H, W, C], to the same; no float copy of the whole is made.
+
+    Returns the pixels and the noise that the network found: the root of the mean square of what it took away at strength 1, in
+    levels of 255.
+
+    Args:
+        white: the value that stands for 1; the largest of the type, or 1.0, unless given. Larger ones are kept as they are.
+    """
+    net = network_of(model)
+    white = white or (1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max))
+    height, width = pixels.shape[:2]
+    out, squares = np.empty_like(pixels), 0.0
+    for rows, columns, seen, inner in tiles(net, steps, tile, height, width):
+        part = pixels[seen].astype(np.float32) / white
+        x = torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1))).unsqueeze(0)
+        level = sigma[..., *seen] if isinstance(sigma, Tensor) and sigma.ndim > 1 else sigma
+        y = denoise(model, x, steps, sigma=level, tile=0, precision=precision)
+        removed = ((y - x)[0][:, *inner]).permute(1, 2, 0).numpy()
+        squares += float(np.square(removed, dtype=np.float64).sum())
+        values = part[inner] + strength * removed
+        limit = np.maximum(part[inner], 1)
+        values = np.clip(values, 0, limit) * white
+        out[rows, columns] = values if pixels.dtype.kind == "f" else np.rint(values)
+        each()
+    return out, 255 * float(np.sqrt(squares / pixels.size))
 
 
-def tiles(height: int, width: int, side: int, halo: int) -> Iterator[tuple[int, int, slice, slice]]:
-    """Top and left of each tile, and the rows and columns of the image that its network call sees."""
+def ready(model: RecurrentNet | Optimized, steps: Steps, precision: str) -> tuple[Denoiser, Call]:
+    """The denoiser, and what is called as `call(x, sigma)` at those steps."""
+    net = network_of(model)
+    if isinstance(model, Optimized):
+        return net, lambda x, sigma: model(x, steps, sigma)
+    device = next(net.parameters()).device
+    precision = resolve_precision(precision, device)
+    unrolled = evaluating(unroll(net, steps))
+
+    def call(x: Tensor, sigma: Sigma) -> Tensor:
+        with autocast(precision, device):
+            return unrolled(x, sigma=sigma)
+
+    return net, call
+
+
+def network_of(model: RecurrentNet | Optimized) -> Denoiser:
+    """The denoiser itself, or the one that the sessions are of, or `InputError` if it is none."""
+    net = model.network if isinstance(model, Optimized) else model
+    if not isinstance(net, Denoiser):
+        raise InputError("this network does not denoise: take a denoiser, e.g. r3_fast.photo")
+    return net
+
+
+def check_options(tile: int, strength: float) -> None:
+    """`InputError` for a tile or a strength that is none."""
+    if tile < 0 or 0 < tile < SMALLEST_TILE:
+        raise InputError(f"tile={tile} is not valid: give its side in pixels, {SMALLEST_TILE} or more, or 0 for no tiles")
+    if not 0 <= strength <= 2:
+        raise InputError(f"strength={strength} is not valid: give a number from 0, nothing is removed, to 2; 1 is as trained")
+
+
+def levels_of(sigma: Sigma, net: Denoiser, images: Tensor, times: int) -> Tensor | None:
+    """The noise levels, [images, 1, 1 or H, 1 or W], each of the caller's images `times` over, or None if there are none."""
+    if sigma is None:
+        return None
+    if not net.noise_level:
+        raise InputError("these weights take no noise level: leave sigma out, or take weights that do, e.g. r3_fast.photo")
+    given = torch.as_tensor(sigma, dtype=torch.float32)
+    levels = given.reshape(-1, 1, 1, 1) if given.ndim < 2 else given.reshape(-1, 1, *given.shape[-2:])
+    count, sides = len(images) // times, tuple(levels.shape[-2:])
+    if len(levels) not in (1, count) or sides not in ((1, 1), tuple(images.shape[-2:])) or torch.isnan(levels).any():
+        raise InputError(
+            f"sigma of shape {list(given.shape)} does not fit {count} images of {images.shape[-1]}x{images.shape[-2]} pixels: "
+            "give one number, one an image, or a map of their size"
+        )
+    return levels.expand(count, -1, -1, -1).repeat_interleave(times, 0)
+
+
+Place = tuple[slice, slice]
+
+
+def tiles(net: Denoiser, steps: Steps, tile: int, height: int, width: int) -> Iterator[tuple[slice, slice, Place, Place]]:
+    """Rows and columns of each tile; those of the image that its call sees; and where in these the tile lies."""
+    halo, side = net.radius(steps), tile_side(net, tile, height, width)
     for top in range(0, height, side):
         for left in range(0, width, side):
-            rows = slice(max(top - halo, 0), min(top + side + halo, height))
-            yield top, left, rows, slice(max(left - halo, 0), min(left + side + halo, width))
+            rows, columns = slice(top, min(top + side, height)), slice(left, min(left + side, width))
+            seen = tuple(
+                slice(max(part.start - halo, 0), min(part.stop + halo, whole))
+                for part, whole in ((rows, height), (columns, width))
+            )
+            inner = tuple(
+                slice(part.start - around.start, part.stop - around.start)
+                for part, around in zip((rows, columns), seen, strict=True)
+            )
+            yield rows, columns, (seen[0], seen[1]), (inner[0], inner[1])
 
 
 def denoise_steps_for(
-    model: RecurrentNet, budget: str, shape: tuple[int, ...], *, tile: int = TILE, precision: str = "fp32"
+    model: RecurrentNet | Optimized, budget: str, shape: tuple[int, ...], *, tile: int = TILE, precision: str = "fp32"
 ) -> int:
     """The most steps with which `denoise` stays within the budget for images of this shape [B, C, H, W], e.g. `"50ms"`.
 
-    As `rcnet.steps_for`, but for the whole image: its channels and its tiles.
+    As `rcnet.steps_for`, but for the whole image: its channels and its tiles, of which the largest is measured.
 
     Raises:
         InputError: not a denoiser, not a budget, or one that no step count fits.
     """
     asked = parse_budget(budget)
-    model = as_denoiser(model)
+    net = network_of(model)
     height, width = shape[-2:]
-    if asked.timed:
-        precision = resolve_precision(precision, next(model.parameters()).device)
-        what = {"architecture": model.architecture, "denoise": list(shape), "tile": tile, "precision": precision}
+    channels = net.channels if net.channels > 1 else 1
+    planes = shape[0] * (shape[1] if net.channels == 1 else 1)
+    seen = {n: Counter(size_of(place) for _, _, place, _ in tiles(net, n, tile, height, width)) for n in net.steps}
+    where = f"for {width}x{height} pixels, {shape[1]} channel{'s' * (shape[1] > 1)}"
+    if not asked.timed:
+        by_macs = {
+            n: float(planes * sum(count * macs(net, n, size) for size, count in sizes.items())) for n, sizes in seen.items()
+        }
+        return choose_steps(asked, by_macs, where)
+    largest = {n: max(sizes, key=lambda size: size[0] * size[1]) for n, sizes in seen.items()}
+    times = {  # how many of the largest tile the image amounts to
+        n: planes * sum(count * h * w for (h, w), count in sizes.items()) / (largest[n][0] * largest[n][1])
+        for n, sizes in seen.items()
+    }
+    device = next(net.parameters()).device
+    session = isinstance(model, Optimized)
+    how = model.precision if isinstance(model, Optimized) else resolve_precision(precision, device)
+    what = {"architecture": net.architecture, "tiles": [largest[n] for n in net.steps], "session": session, "precision": how}
 
-        def measure() -> dict[str, float]:
-            x = torch.rand(*shape)
-            calls = {str(n): partial(denoise, model, x, n, tile=tile, precision=precision) for n in model.steps}
-            return {n: summary(times)["p95"] for n, times in interleaved(calls).items()}
+    def measure() -> dict[str, float]:
+        calls = {
+            str(n): partial(denoise, model, torch.rand(1, channels, *largest[n]), n, tile=0, precision=how) for n in net.steps
+        }
+        first = str(net.steps[0])
+        refuse_at_once(asked, calls[first], times[net.steps[0]], net.steps[0], where)
+        return {n: summary(values)["p95"] for n, values in interleaved(calls).items()}
 
-        cost = {int(n): value for n, value in measured_once(what, measure).items()}
-    else:
-        planes, side = shape[0] * (shape[1] if model.channels == 1 else 1), tile_side(model, tile, height, width)
-        cost = {}
-        for n in model.steps:
-            parts = Counter(
-                (rows.stop - rows.start, columns.stop - columns.start)
-                for _, _, rows, columns in tiles(height, width, side, model.radius(n))
-            )
-            cost[n] = float(planes * sum(count * macs(model, n, size) for size, count in parts.items()))
-    return choose_steps(asked, cost, f"for {width}x{height} pixels, {shape[1]} channel{'s' * (shape[1] > 1)}")
+    measured = measured_once(what, measure)
+    return choose_steps(asked, {int(n): value * times[int(n)] for n, value in measured.items()}, where)
 
 
-def tile_side(model: Denoiser, tile: int, height: int, width: int) -> int:
+def size_of(place: Place) -> tuple[int, int]:
+    """Height and width."""
+    return place[0].stop - place[0].start, place[1].stop - place[1].start
+
+
+def tile_side(net: Denoiser, tile: int, height: int, width: int) -> int:
     """The side of a tile in pixels: `tile` rounded up to whole sub-images, or the whole image for 0."""
-    return -(-tile // model.sub) * model.sub or max(height, width)
+    return -(-tile // net.sub) * net.sub or max(height, width)
 
 
-def count_tiles(model: Denoiser, shape: tuple[int, ...], tile: int) -> int:
+def count_tiles(model: RecurrentNet | Optimized, shape: tuple[int, ...], tile: int) -> int:
     """How many times `denoise` calls `each` for images of this shape [B, C, H, W]."""
+    net = network_of(model)
     batch, channels, height, width = shape
-    planes = batch * (channels if model.channels == 1 else 1)
-    side = tile_side(model, tile, height, width)
+    planes = batch * (channels if net.channels == 1 else 1)
+    side = tile_side(net, tile, height, width)
     return planes * -(-height // side) * -(-width // side)

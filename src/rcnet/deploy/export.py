@@ -3,12 +3,13 @@
 The exported graph has an output for each step count; a loader cuts it to one. Uncut, a runtime would compute them all.
 """
 
+import contextlib
 import json
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,28 +17,72 @@ from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 
 from rcnet.cell import RecurrentNet, Steps, evaluating, unroll
-from rcnet.deploy.int8 import quantized
+from rcnet.deploy.int8 import Fed, quantized
 from rcnet.deploy.optimize import optimize
 from rcnet.deploy.packages import needed, quiet
 from rcnet.errors import InputError, unknown
+from rcnet.models.denoise import Denoiser
 from rcnet.models.files import preprocessing
 from rcnet.models.registry import architecture_of, task_of
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 OPSET = 20
 KEY = "rcnet"  # the metadata property, holding JSON
-Calibration = Iterable[np.ndarray] | None
+INPUTS = ("image", "sigma")  # the second of networks that take the noise level
+Calibration = Iterable[Fed] | None
+Level = float | np.ndarray | None
+Runner = Callable[[dict[str, np.ndarray]], np.ndarray]
+
+
+class Exported(Protocol):
+    """What `load_exported` gives."""
+
+    def __call__(self, image: np.ndarray, sigma: Level = None) -> np.ndarray: ...
 
 
 class _EveryStep(nn.Module):
-    """The networks of several step counts over one set of kernels, each an output."""
+    """The networks of several step counts over one set of kernels, each an output, for images of any size.
 
-    def __init__(self, nets: Sequence[nn.Module]) -> None:
+    Sides are filled up to multiples of `sub` by gathering rows and columns, which traces for every size, unlike padding.
+    """
+
+    def __init__(self, nets: Sequence[nn.Module], sub: int) -> None:
         super().__init__()
-        self.nets = nn.ModuleList(nets)
+        self.nets, self.sub = nn.ModuleList(nets), sub
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(net(x) for net in self.nets)
+    def forward(self, image: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, ...]:
+        if self.sub < 2 and sigma is None:
+            return tuple(net(image) for net in self.nets)
+        sides = image.shape[-2:]
+        places = _filled(sides, max(self.sub, 1))
+        told = {}
+        if sigma is not None:
+            broadcast = [torch.minimum(i, _last(side)) for i, side in zip(places, sigma.shape[-2:], strict=True)]
+            told["sigma"] = _gather(sigma, broadcast)
+        image, own = _gather(image, places), [torch.arange(side) for side in sides]
+        return tuple(_gather(net(image, **told), own) for net in self.nets)
+
+
+def _last(side: int) -> Tensor:
+    """The place of a side's last pixel."""
+    return torch.full((), side, dtype=torch.int64) - 1
+
+
+def _filled(sides: Sequence[int], sub: int) -> list[Tensor]:
+    """The rows and the columns of an image whose sides become multiples, as `add_to_input` pads it, at most one pixel a side."""
+    ends = [_last(side) for side in sides]
+    step = torch.minimum(*ends).clamp(max=1)  # back from the edge; an image of one row or column has nothing to reflect
+    places = []
+    for side, end in zip(sides, ends, strict=True):
+        i = torch.arange((side + sub - 1) // sub * sub)
+        places.append(torch.minimum(i, end) - (i - end).clamp(min=0) * step)
+    return places
+
+
+def _gather(x: Tensor, places: Sequence[Tensor]) -> Tensor:
+    """Those rows and columns of [B, C, H, W]."""
+    rows, columns = places
+    return x.index_select(2, rows).index_select(3, columns)
 
 
 def output_name(steps: Steps) -> str:
@@ -55,14 +100,18 @@ def export(
 ) -> Path:
     """Writes one file (two for OpenVINO: .xml and .bin) that holds every step count asked for; returns its path.
 
-    Input `image`: float [batch, C, height, width] in [0, 1], all but C dynamic. Outputs `steps1`, `steps2`, ...: what
-    `model(image, steps=n)` gives. The metadata of the weights is in the property `rcnet`, as JSON; `multiple` there is what the
-    sides have to be multiples of, if not 1.
+    Input `image`: float32 [batch, C, height, width] in [0, 1], all but C dynamic. Networks that take the noise level have a
+    second one, `sigma`: float32 [batch, 1, sigma_height, sigma_width] in levels of 255, negative where it is not known; its sides
+    are 1 and 1, for one level an image, or the image's. Outputs `steps1`, `steps2`, ...: what `model(image, steps, sigma)` gives.
+
+    The metadata of the weights is in the property `rcnet`, as JSON. There `inputs` and `outputs` name these, and `multiple` is
+    what the sides of images have to be multiples of.
 
     Args:
         to: `onnx`, `openvino` or `pt2`; what the suffix of the path says unless given.
         steps: the step counts; all supported ones unless given.
-        calibration: inputs, float32 [B, C, H, W], such as `int8.calibration_images` gives: convolutions then compute in int8.
+        calibration: what `int8.calibration_images` gives: images, float32 [B, C, H, W], or pairs of images and `sigma` for
+            networks that take both. Convolutions then compute in int8.
 
     Raises:
         InputError: an unknown format, int8 for a format that has none, unsupported steps, a folder that does not exist, or a
@@ -82,6 +131,7 @@ def export(
     counts = tuple(steps) or model.steps
     metadata = {**getattr(model, "metadata", {}), "architecture": architecture_of(model), "task": task_of(model)}
     metadata |= {"preprocessing": getattr(model, "metadata", {}).get("preprocessing") or preprocessing(model)}
+    metadata["inputs"] = INPUTS[: 1 + model.noise_level]
     metadata["outputs"] = {output_name(n): n for n in counts}
     metadata["precision"] = "fp32" if calibration is None else "int8"
     nets: list[nn.Module]
@@ -90,37 +140,67 @@ def export(
     else:  # folded, so that each int8 convolution is followed by nothing that changes the scale of a channel
         sessions = optimize(model, counts, precision="fp32").sessions.values()
         nets = [session.to(memory_format=torch.contiguous_format) for session in sessions]  # type: ignore[call-overload]
-    net = _EveryStep(nets).eval()
+    net = _EveryStep(nets, model.sub if isinstance(model, Denoiser) else 0).eval()
+    metadata["multiple"] = _multiple(net, model.channels, len(metadata["inputs"]))
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        written = _WRITERS[to](net, Path(folder) / path.name, preprocessing(model)["channels"], metadata, calibration)
+        written = _WRITERS[to](net, Path(folder) / path.name, model.channels, metadata, calibration)
         for file in reversed(written):  # the file that names the others last
             file.replace(path.parent / file.name)
     return path
 
 
-def _program(net: nn.Module, channels: int) -> tuple[Any, int]:
-    """The traced network with dynamic batch, height and width, and of what its sides have to be multiples."""
-    for multiple in (1, 2, 4, 8):
-        height, width = (multiple * torch.export.Dim(f"_{side}", min=3, max=1 << 15) for side in ("height", "width"))
-        dims = {0: torch.export.Dim("batch", min=1, max=1 << 15), 2: height, 3: width}
+def _program(net: nn.Module, channels: int, metadata: dict[str, Any]) -> Any:
+    """The traced network with free batch and sides, without the paths and source lines of this machine.
+
+    The smallest sides that tracing allows; a graph in ONNX or OpenVINO then runs for smaller ones, too.
+    """
+    multiple, batch = metadata["multiple"], torch.export.Dim("batch", min=1, max=1 << 15)
+
+    def sides(prefix: str, multiple: int, least: int) -> dict[int, Any]:
+        dims = [multiple * torch.export.Dim(f"_{prefix}{side}", min=least, max=1 << 15) for side in ("height", "width")]
+        return {0: batch, 2: dims[0], 3: dims[1]}
+
+    for least in (1, 3, 9):
+        free = {"image": sides("", multiple, least), "sigma": sides("sigma_", 1, 1)}
+        example = _example(channels, len(metadata["inputs"]), 16 * multiple, 24 * multiple)
         try:
-            return torch.export.export(net, (torch.rand(2, channels, 32, 48),), dynamic_shapes={"x": dims}), multiple
+            program = torch.export.export(net, example, dynamic_shapes={name: free[name] for name in metadata["inputs"]})
         except (UserError, ValueError, RuntimeError):
-            if multiple == 8:
+            if least == 9:
                 raise
-    raise AssertionError
+        else:
+            break
+    for module in program.graph_module.modules():
+        for node in getattr(getattr(module, "graph", None), "nodes", ()):
+            node.meta.pop("stack_trace", None)
+    return program
+
+
+def _example(channels: int, inputs: int, height: int, width: int) -> tuple[Tensor, ...]:
+    """Inputs of that size."""
+    return (torch.rand(2, channels, height, width), torch.rand(2, 1, height + 1, width + 1))[:inputs]
+
+
+@torch.no_grad()
+def _multiple(net: nn.Module, channels: int, inputs: int) -> int:
+    """Of what the sides have to be multiples: the least number of which odd multiples are taken."""
+    for multiple in (1, 2, 4):
+        with contextlib.suppress(RuntimeError):
+            net(*_example(channels, inputs, 3 * multiple, 5 * multiple))
+            return multiple
+    return 8
 
 
 def _to_onnx(
     net: nn.Module, path: Path, channels: int, metadata: dict[str, Any], calibration: Calibration, outputs: bool = True
 ) -> list[Path]:
     onnx = needed("onnx", "onnxscript")
-    traced, multiple = _program(net, channels)
+    traced = _program(net, channels, metadata)
     with quiet():
         program = torch.onnx.export(
             traced,
             (),
-            input_names=["image"],
+            input_names=list(metadata["inputs"]),
             output_names=list(metadata["outputs"]),
             opset_version=OPSET,
             dynamo=True,
@@ -129,56 +209,26 @@ def _to_onnx(
         )
     assert program is not None
     proto = program.model_proto
-    if multiple > 1 and metadata["task"] == "denoise":
-        _any_size(proto, multiple)
-        multiple = 1
     if calibration is not None:
         proto = quantized(proto, calibration, outputs=outputs)
     _once(proto)
-    metadata = {**metadata, "multiple": multiple}
+    _name_sides(proto.graph)
     onnx.helper.set_model_props(proto, {KEY: json.dumps(metadata)})
     onnx.checker.check_model(proto)
     onnx.save(proto, path)
     return [path]
 
 
-def _any_size(proto: Any, multiple: int) -> None:
-    """Pads the image by reflection at the right and the bottom to sides that are multiples, and cuts the outputs again."""
-    onnx = needed("onnx")
-    graph, make = proto.graph, onnx.helper.make_node
-    image = graph.input[0]
-    for node in graph.node:
-        for i, name in enumerate(node.input):
-            if name == "image":
-                node.input[i] = "image_padded"
-    constants = {"four_zeros": [0] * 4, "two_zeros": [0, 0], "sides": [2, 3], "multiple": [multiple]}
-    for name, value in constants.items():
-        graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.int64), f"any_size_{name}"))
-
-    def named(*names: str) -> list[str]:
-        return [f"any_size_{name}" for name in names]
-
-    before = [
-        make("Shape", ["image"], named("shape")),
-        make("Gather", named("shape", "sides"), named("size")),
-        make("Neg", named("size"), named("negative")),
-        make("Mod", named("negative", "multiple"), named("missing")),
-        make("Concat", named("four_zeros", "two_zeros", "missing"), named("pads"), axis=0),
-        make("Pad", ["image", *named("pads")], ["image_padded"], mode="reflect"),
-    ]
-    after = []
-    for output in graph.output:
-        for node in graph.node:
-            for i, name in enumerate(node.output):
-                if name == output.name:
-                    node.output[i] = f"{name}_padded"
-        after.append(make("Slice", [f"{output.name}_padded", *named("two_zeros", "size", "sides")], [output.name]))
-    nodes = [*before, *graph.node, *after]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    for value in (image, *graph.output):  # a name of its own for each free side
-        for i, name in ((0, "batch"), (2, "height"), (3, "width")):
-            value.type.tensor_type.shape.dim[i].dim_param = name
+def _name_sides(graph: Any) -> None:
+    """Names the free sides of inputs and outputs, and leaves out what the exporter noted on the way."""
+    for value in (*graph.input, *graph.output):
+        prefix = "sigma_" * (value.name == "sigma")
+        for dim, name in zip(value.type.tensor_type.shape.dim, ("batch", "", f"{prefix}height", f"{prefix}width"), strict=False):
+            if dim.dim_param:
+                dim.dim_param = name
+    del graph.value_info[:]
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
 
 
 def _once(proto: Any) -> None:
@@ -210,8 +260,7 @@ def _to_openvino(net: nn.Module, path: Path, channels: int, metadata: dict[str, 
 
 
 def _to_pt2(net: nn.Module, path: Path, channels: int, metadata: dict[str, Any], _: Calibration) -> list[Path]:
-    program, multiple = _program(net, channels)
-    torch.export.save(program, path, extra_files={KEY: json.dumps({**metadata, "multiple": multiple})})
+    torch.export.save(_program(net, channels, metadata), path, extra_files={KEY: json.dumps(metadata)})
     return [path]
 
 
@@ -228,7 +277,7 @@ def text_of(path: Path) -> str:
 
 
 def read_exported(path: str | Path) -> dict[str, Any]:
-    """The metadata of an exported file: that of the weights, and `outputs`, name -> steps.
+    """The metadata of an exported file: that of the weights, `inputs`, and `outputs`, name -> steps.
 
     Raises:
         InputError: no such file, or not one that `export` wrote.
@@ -252,10 +301,11 @@ def read_exported(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a network that rcnet exported") from error
 
 
-def load_exported(
-    path: str | Path, steps: Steps = None, *, threads: int | None = None, precision: str = "fp32"
-) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of one step count: float32 [batch, C, height, width] to what the network gives, by ONNX Runtime or OpenVINO.
+def load_exported(path: str | Path, steps: Steps = None, *, threads: int | None = None, precision: str = "fp32") -> Exported:
+    """A function of one step count, `f(image)` or `f(image, sigma)`, by ONNX Runtime or OpenVINO: what the network gives.
+
+    It takes images, float32 [batch, C, height, width] in [0, 1], and, of networks that take the noise level, `sigma` in levels of
+    255: a number, one an image [batch], or a map [height, width] or [batch, 1, height, width]; None or negative: unknown.
 
     Args:
         path: a .onnx or .xml file that `export` wrote.
@@ -264,11 +314,12 @@ def load_exported(
         precision: `fp32`, or in OpenVINO `bf16`, of what is not int8 in the file.
 
     Raises:
-        InputError: not such a file, other steps than it holds, a precision that the runtime does not have, or a missing package.
+        InputError: not such a file, other steps than it holds, a precision that the runtime does not have, or a missing package;
+            when called, a sigma for a network that takes none, or one of another shape.
     """
     path = Path(path)
-    outputs = read_exported(path)["outputs"]
-    held = {tuple(value) if isinstance(value, list) else value: name for name, value in outputs.items()}
+    metadata = read_exported(path)
+    held = {tuple(value) if isinstance(value, list) else value: name for name, value in metadata["outputs"].items()}
     key = next(reversed(held)) if steps is None else steps if isinstance(steps, int) else tuple(steps)
     if key not in held:
         raise InputError(f"steps={steps!r} is not in {path}: valid: {', '.join(map(str, held))}")
@@ -276,30 +327,64 @@ def load_exported(
     if valid and precision not in valid:
         raise unknown("precision", precision, valid)
     if path.suffix == ".xml":
-        return _openvino_session(path, held[key], threads, valid[precision])
-    if path.suffix == ".onnx":
-        return _onnx_session(cut(path, held[key]), threads)
-    raise InputError(f"{path} is not a .onnx or .xml file; torch.export.load reads a .pt2 file")
+        run = _openvino_session(path, held[key], threads, valid[precision])
+    elif path.suffix == ".onnx":
+        run = _onnx_session(cut(path, held[key]), threads)
+    else:
+        raise InputError(f"{path} is not a .onnx or .xml file; torch.export.load reads a .pt2 file")
+    takes_level = "sigma" in metadata.get("inputs", ())
+
+    def call(image: np.ndarray, sigma: Level = None) -> np.ndarray:
+        fed = {"image": np.ascontiguousarray(image, np.float32)}
+        if takes_level:
+            fed["sigma"] = sigma_input(image.shape, sigma)
+        elif sigma is not None:
+            raise InputError(f"the network in {path} takes no noise level: leave sigma out")
+        return run(fed)
+
+    return call
+
+
+def sigma_input(shape: tuple[int, ...], sigma: Level) -> np.ndarray:
+    """The input `sigma`, float32 [batch, 1, 1, 1] or [batch, 1, height, width], of images of that shape; -1 for None.
+
+    Raises:
+        InputError: a sigma that is no number, [batch], [height, width] or [batch, 1, height, width].
+    """
+    level = np.asarray(-1 if sigma is None else sigma, np.float32)
+    level = level.reshape(-1, 1, 1, 1) if level.ndim == 1 else level.reshape((1,) * (4 - level.ndim) + level.shape)
+    batch, _, *sides = shape
+    if (
+        level.ndim != 4
+        or level.shape[0] not in (1, batch)
+        or level.shape[1] != 1
+        or level.shape[2:] not in ((1, 1), tuple(sides))
+    ):
+        raise InputError(
+            f"sigma of shape {list(np.shape(sigma))} does not fit images {list(shape)}: give one number, "  # type: ignore[arg-type]
+            "one an image [B], or a map [H, W] or [B, 1, H, W]"
+        )
+    return np.repeat(level, batch // len(level), 0)
 
 
 def cut(path: Path, output: str) -> bytes:
     """The bytes of an ONNX file with that output only, and what it needs."""
     onnx = needed("onnx")
     model = onnx.load(path)
-    part = onnx.utils.Extractor(model).extract_model(["image"], [output])
+    part = onnx.utils.Extractor(model).extract_model([value.name for value in model.graph.input], [output])
     return part.SerializeToString()
 
 
-def _onnx_session(content: bytes, threads: int | None) -> Callable[[np.ndarray], np.ndarray]:
+def _onnx_session(content: bytes, threads: int | None) -> Runner:
     runtime = needed("onnxruntime")
     options = runtime.SessionOptions()
     if threads:
         options.intra_op_num_threads = threads
     session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda x: session.run(None, {"image": np.ascontiguousarray(x, np.float32)})[0]
+    return lambda fed: session.run(None, fed)[0]
 
 
-def _openvino_session(path: Path, output: str, threads: int | None, precision: str) -> Callable[[np.ndarray], np.ndarray]:
+def _openvino_session(path: Path, output: str, threads: int | None, precision: str) -> Runner:
     openvino = needed("openvino")
     core = openvino.Core()
     model = core.read_model(path)
@@ -308,4 +393,4 @@ def _openvino_session(path: Path, output: str, threads: int | None, precision: s
     if threads:
         config["INFERENCE_NUM_THREADS"] = str(threads)
     request = core.compile_model(part, "CPU", config).create_infer_request()
-    return lambda x: next(iter(request.infer([np.ascontiguousarray(x, np.float32)]).values())).copy()
+    return lambda fed: next(iter(request.infer(fed).values())).copy()

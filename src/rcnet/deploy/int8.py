@@ -17,28 +17,34 @@ import numpy as np
 import torch
 
 from rcnet.cell import RecurrentNet
+from rcnet.data.camera import photograph
 from rcnet.data.images import list_images, read_image, split_folder, to_tensor
-from rcnet.data.noise import add_noise
+from rcnet.data.noise import add_noise, draw_levels
 from rcnet.deploy.classify import read_matching
 from rcnet.deploy.packages import needed, quiet
 from rcnet.models.denoise import Denoiser
 
+Fed = np.ndarray | tuple[np.ndarray, ...]  # images, or images and the levels of their noise
 IMAGES, CROP = {"denoise": 16, "classify": 256}, 128  # taken of a folder; pixels a side of a denoiser's
+SMALLEST = 16  # pixels a side that a camera photographs
 
 
-def quantized(graph: Any, calibration: Iterable[np.ndarray], *, outputs: bool) -> Any:
+def quantized(graph: Any, calibration: Iterable[Fed], *, outputs: bool) -> Any:
     """An ONNX model whose convolutions compute in int8.
 
     Args:
         graph: the model in fp32, batch norms folded.
-        calibration: inputs, float32 [B, C, H, W]; the range of each activation is what they usually reach.
+        calibration: images, float32 [B, C, H, W], or pairs of images and `sigma` where the model takes both; the range of each
+            activation is what they usually reach.
         outputs: also the convolutions' outputs, as ONNX Runtime needs; else fp32.
     """
     onnx, tool = needed("onnx"), needed("onnxruntime.quantization", "onnxruntime")
 
+    names = [value.name for value in graph.graph.input]
+
     class Reader(tool.CalibrationDataReader):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
-            self.inputs = ({"image": x} for x in calibration)
+            self.inputs = (dict(zip(names, x if isinstance(x, tuple) else (x,), strict=True)) for x in calibration)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.inputs, None)
@@ -113,11 +119,13 @@ def _share_kernels(graph: Any) -> None:
         graph.initializer.remove(tensor)
 
 
-def calibration_images(model: RecurrentNet, folder: str | Path) -> Iterator[np.ndarray]:
+def calibration_images(model: RecurrentNet, folder: str | Path) -> Iterator[Fed]:
     """What `model` will see, from a folder of clean images: batches float32 [B, C, H, W], for `export`.
 
-    Denoisers take the middle of 16 images of the folder (or of `train` in it), with the noise that they were trained on;
-    classifiers 256 training images of CIFAR or of a folder by class. Both are spread evenly over what is there.
+    Denoisers take the middle of 16 images of the folder (or of `train` in it), with the noise that they were trained on, of
+    cameras too. Those that take the noise level get pairs, images and maps `sigma` [B, 1, H, W], which tell it in the left half
+    and say in the right that it is unknown, so that the range of each holds what stands for that. Classifiers take 256 training
+    images of CIFAR or of a folder by class. Both are spread evenly over what is there.
 
     Raises:
         InputError: no such folder, no images in it, or none that these weights can take.
@@ -129,15 +137,24 @@ def calibration_images(model: RecurrentNet, folder: str | Path) -> Iterator[np.n
     return ((batch.float() / 255).numpy() for batch in torch.split(chosen, 32))
 
 
-def _noisy(model: Denoiser, files: Sequence[Path]) -> Iterator[np.ndarray]:
-    noise = {"sigma": 25.0, **getattr(model, "metadata", {}).get("preprocessing", {}).get("noise", {})}
-    sigma = tuple(noise["sigma"]) if isinstance(noise["sigma"], list) else noise["sigma"]
-    generator = torch.Generator().manual_seed(0)
-    for k in _spread(len(files), IMAGES["denoise"]):
-        image = read_image(files[k], model.channels)
+def _noisy(model: Denoiser, files: Sequence[Path]) -> Iterator[Fed]:
+    noise = getattr(model, "metadata", {}).get("preprocessing", {}).get("noise", {})
+    sigma, as_8bit, camera = noise.get("sigma", 25.0), noise.get("as_8bit", False), noise.get("camera", 0.0)
+    generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
+    for place in _spread(len(files), IMAGES["denoise"]):
+        image = read_image(files[place], model.channels)
         top, left = (max(side - CROP, 0) // 2 for side in image.shape[:2])
         clean = to_tensor(image[top : top + CROP, left : left + CROP])
-        yield add_noise(clean, sigma, generator, noise.get("as_8bit", False)).numpy()
+        if rng.random() < camera and min(clean.shape[-2:]) >= SMALLEST:
+            noisy, target = photograph(clean, rng, generator)
+            noisy = (noisy.clamp(0, 1) * 255).round() / 255
+            level = 255 * (noisy - target).square().mean((1, 2, 3)).sqrt()
+        else:
+            level = draw_levels(tuple(sigma), 1, generator) if isinstance(sigma, list) else torch.tensor([float(sigma)])
+            noisy = add_noise(clean, level, generator, as_8bit)
+        told = torch.full_like(noisy[:, :1], float(level))
+        told.fill_(-1 if place % 2 else float(level))
+        yield (noisy.numpy(), told.numpy()) if model.noise_level else noisy.numpy()
 
 
 def _spread(there: int, count: int) -> list[int]:

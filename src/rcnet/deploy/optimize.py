@@ -11,27 +11,36 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from rcnet.cell import RecurrentNet, Steps, evaluating, unroll
 from rcnet.device import channels_last, resolve_precision
 from rcnet.errors import InputError
-from rcnet.models.denoise import Denoiser, add_to_input
+from rcnet.models.denoise import Denoiser, Sigma, add_to_input, plane_of
 
 
 class Optimized:
-    """Ready sessions, called as the network that they were made from: `session(x)`, `session(x, steps=n)`.
+    """Ready sessions, called as the network that they were made from: `session(x)`, `session(x, steps=n, sigma=25)`.
 
     Attributes:
         steps: the step counts that there are sessions for.
+        network: the one that they were made from.
+        precision: `fp32` or `bf16`.
     """
 
-    def __init__(self, sessions: dict[Any, nn.Module]) -> None:
-        self.sessions = sessions
+    def __init__(self, sessions: dict[Any, nn.Module], network: RecurrentNet, precision: str) -> None:
+        self.sessions, self.network, self.precision = sessions, network, precision
         self.steps = tuple(sessions)
 
     @torch.inference_mode()
-    def __call__(self, x: Tensor, steps: Steps = None) -> Tensor:
-        """float [B, C, H, W] in [0, 1] to what the network gives, in float32. Raises `InputError` for other steps."""
+    def __call__(self, x: Tensor, steps: Steps = None, sigma: Sigma = None) -> Tensor:
+        """float [B, C, H, W] in [0, 1] to what the network gives, in float32.
+
+        Raises:
+            InputError: other steps than there are sessions for, or a sigma for a network that takes no noise level.
+        """
         key = self.steps[-1] if steps is None else steps if isinstance(steps, int) else tuple(steps)
+        if key not in self.sessions and isinstance(key, tuple) and len(set(key)) == 1:
+            key = key[0]
         if key not in self.sessions:
             raise InputError(f"steps={steps!r} is not optimized: valid: {', '.join(map(str, self.steps))}")
-        return self.sessions[key](x.contiguous(memory_format=torch.channels_last)).float()
+        session, x = self.sessions[key], x.contiguous(memory_format=torch.channels_last)
+        return (session(x) if sigma is None else session(x, sigma)).float()
 
 
 def optimize(
@@ -60,21 +69,25 @@ def optimize(
         learned = folded(net)
         if precision == "bf16":
             learned = in_bf16(learned)
-        session = Session(learned, net.sub if isinstance(net, Denoiser) else 0).eval().requires_grad_(False)
+        session = Session(learned, net).eval().requires_grad_(False)
         channels_last(session)
         sessions[key] = torch.compile(session, fullgraph=True, dynamic=False) if compile else session  # type: ignore[assignment]
-    return Optimized(sessions)
+    return Optimized(sessions, model, precision)
 
 
 class Session(nn.Module):
-    """A fast chain, and around it, if `sub` is not 0, the sum with the input image of a denoiser on `sub` x `sub` sub-images."""
+    """A fast chain in the place of a network's own: a denoiser adds what it gives to the input image."""
 
-    def __init__(self, learned: nn.Module, sub: int) -> None:
+    def __init__(self, learned: nn.Module, net: RecurrentNet) -> None:
         super().__init__()
-        self.learned, self.sub = learned, sub
+        self.learned = learned
+        self.sub = net.sub if isinstance(net, Denoiser) else 0
+        self.noise_level = net.noise_level
 
-    def forward(self, x: Tensor) -> Tensor:
-        return add_to_input(x, self.sub, self.learned) if self.sub else self.learned(x)
+    def forward(self, x: Tensor, sigma: Sigma = None) -> Tensor:
+        if not self.sub:
+            return self.learned(x)
+        return add_to_input(x, self.sub, self.learned, plane_of(self.noise_level, x, sigma))
 
 
 class _Chain(nn.Module):

@@ -1,7 +1,7 @@
 """PSNR, SSIM and error rate of a network at each step count."""
 
 from rcnet.evaluation.classify import classification_results
-from rcnet.evaluation.denoise import denoising_results, denoising_scores, psnr, ssim
+from rcnet.evaluation.denoise import denoising_results, denoising_scores, pair_results, psnr, ssim
 from rcnet.evaluation.recalibrate import recalibrate
 
-__all__ = ["classification_results", "denoising_results", "denoising_scores", "psnr", "recalibrate", "ssim"]
+__all__ = ["classification_results", "denoising_results", "denoising_scores", "pair_results", "psnr", "recalibrate", "ssim"]

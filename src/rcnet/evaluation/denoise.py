@@ -1,6 +1,6 @@
 """PSNR and SSIM by the protocol of BSD68: per image against the uint8 original, mean over images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,12 +72,25 @@ def denoising_scores(
         as_8bit: the noisy images are clipped and rounded first, as files are.
         each: called after each image, for a progress bar.
     """
+    return pair_scores(network, ((protocol_noise(image, sigma, as_8bit), to_tensor(image)) for image in images), device, each)
+
+
+@torch.inference_mode()
+def pair_scores(
+    network: Callable[[Tensor], Tensor],
+    pairs: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device | str = "cpu",
+    each: Callable[[], object] = lambda: None,
+) -> tuple[float, float]:
+    """PSNR in dB and SSIM, means over pairs of noisy and clean images, float [1, C, H, W], of whatever denoises the first.
+
+    `each` is called after each pair.
+    """
     scores = []
-    for image in images:
-        clean = to_tensor(image).to(device)
-        noisy = protocol_noise(image, sigma, as_8bit).to(device, memory_format=torch.channels_last)
-        denoised = to_uint8_levels(network(noisy))
-        scores.append((psnr(denoised, clean), ssim(denoised, clean)))
+    for noisy, clean in pairs:
+        reference = clean.to(device)
+        denoised = to_uint8_levels(network(noisy.to(device, memory_format=torch.channels_last)))
+        scores.append((psnr(denoised, reference), ssim(denoised, reference)))
         each()
     mean = np.mean(scores, axis=0)
     return float(mean[0]), float(mean[1])
@@ -91,26 +104,79 @@ def denoising_results(
     steps: Sequence[Steps],
     *,
     as_8bit: bool = False,
+    blind: bool = False,
     precision: str = "fp32",
     each: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
     """One row a step count: `steps`, `psnr` in dB and `ssim`, as `denoising_scores` measures them.
 
-    `each` is called after each image at each step count.
+    A network that takes the noise level is told it, unless `blind`. `each` is called after each image at each step count.
 
     Raises:
         InputError: steps that the model does not support, or an image of less than 11 pixels a side.
     """
     check_sizes(images)
+    told = sigma if model.noise_level and not blind else None
     device = next(model.parameters()).device
+    return _rows(
+        model,
+        steps,
+        told,
+        precision,
+        lambda call: denoising_scores(call, images, sigma, as_8bit=as_8bit, device=device, each=each),
+    )
+
+
+@torch.inference_mode()
+def pair_results(
+    model: RecurrentNet,
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    steps: Sequence[Steps],
+    *,
+    sigma: float | None = None,
+    precision: str = "fp32",
+    each: Callable[[], object] = lambda: None,
+) -> list[dict[str, Any]]:
+    """As `denoising_results`, of pairs of a noisy and a clean image, uint8 [H, W, C]; the first row, of 0 steps, is the noisy one.
+
+    Args:
+        sigma: what a network that takes the noise level is told; None: nothing.
+
+    Raises:
+        InputError: unsupported steps, or a pair of different sizes or of less than 11 pixels a side.
+    """
+    check_sizes([clean for _, clean in pairs])
+    for noisy, clean in pairs:
+        if noisy.shape != clean.shape:
+            raise InputError(f"a pair has {noisy.shape[1]}x{noisy.shape[0]} and {clean.shape[1]}x{clean.shape[0]} pixels")
+    device = next(model.parameters()).device
+
+    def scores(call: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+        return pair_scores(call, ((to_tensor(noisy), to_tensor(clean)) for noisy, clean in pairs), device, each)
+
+    db, similarity = scores(lambda x: x)
+    before = {"steps": 0, "psnr": round(db, 4), "ssim": round(similarity, 5)}
+    return [before, *_rows(model, steps, sigma, precision, scores)]
+
+
+def _rows(
+    model: RecurrentNet,
+    steps: Sequence[Steps],
+    sigma: float | None,
+    precision: str,
+    scores: Callable[[Callable[[Tensor], Tensor]], tuple[float, float]],
+) -> list[dict[str, Any]]:
+    """A row a step count, of what `scores` says of the network called at it."""
+    device = next(model.parameters()).device
+    told = {} if sigma is None else {"sigma": sigma}
     rows = []
     for n in steps:
         net = evaluating(unroll(model, n))
 
         def call(x: Tensor, net: RecurrentNet = net) -> Tensor:
             with autocast(precision, device):
-                return net(x)
+                return net(x, **told)
 
-        db, similarity = denoising_scores(call, images, sigma, as_8bit=as_8bit, device=device, each=each)
+        db, similarity = scores(call)
         rows.append({"steps": n, "psnr": round(db, 4), "ssim": round(similarity, 5)})
     return rows

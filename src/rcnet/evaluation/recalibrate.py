@@ -23,8 +23,9 @@ def recalibrate(model: RecurrentNet, inputs: Iterable[Tensor], probabilities: Se
     """
     weights = tuple(probabilities) or (1 / len(model.steps),) * len(model.steps)
     paths = [(unroll(model, n), weight) for n, weight in zip(model.steps, weights, strict=True)]
+    mixtures = [setting for setting in model.settings if len(set(setting)) > 1]
     unified = {id(norm) for net, _ in paths for norm in batch_norms(net)}
-    mixed = [(net, 1.0) for net in map(partial(unroll, model), model.mixtures()) if {*map(id, batch_norms(net))} - unified]
+    mixed = [(net, 1.0) for net in map(partial(unroll, model), mixtures) if {*map(id, batch_norms(net))} - unified]
     of_mixtures = {id(norm) for net, _ in mixed for norm in batch_norms(net)} - unified
     paths += mixed
     reached = {id(norm): norm for net, _ in paths for norm in batch_norms(net) if norm.track_running_stats}

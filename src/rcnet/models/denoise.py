@@ -2,37 +2,92 @@
 
 from collections.abc import Callable, Iterable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcnet.cell import NormMode, RecurrentCell, RecurrentNet, Steps, supported_steps, untie
+from rcnet.errors import InputError
 from rcnet.models.layers import ConvBody, conv3x3, init_weights
 from rcnet.models.registry import register
 
+UNKNOWN = -0.25  # what the plane of the noise level holds where the level is not known; levels are in [0, 1] there
+Sigma = float | Tensor | None
 
-def add_to_input(x: Tensor, sub: int, learned: Callable[[Tensor], Tensor]) -> Tensor:
-    """x + learned(x), with x padded for `learned` to sides that `sub` divides, and its result cut again."""
+
+def level_plane(x: Tensor, sigma: Sigma) -> Tensor:
+    """The input plane of the noise level, [B, 1, H, W] in [0, 1], `UNKNOWN` where `sigma` is None or negative.
+
+    Args:
+        x: the images, [B, C, H, W].
+        sigma: levels of 255: one number, one an image [B], or a map [H, W], [1, H, W] or [B, 1, H, W].
+
+    Raises:
+        InputError: a tensor of another shape.
+    """
+    batch, _, height, width = x.shape
+    if sigma is None:
+        return x.new_full((batch, 1, height, width), UNKNOWN)
+    level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+    shape = (-1, 1, 1, 1) if level.ndim == 1 else (1,) * (4 - level.ndim) + tuple(level.shape)
+    level = level.reshape(shape)
+    try:
+        level = level.expand(batch, 1, height, width)
+    except RuntimeError as error:
+        raise InputError(
+            f"sigma of shape {list(torch.as_tensor(sigma).shape)} does not fit images {list(x.shape)}: give one number, "
+            "one an image [B], or a map [H, W] or [B, 1, H, W]"
+        ) from error
+    return torch.where(level < 0, torch.full_like(level, UNKNOWN), level / 255)
+
+
+def plane_of(noise_level: bool, x: Tensor, sigma: Sigma) -> Tensor | None:
+    """The plane of the noise level, or None for a network that takes none, to which no sigma may be given (`InputError`)."""
+    if noise_level:
+        return level_plane(x, sigma)
+    if sigma is not None:
+        raise InputError("these weights take no noise level: leave sigma out, or take weights that do, e.g. r3_fast.photo")
+    return None
+
+
+def add_to_input(x: Tensor, sub: int, learned: Callable[[Tensor], Tensor], plane: Tensor | None = None) -> Tensor:
+    """x + learned(x), with x padded for `learned` to sides that `sub` divides, and its result cut again.
+
+    `plane`, [B, 1, H, W], is one more channel of what `learned` reads.
+    """
+    seen = x if plane is None else torch.cat([x, plane], 1)
     if sub == 1:
-        return x + learned(x)
+        return x + learned(seen)
     height, width = x.shape[-2:]
     # A side of one pixel has nothing to reflect: it repeats.
     mode = "reflect" if min(height, width) > 1 else "replicate"
-    return x + learned(F.pad(x, (0, -width % sub, 0, -height % sub), mode=mode))[..., :height, :width]
+    return x + learned(F.pad(seen, (0, -width % sub, 0, -height % sub), mode=mode))[..., :height, :width]
 
 
 class Denoiser(RecurrentNet):
     """A chain whose output is added to the input image (Eq. 7: the network learns the noise). [B, C, H, W] in [0, 1].
 
     With `sub` > 1 the chain works on sub x sub sub-images: sizes that `sub` does not divide are padded by reflection at the
-    right and the bottom, and cut again.
+    right and the bottom, and cut again. With `noise_level` the chain reads one plane more, the noise level of each pixel or
+    `UNKNOWN` (as FFDNet, Zhang et al. 2018, which knows no unknown).
     """
 
-    def __init__(self, channels: int, sub: int, convs: int, **modules: nn.Module) -> None:
-        self.channels, self.sub, self.convs = channels, sub, convs
+    def __init__(self, channels: int, sub: int, convs: int, noise_level: bool = False, **modules: nn.Module) -> None:
+        self.channels, self.sub, self.convs, self.noise_level = channels, sub, convs, noise_level
         super().__init__(**modules)
 
-    def forward(self, x: Tensor, steps: Steps = None) -> Tensor:  # type: ignore[override]
-        return add_to_input(x, self.sub, lambda padded: RecurrentNet.forward(self, padded, steps))
+    def forward(self, x: Tensor, steps: Steps = None, sigma: Sigma = None) -> Tensor:  # type: ignore[override]
+        """x: [B, C, H, W] in [0, 1].
+
+        Args:
+            sigma: the noise level in levels of 255, for networks that take one (`noise_level`): a number, one an image [B] or a
+                map [H, W] or [B, 1, H, W]; None or negative values: unknown.
+
+        Raises:
+            InputError: unsupported steps; a sigma for a network that takes none, or one of another shape.
+        """
+        plane = plane_of(self.noise_level, x, sigma)
+        return add_to_input(x, self.sub, lambda seen: RecurrentNet.forward(self, seen, steps), plane)
 
     def radius(self, steps: Steps = None) -> int:
         """How many pixels away, at most, a pixel of the input can change the output: the halo that a tile needs.
@@ -51,6 +106,7 @@ def _denoiser(
     residual: bool,
     sub: int,
     unified: bool,
+    noise_level: bool = False,
 ) -> Denoiser:
     steps = supported_steps(steps)
     mode = norm or ("double" if len(steps) > 1 else "independent")
@@ -67,7 +123,7 @@ def _denoiser(
 
     modules: dict[str, nn.Module] = {} if sub == 1 else {"unshuffle": nn.PixelUnshuffle(sub)}
     modules |= {
-        "stem": conv3x3(channels * sub**2, width, bias=True),
+        "stem": conv3x3((channels + noise_level) * sub**2, width, bias=True),
         "relu": nn.ReLU(),
         "cell1": cell(()),
         "cell2": cell(steps),
@@ -76,7 +132,7 @@ def _denoiser(
     }
     if sub > 1:
         modules["shuffle"] = nn.PixelShuffle(sub)
-    net = Denoiser(channels, sub, convs, **modules)
+    net = Denoiser(channels, sub, convs, noise_level, **modules)
     _init_denoiser(net)
     return net
 
@@ -117,6 +173,7 @@ def r3_fast(
     width: int = 48,
     convs: int = 2,
     residual: bool = True,
+    noise_level: bool = False,
     unified: bool = True,
 ) -> Denoiser:
     """R3 for use: three residual cells of two convolutions on 2x2 sub-images, 0.29 of R3's cost a pixel and step.
@@ -125,5 +182,6 @@ def r3_fast(
         width: channels of the cells.
         convs: convolutions a cell.
         residual: x = relu(x + f(x)) instead of relu(f(x)), f being convolution and norm, `convs` times, with ReLU between.
+        noise_level: the noise level is an input, `model(x, steps, sigma=25)`, which may be unknown.
     """
-    return _denoiser(steps, norm, channels, width, convs, residual, sub=2, unified=unified)
+    return _denoiser(steps, norm, channels, width, convs, residual, sub=2, unified=unified, noise_level=noise_level)

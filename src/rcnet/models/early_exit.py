@@ -35,6 +35,7 @@ class EarlyExitNet(RecurrentNet):
 
     def _find_steps(self) -> None:
         self.steps = tuple(module.number for module in self if isinstance(module, Exit))
+        self.settings = tuple((n,) * len(self.recurrent_cells()) for n in self.steps)
 
     def _holds(self, own: tuple[int, ...]) -> bool:
         return len(own) == len(self.recurrent_cells()) and len(set(own)) == 1 and own[0] in self.steps

@@ -80,8 +80,8 @@ def save(model: RecurrentNet, path: str | Path, **metadata: Any) -> None:
 
 def preprocessing(model: RecurrentNet) -> dict[str, Any]:
     """What the network expects: RGB or gray in [0, 1]; mean and standard deviation are applied inside."""
-    channels = next(m.in_channels // getattr(model, "sub", 1) ** 2 for m in model.modules() if isinstance(m, torch.nn.Conv2d))
-    return {"range": [0.0, 1.0], "channels": channels, "layout": "RGB" if channels == 3 else "gray"}
+    about = {"range": [0.0, 1.0], "channels": model.channels, "layout": "RGB" if model.channels == 3 else "gray"}
+    return about | ({"inputs": ["image", "sigma"]} if model.noise_level else {})
 
 
 def load(name_or_path: str | Path) -> RecurrentNet:

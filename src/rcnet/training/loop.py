@@ -27,7 +27,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rcnet.cell import RecurrentNet
+from rcnet.cell import RecurrentNet, batch_norms
 from rcnet.cost.macs import macs
 from rcnet.device import autocast, best_device, channels_last, hardware, keep_freed_memory, resolve_precision
 from rcnet.errors import InputError
@@ -40,7 +40,7 @@ from rcnet.training.optimizer import make_optimizers, set_learning_rate
 from rcnet.training.parallel import average, join, leave, share
 from rcnet.training.recipe import Recipe
 from rcnet.training.steps import check_probabilities, draw_steps, expected_cost
-from rcnet.training.tasks import Task, make_task
+from rcnet.training.tasks import Batch, Task, make_task
 
 FILES = ("checkpoint.pt", "log.jsonl", "weights.safetensors", "result.json")
 
@@ -128,7 +128,7 @@ class Run:
         self.average: AveragedModel | None = None
         if recipe.ema:
             self.average = AveragedModel(self.model, multi_avg_fn=self.blend, use_buffers=True)  # type: ignore[no-untyped-call]
-        self.iteration, self.elapsed, self.asked, self.stopped = 0, 0.0, False, False
+        self.iteration, self.elapsed, self.asked, self.stopped, self.frozen = 0, 0.0, False, False, False
         self.time: Callable[[], float] = lambda: self.elapsed
         if going_on:
             self.restore(share(read_checkpoint(self.checkpoint, self.identity()) if self.writes else None, self.world))
@@ -231,12 +231,16 @@ class Run:
         recipe = self.recipe
         rng = np.random.default_rng([recipe.seed, self.iteration])
         weights = draw_steps(self.model.steps, self.probabilities, recipe.objective, rng)
-        x, target = (self.share_of(whole) for whole in self.task.batch(rng, self.iteration))
+        whole = self.task.batch(rng, self.iteration)
+        share = len(whole.x) // self.world.size
+        own = whole.part(self.world.rank * share, (self.world.rank + 1) * share)
         set_learning_rate(self.optimizers, learning_rate_factor(self.done, recipe.warmup, recipe.decay))
         self.model.train()
-        total = 0.0
-        for part, part_target in zip(x.chunk(recipe.accumulate), target.chunk(recipe.accumulate), strict=True):
-            total += self.backward(part.contiguous(memory_format=torch.channels_last), part_target, weights)
+        if recipe.frozen and self.done >= 1 - recipe.frozen:
+            self.freeze()
+        total, size = 0.0, share // recipe.accumulate
+        for start in range(0, share, size):
+            total += self.backward(own.part(start, start + size), weights)
         # The clock is rank 0's, and a signal to one process stops all after the same iteration.
         clock = self.time() if self.writes else 0.0
         total, self.elapsed, stops = average(self.model, self.world, [total / self.world.size, clock, float(self.asked)])
@@ -253,24 +257,29 @@ class Run:
             self.average.update_parameters(self.model)
         return total
 
-    def share_of(self, batch: Tensor) -> Tensor:
-        """The part of a batch that this process takes."""
-        share = len(batch) // self.world.size
-        return batch[self.world.rank * share : (self.world.rank + 1) * share]
+    def freeze(self) -> None:
+        """Batch norms in evaluation mode, with the running statistics of the average, which are those of more batches."""
+        for norm in batch_norms(self.model):
+            norm.eval()
+        if self.average is not None and not self.frozen:
+            for own, kept in zip(batch_norms(self.model), batch_norms(self.average.module), strict=True):
+                own.load_state_dict({**own.state_dict(), "running_mean": kept.running_mean, "running_var": kept.running_var})
+        self.frozen = True
 
-    def backward(self, x: Tensor, target: Tensor, weights: dict[int, float]) -> float:
+    def backward(self, batch: Batch, weights: dict[int, float]) -> float:
         """Adds the gradients of one part of a batch; returns its share of the loss."""
+        x, told = batch.x.contiguous(memory_format=torch.channels_last), {} if batch.sigma is None else {"sigma": batch.sigma}
         total = 0.0
         for place, (steps, weight) in enumerate(weights.items()):
             try:
                 with autocast(self.precision, self.device):
-                    output = self.call(x, steps)
+                    output = self.call(x, steps, **told)
             except (TorchDynamoException, InductorError) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise InputError(f"compile = true failed (on a CPU it needs a C++ compiler); leave it out: {reason}") from error
-            loss = weight / self.recipe.accumulate * self.task.loss(output, target)
+            loss = weight / self.recipe.accumulate * self.task.loss(output, batch)
             if self.recipe.objective == "sandwich" and place == 0:
-                target = self.task.teach(output.detach())
+                batch = batch._replace(target=self.task.teach(output.detach()))
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         return total

@@ -19,8 +19,17 @@ class Denoising:
     """Patches and noise."""
 
     patch: int = 64  # pixels, a side
-    sigma: float | tuple[float, float] = 25.0  # in levels of 255; [low, high] trains a blind network
-    as_8bit: bool = False  # noisy patches are clipped and rounded, as files are
+    sigma: float | tuple[float, float] = 25.0  # in levels of 255; [low, high] draws one for each patch
+    as_8bit: bool | float = False  # noisy patches are clipped and rounded, as files are; a number: this part of the batches
+    jpeg: float = 0.0  # this part of the batches goes through JPEG with its noise
+    clean: float = 0.0  # this part of the patches has no noise
+    camera: float = 0.0  # this part of the batches has the noise of a simulated camera (data/camera.py) instead of Gaussian noise
+    drawn: float = 0.0  # this part of the images is drawn: flat areas, ramps and text
+    unknown: float = 0.5  # this part of the patches does not tell its level to a network that takes one (model.noise_level)
+    one_level: bool = False  # all patches of a batch have one level
+    # Half the squared error; the same, each patch's divided by the square root of its noise's variance (and of 4 levels, at
+    # sigma 25 by 1), so that weak noise counts too; or Charbonnier's, sqrt(error^2 + 0.001^2).
+    loss: Literal["squared", "weighted", "charbonnier"] = "squared"
     holdout: int = 0  # this many of the training images, evenly spaced, are kept for validation
 
 
@@ -73,6 +82,9 @@ class Recipe:
     probabilities: tuple[float, ...] = ()
     # Alg. 2; the weighted sum over all steps (Sec. 4.2); or the largest, which teaches the smallest and a third (US-Nets 2019).
     objective: Literal["sampled", "aggregated", "sandwich"] = "sampled"
+    # Part of the run, its last, in which the running statistics of batch norms are used and stand still (evaluation mode):
+    # what is trained is then what will run. Kernels, scales and shifts go on.
+    frozen: float = 0.0
     ema: float = 0.0  # decay of the average of the weights that is evaluated and saved; 0 takes the last weights
     recalibrate: int = 0  # batches over which every batch norm's statistics are measured again at the end; 0 keeps them
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -159,6 +171,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "minutes": (0, math.inf),
     "warmup": (0, 1),
     "decay": (0, 1),
+    "frozen": (0, 1),
     "ema": (0, 1),
     "seed": (0, 2**32),
     "log_every": (1, math.inf),
@@ -166,6 +179,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     "denoising.patch": (1, math.inf),
     "denoising.sigma": (0, 255),
     "denoising.holdout": (0, math.inf),
+    "denoising.as_8bit": (0, 1),
+    "denoising.jpeg": (0, 1),
+    "denoising.clean": (0, 1),
+    "denoising.camera": (0, 1),
+    "denoising.drawn": (0, 0.9),
+    "denoising.unknown": (0, 1),
     "classification.size": (8, math.inf),
     "classification.crop": (0, math.inf),
     "classification.cutout": (0, math.inf),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,18 +13,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcnet.cell import RecurrentNet
+from rcnet.data.camera import photograph, through_jpeg
 from rcnet.data.cifar import cifar_sets
+from rcnet.data.drawn import draw_pictures
 from rcnet.data.images import pixels_of, random_patches, read_folder, split_folder
 from rcnet.data.labelled import Labelled, augment, read_labelled, to_float
-from rcnet.data.noise import add_noise, check_sigma
+from rcnet.data.noise import add_noise, check_sigma, draw_levels
 from rcnet.errors import InputError
 from rcnet.evaluation.classify import classification_results
 from rcnet.evaluation.denoise import check_sizes, denoising_results
 from rcnet.models.layers import Normalize
 from rcnet.models.registry import entry
-from rcnet.training.recipe import Recipe
+from rcnet.training.recipe import Denoising, Recipe
 
 Rows = list[dict[str, Any]]
+MEASURED_AT = (15.0, 25.0, 50.0)  # levels of 255, of those that a range holds
+
+
+class Batch(NamedTuple):
+    """What an iteration trains on.
+
+    Attributes:
+        x: the network's input, [B, C, H, W].
+        target: whatever the loss takes.
+        sigma: what the network is told of the noise, [B] in levels of 255, negative where nothing; None: it takes no level.
+        level: the level that there is, [B].
+    """
+
+    x: Tensor
+    target: Tensor
+    sigma: Tensor | None = None
+    level: Tensor | None = None
+
+    def part(self, start: int, stop: int) -> "Batch":
+        """These of its images."""
+        return Batch(*(None if values is None else values[start:stop] for values in self))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -32,8 +55,8 @@ class Task:
     """What the loop needs to know.
 
     Attributes:
-        batch: the input and the target of an iteration, [B, C, H, W] and whatever `loss` takes, from its random generator.
-        loss: of the network's output and the target: a scalar, a mean over the batch.
+        batch: what an iteration trains on, from its random generator.
+        loss: of the network's output and the batch: a scalar, a mean over the batch.
         teach: the target that an output is for other step counts.
         evaluate: a row of figures a step count.
         data: the training images: `folder`, `images` (how many) and `crc32` of their pixels.
@@ -42,8 +65,8 @@ class Task:
         prepare: sets what a fresh network takes from the data.
     """
 
-    batch: Callable[[np.random.Generator, int], tuple[Tensor, Tensor]]
-    loss: Callable[[Tensor, Tensor], Tensor]
+    batch: Callable[[np.random.Generator, int], Batch]
+    loss: Callable[[Tensor, Batch], Tensor]
     teach: Callable[[Tensor], Tensor]
     evaluate: Callable[[RecurrentNet], Rows]
     data: dict[str, Any]
@@ -65,7 +88,7 @@ def make_task(recipe: Recipe, data: str | Path, device: torch.device) -> Task:
 
 
 def denoising_task(recipe: Recipe, data: str | Path, device: torch.device) -> Task:
-    """Random patches of a folder of images with Gaussian noise; half the squared error, summed over pixels and colours.
+    """Random patches of a folder of images, with noise; the loss is summed over pixels and colours.
 
     Validation, where `holdout` images are kept from training: PSNR and SSIM of those.
     """
@@ -86,20 +109,35 @@ def denoising_task(recipe: Recipe, data: str | Path, device: torch.device) -> Ta
     if smallest < config.patch:
         raise InputError(f"{folder} holds an image smaller than the training patch: denoising.patch is at most {smallest} for it")
 
+    training += draw_pictures(round(len(training) * config.drawn / (1 - config.drawn)), channels, recipe.seed)
     pixels = pixels_of(training, device)
+    told = bool(recipe.model.get("noise_level"))
 
-    def batch(rng: np.random.Generator, iteration: int) -> tuple[Tensor, Tensor]:
+    def batch(rng: np.random.Generator, iteration: int) -> Batch:
         clean = random_patches(pixels, config.patch, recipe.batch, rng)
         generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
-        return add_noise(clean, sigma, generator, config.as_8bit), clean
+        noisy, target, level = noisy_patches(clean, config, rng, generator)
+        if not told:
+            return Batch(noisy, target, None, level)
+        silent = torch.rand(len(level), generator=generator, device=device) < config.unknown
+        return Batch(noisy, target, torch.where(silent, -1.0, level), level)
 
-    def loss(output: Tensor, clean: Tensor) -> Tensor:
-        return (output.float() - clean).square().sum() / (2 * len(clean))
+    def loss(output: Tensor, batch: Batch) -> Tensor:
+        error = output.float() - batch.target
+        if config.loss == "charbonnier":
+            return 0.03 * ((error.square() + 1e-6).sqrt() - 1e-3).sum() / len(error)  # gradients as large as those of the square
+        squared = error.square().sum((1, 2, 3)) / 2
+        if config.loss == "weighted" and batch.level is not None:
+            squared = squared * ((25**2 + 4**2) / (batch.level.square() + 4**2)).sqrt()
+        return squared.mean()
 
     def evaluate(model: RecurrentNet) -> Rows:
-        level = sum(sigma) / 2 if isinstance(sigma, tuple) else sigma
-        rows = denoising_results(model, validation, level, model.steps, as_8bit=config.as_8bit) if validation else []
-        return [{"sigma": level, **row} for row in rows]
+        low, high = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+        levels = [level for level in MEASURED_AT if low <= level <= high] or [(low + high) / 2]
+        levels = levels if isinstance(sigma, tuple) else [sigma]
+        as_8bit = config.as_8bit > 0.5
+        results = [(at, denoising_results(model, validation, at, model.steps, as_8bit=as_8bit)) for at in levels if validation]
+        return [{"sigma": at, **row} for at, rows in results for row in rows]
 
     return Task(
         batch,
@@ -107,8 +145,32 @@ def denoising_task(recipe: Recipe, data: str | Path, device: torch.device) -> Ta
         lambda output: output.float(),
         evaluate,
         {"folder": folder.resolve().name, "images": len(training), "crc32": checksum(image.tobytes() for image in training)},
-        {"noise": {"sigma": config.sigma, "as_8bit": config.as_8bit}},
+        {"noise": {"sigma": config.sigma, "as_8bit": config.as_8bit > 0.5, "camera": config.camera}},
     )
+
+
+def noisy_patches(
+    clean: Tensor, config: Denoising, rng: np.random.Generator, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy patches and their targets, [B, C, H, W], and the levels of the noise, [B] in levels of 255, as the recipe says."""
+    by_camera, as_8bit, by_jpeg = (rng.random() < part for part in (config.camera, config.as_8bit, config.jpeg))
+    if by_camera:
+        noisy, target = (
+            picture.to(clean.device)
+            for picture in photograph(clean.cpu(), rng, torch.Generator().manual_seed(int(rng.integers(2**62))))
+        )
+        noisy = (noisy.clamp(0, 1) * 255).round() / 255
+    else:
+        levels = draw_levels(config.sigma, len(clean), generator)
+        levels = levels[:1].expand(len(clean)) if config.one_level else levels
+        if config.clean:
+            levels = torch.where(torch.rand(len(clean), generator=generator, device=clean.device) < config.clean, 0.0, levels)
+        noisy, target = add_noise(clean, levels, generator, as_8bit), clean
+    if by_jpeg:
+        noisy = through_jpeg(noisy.cpu(), rng).to(clean.device)
+    elif not by_camera:
+        return noisy, target, levels
+    return noisy, target, 255 * (noisy - target).square().mean((1, 2, 3)).sqrt()
 
 
 def classification_task(recipe: Recipe, data: str | Path, device: torch.device) -> Task:
@@ -142,16 +204,16 @@ def classification_task(recipe: Recipe, data: str | Path, device: torch.device) 
 
     how: dict[str, Any] = {"crop": config.crop, "flip": config.flip, "cutout": config.cutout, "seed": recipe.seed}
 
-    def batch(rng: np.random.Generator, iteration: int) -> tuple[Tensor, Tensor]:
+    def batch(rng: np.random.Generator, iteration: int) -> Batch:
         epoch, place = divmod(iteration, per_epoch)
         index = order(epoch)[place * recipe.batch : (place + 1) * recipe.batch]
         here = index.to(device)
         varied = augment(images[here], rng, epoch=epoch, index=index, **how)
-        return to_float(varied), labels[here]
+        return Batch(to_float(varied), labels[here])
 
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        smoothing = config.label_smoothing if target.ndim == 1 else 0.0
-        return F.cross_entropy(output.float(), target, label_smoothing=smoothing)
+    def loss(output: Tensor, batch: Batch) -> Tensor:
+        smoothing = config.label_smoothing if batch.target.ndim == 1 else 0.0
+        return F.cross_entropy(output.float(), batch.target, label_smoothing=smoothing)
 
     def evaluate(model: RecurrentNet) -> Rows:
         if validation is None:

@@ -1,0 +1,71 @@
+"""Does a denoiser leave alone what has no noise? Flat areas, a ramp, a page of text and clean photographs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from rcnet.cell import RecurrentNet, Steps, evaluating, unroll
+from rcnet.data.drawn import draw_page
+from rcnet.data.images import to_tensor
+from rcnet.evaluation.denoise import psnr, to_uint8_levels
+
+FLAT = (0, 32, 128, 224, 255)  # levels
+SIDE = 96  # pixels of a flat area and of the ramp
+
+
+def cards(channels: int) -> dict[str, np.ndarray]:
+    """What has to stay as it is: `flat 0` ... `flat 255`, `ramp` and `page`, uint8 [H, W, channels]."""
+    flat = {f"flat {level}": np.full((SIDE, SIDE, channels), level, np.uint8) for level in FLAT}
+    ramp = np.broadcast_to(np.linspace(0, 255, 2 * SIDE).round().astype(np.uint8)[None, :, None], (SIDE, 2 * SIDE, channels))
+    page = draw_page(240, 360, channels, np.random.default_rng(17), on_white=True)
+    return {**flat, "ramp": ramp, "page": page}
+
+
+@torch.inference_mode()
+def harm(
+    model: RecurrentNet,
+    images: Sequence[np.ndarray],
+    steps: Sequence[Steps],
+    *,
+    sigma: float | None = None,
+    each: Callable[[], object] = lambda: None,
+) -> list[dict[str, Any]]:
+    """One row a step count, of pictures without noise: `flat`, the largest mean change of a flat area or the ramp, in levels of
+    255; `page`, the PSNR of a page of text, and `clean`, the mean PSNR of `images`, in dB, of which 99 stands for unchanged.
+
+    Args:
+        model: a denoiser, in fp32.
+        images: clean photographs, uint8 [H, W, C].
+        sigma: what a network that takes the noise level is told; None: nothing.
+        each: called after each photograph at each step count.
+    """
+    device = next(model.parameters()).device
+    drawn = cards(model.channels)
+    rows = []
+    for n in steps:
+        net = evaluating(unroll(model, n))
+
+        def pair(image: np.ndarray, net: RecurrentNet = net) -> tuple[torch.Tensor, torch.Tensor]:
+            x = to_tensor(image).to(device)
+            told = {"sigma": sigma} if model.noise_level else {}
+            return to_uint8_levels(net(x.contiguous(memory_format=torch.channels_last), **told)), x
+
+        def kept(image: np.ndarray) -> float:
+            return min(99.0, psnr(*pair(image)))
+
+        changes = {name: (torch.sub(*pair(card)).mean(dim=(0, 2, 3)).abs().max() * 255).item() for name, card in drawn.items()}
+        clean = []
+        for image in images:
+            clean.append(kept(image))
+            each()
+        rows.append(
+            {
+                "steps": n,
+                "flat": round(max(change for name, change in changes.items() if name != "page"), 3),
+                "page": round(kept(drawn["page"]), 2),
+                **({"clean": round(float(np.mean(clean)), 2), "clean_worst": round(min(clean), 2)} if clean else {}),
+            }
+        )
+    return rows
