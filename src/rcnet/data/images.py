@@ -10,7 +10,7 @@ import torch
 from rcnet.data import imagefile
 from rcnet.errors import InputError
 
-SUFFIXES = {*imagefile.FORMATS, ".bmp"}
+SUFFIXES = imagefile.SUFFIXES
 # The gray version of BSD (BSD68) is this sum of the colour images, rounded; PIL's "L" differs by a level in a few pixels.
 GRAY_WEIGHTS = np.array([0.298936, 0.587043, 0.114021])
 
