@@ -223,10 +223,10 @@ def _keeps(kind: str, field: str, image: ImageFile) -> bool:
 
 def _encode(kind: str, image: ImageFile) -> bytes:
     """The whole file."""
-    kept = {field: getattr(image, field) if _keeps(kind, field, image) else None for field in LABELS}
-    image = dataclasses.replace(image, **{k: v or (None if k == "density" else b"") for k, v in kept.items()})
+    left: dict[str, Any] = {key: None if key == "density" else b"" for key in LABELS if not _keeps(kind, key, image)}
     if image.kind != kind:
-        image = dataclasses.replace(image, own=())
+        left["own"] = ()
+    image = dataclasses.replace(image, **left)
     samples = image.pixels if image.alpha is None else np.dstack([image.pixels, image.alpha])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
