@@ -22,11 +22,9 @@ __all__ = (
     "NAMES",
     "SUFFIXES",
     "ImageFile",
-    "as_float",
     "check_kind",
     "check_writable",
     "encode",
-    "from_float",
     "read",
     "upright",
     "white_level",
@@ -56,7 +54,7 @@ def read(source: str | Path | bytes | IO[bytes]) -> ImageFile:
     except InputError:
         raise
     except UnidentifiedImageError as error:
-        raise refused(name, "is not such an image") from error
+        raise refused(name, "is no image that can be read") from error
     except Exception as error:  # decoders raise nearly anything on a damaged file
         raise refused(name, f"cannot be read: {error or type(error).__name__}") from error
 
@@ -92,7 +90,8 @@ def check_kind(kind: str, image: ImageFile, name: str = "the image") -> tuple[st
         labels: dict[Any, str] = {**CHUNKS, **SEGMENTS, **OWN_TAGS}
         lost += [labels.get(key, f"the segment {key}") for key, _ in image.own]
     lost = [label for label in dict.fromkeys(lost) if label]
-    gray = ("WebP has no gray: it becomes RGB",) if kind == "WebP" and image.pixels.shape[2] == 1 else ()
+    turned = {"WebP": ("L", "LA"), "AVIF": ("LA",), "HEIC": ("LA",)}.get(kind, ())
+    gray = (f"{kind} has no such gray: it becomes RGB",) if image.mode in turned else ()
     return (*gray, f"{kind} does not keep {', '.join(lost)}") if lost else gray
 
 
@@ -146,28 +145,6 @@ def white_level(image: ImageFile) -> int:
     if image.pixels.dtype == np.uint16:
         return next(2**k - 1 for k in (8, 10, 12, 14, 16) if top < 2**k)
     return 1 if top <= 2 else math.ceil(top)
-
-
-def as_float(image: ImageFile, white: float | None = None) -> np.ndarray:
-    """The pixels as float32 [H, W, C]: 0 is black and 1 is white, the value `white`, `white_level(image)` unless given."""
-    return image.pixels.astype(np.float32) / np.float32(white or white_level(image))
-
-
-def from_float(image: ImageFile, values: np.ndarray, white: float | None = None) -> ImageFile:
-    """The image with other pixels, float [H, W, C], 1 for the value `white`, as `as_float` gives them.
-
-    Integer pixels are rounded, and clamped from 0 to white or the largest pixel of the image, whichever is more.
-
-    Raises:
-        InputError: another shape than the image's pixels, or values that are not numbers.
-    """
-    dtype, white = image.pixels.dtype, white or white_level(image)
-    if values.shape != image.pixels.shape or np.isnan(values).any():
-        raise InputError(f"values of shape {values.shape} cannot be pixels; valid: {image.pixels.shape}, none of them NaN")
-    values = values.astype(np.result_type(values, np.float32)) * white  # half precision cannot count to 65535
-    if dtype.kind == "u":
-        values = np.rint(np.clip(values, 0, max(white, image.pixels.max())))
-    return dataclasses.replace(image, pixels=values.astype(dtype))
 
 
 def upright(image: ImageFile, values: np.ndarray) -> np.ndarray:

@@ -62,7 +62,7 @@ def _images(folder: Path) -> tuple[list[Path], str]:
     parts = [f"{results} earlier result{'s' * (results > 1)}"] if results else []
     if others:
         more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
-        parts.append(f"{', '.join(others[:NAMED])}{more}, not {NAMES}")
+        parts.append(f"{', '.join(others[:NAMED])}{more} (not {NAMES})")
     return files, f"{folder}: skipped {'; '.join(parts)}" if parts else ""
 
 
