@@ -15,6 +15,8 @@ from skimage import data
 
 from rcnet.data.imagefile import NAMES
 
+from .conftest import IMAGES
+
 CLEAN = data.astronaut()[60:220, 160:360]
 
 
@@ -215,5 +217,7 @@ def test_what_a_format_does_not_keep_is_said(run, tmp_path):
     assert "cmyk.jpg: CMYK became RGB" in err
 
 
-def test_help_names_the_formats(run):
-    assert NAMES in " ".join(run("denoise", "--help")[1].split())
+def test_help_and_readme_name_the_formats(run):
+    for command in ("denoise", "classify"):
+        assert NAMES in " ".join(run(command, "--help")[1].split())
+    assert NAMES in " ".join((IMAGES.parent.parent / "README.md").read_text().split())

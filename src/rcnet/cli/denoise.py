@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rcnet.deploy.optimize import Optimized
 
 COLOUR, GRAY = "r3_fast.photo", "r3_fast.gray"  # what pictures are denoised with unless --model says
-NOTHING = 0.7  # levels of 255: less than that removed is nearly nothing
+NOTHING = 1.0  # levels of 255: less than that removed is nearly nothing
 
 
 def denoise(
