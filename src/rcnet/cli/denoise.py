@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rcnet.deploy.optimize import Optimized
 
 COLOUR, GRAY = "r3_fast.photo", "r3_fast.gray"  # what pictures are denoised with unless --model says
+JUDGED = 1024  # side, in pixels, of the middle whose noise is judged before weights for one level see an image
 NOTHING = 1.0  # levels of 255: less than that removed is nearly nothing
 
 
@@ -269,9 +270,12 @@ def warn_of_level(file: Path, model: "Optimized", pixels: "np.ndarray", white: f
     """Says on stderr that weights made for one noise level are far from that of this picture."""
     from rcnet.data.noise import estimate_sigma
 
-    noise = getattr(model.network, "metadata", {}).get("preprocessing", {}).get("noise", {})
-    trained, found = noise.get("sigma"), estimate_sigma(pixels / white)
-    if isinstance(trained, int | float) and abs(found - trained) > max(4, 0.35 * trained):
+    trained = getattr(model.network, "metadata", {}).get("preprocessing", {}).get("noise", {}).get("sigma")
+    if not isinstance(trained, int | float):
+        return
+    top, left = (max(side - JUDGED, 0) // 2 for side in pixels.shape[:2])
+    found = estimate_sigma(pixels[top : top + JUDGED, left : left + JUDGED] / white)
+    if abs(found - trained) > max(4, 0.35 * trained):
         print(
             f"{file}: these weights know noise of sigma {trained:g} alone and this picture seems to have {found:.0f}: "
             f"they will harm it; take {COLOUR} or {GRAY}",
