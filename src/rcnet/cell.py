@@ -120,6 +120,8 @@ class RecurrentCell(Cell):
         return cast(nn.ModuleList, self.norms[upstream if self.by_upstream else 0])
 
     def holds(self, steps: int, upstream: int) -> bool:
+        if steps == 0:  # the identity, where nothing is pooled
+            return self.pool is None
         there = not self.by_upstream or upstream < len(self.norms)
         return steps in self.steps and there and len(self._row(upstream)) >= (steps if self.by_step else 1)
 
@@ -198,8 +200,8 @@ class StandardCell(Cell):
 
     def forward(self, x: Tensor, steps: int, upstream: int = 0) -> Tensor:
         """As `RecurrentCell.forward`; there is one step count, and nothing depends on the cell upstream."""
-        n = len(self.bodies)
-        return _unrolled(x, list(self.bodies), list(self.norms) * (n // len(self.norms)), self.pool)
+        norms = itertools.islice(itertools.cycle(self.norms), len(self.bodies))
+        return _unrolled(x, list(self.bodies), list(norms), self.pool)
 
 
 class RecurrentNet(nn.Sequential):
@@ -207,7 +209,8 @@ class RecurrentNet(nn.Sequential):
 
     `model(x)` takes the largest supported steps, `model(x, steps=n)` a supported n, `model(x, steps=(n1, n2, ...))` one
     number a recurrent cell. It takes only its `settings`, those that it was trained at: a mixture whose batch norms no training
-    drew destroys the output, although the table holds them.
+    drew destroys the output, although the table holds them. A cell that keeps the shape may take 0 steps: it is left out, and the
+    norms of the next are those for the last cell that ran.
 
     Attributes:
         steps: the step counts that all cells can take at once, ascending.
@@ -300,7 +303,7 @@ class RecurrentNet(nn.Sequential):
         return own
 
     def walk(self, own: tuple[int, ...]) -> list[tuple[nn.Module, int, int]]:
-        """Each module in order, with its steps (0 for a plain one) and the steps of the recurrent cell upstream."""
+        """Each module in order, with its steps (0 for a plain one) and those of the recurrent cell upstream that takes any."""
         walk: list[tuple[nn.Module, int, int]] = []
         upstream, place = 0, 0
         for module in self:
@@ -308,18 +311,17 @@ class RecurrentNet(nn.Sequential):
             takes = own[place] if recurrent else int(isinstance(module, Cell))
             walk.append((module, takes, upstream))
             if recurrent:
-                upstream, place = takes, place + 1
+                upstream, place = takes or upstream, place + 1
         return walk
 
     def possible_settings(self) -> Iterator[tuple[int, ...]]:
-        """Every choice of one number a cell for which there are batch norms, trained or not."""
-        return filter(self.holds, itertools.product(*(cell.steps for cell in self.recurrent_cells())))
+        """Every choice of one number a cell for which there are batch norms, trained or not; 0 leaves a cell out."""
+        every = itertools.product(*((0, *cell.steps) for cell in self.recurrent_cells()))
+        return (own for own in every if any(own) and self.holds(own))
 
     def _describe_steps(self) -> str:
-        mixed = [setting for setting in self.settings if len(set(setting)) > 1]
-        unified = ", ".join(str(setting[0]) for setting in self.settings if setting not in mixed)
-        some = ", ".join(map(str, mixed[:8])) + (", ..." if len(mixed) > 8 else "")
-        return " or per cell ".join(part for part in (unified, some) if part)
+        shown = [str(setting) for setting in self.choices]
+        return ", ".join([*shown[:8], "...", *shown[-2:]] if len(shown) > 12 else shown)
 
     def forward(self, x: Tensor, steps: Steps = None) -> Tensor:  # type: ignore[override]
         """x: [B, C, H, W]. Raises `InputError`, which names the supported steps, for any others."""

@@ -162,7 +162,7 @@ def training_flop(run: Run, recipe: Recipe) -> float:
     side = recipe.classification.size if run.data in CIFAR else recipe.denoising.patch
     cost = {n: 6.0 * value for n, value in costs(run.network, run.data, run.profile, (side, side)).items()}
     probabilities = check_probabilities(recipe.probabilities, tuple(cost))
-    return planned_iterations(recipe) * recipe.batch * expected_cost(cost, probabilities, recipe.objective)
+    return planned_iterations(recipe) * recipe.batch * expected_cost(list(cost.values()), probabilities, recipe.objective)
 
 
 def planned_iterations(recipe: Recipe) -> int:
