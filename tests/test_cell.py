@@ -173,14 +173,14 @@ def test_threads_may_use_different_steps_at_once(x):
 def test_unsupported_steps_are_named_with_the_supported_ones(x, steps):
     with pytest.raises(InputError, match=r"valid: 2, \(3, 2\), 3, \(4, 2\), \(4, 3\), 4"):
         tiny()(x, steps=steps)
-    with pytest.raises(InputError, match="valid: 2, 3, 4"):
+    with pytest.raises(InputError, match=r"valid: 2, .*3, .*4$"):
         unroll(tiny(), steps)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5])
 @pytest.mark.parametrize("norm_mode", MODES)
 def test_steps_are_checked_in_every_norm_mode(x, norm_mode, steps):
-    with pytest.raises(InputError, match=f"steps={steps} is not supported: valid: 2, 3, 4"):
+    with pytest.raises(InputError, match=f"steps={steps} is not supported: valid: 2, .*3, .*4$"):
         tiny(norm_mode=norm_mode)(x, steps=steps)
 
 
