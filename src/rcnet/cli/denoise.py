@@ -185,7 +185,7 @@ def denoise_file(job: "Job", how: How, sessions: "dict[str, Optimized]") -> None
     from rcnet.data.imagefile import upright
     from rcnet.deploy.denoise import count_tiles, denoise_pixels, denoise_steps_for
     from rcnet.deploy.files import PIPE, prepare, read, write
-    from rcnet.figures.side_by_side import save_picture, side_by_side
+    from rcnet.figures.side_by_side import in_rows, save_picture, side_by_side
 
     image = read(job)
     for note in (*image.notes, *prepare(job, image)):
@@ -221,9 +221,9 @@ def denoise_file(job: "Job", how: How, sessions: "dict[str, Optimized]") -> None
     almost = "nearly no noise found: " if level < NOTHING else ""
     print(f"{job.file}: {almost}removed what amounts to sigma {level:.1f} (of 255)", file=sys.stderr)
     if job.picture:
-        panels = [("input", pixels), *((steps_label(n), results[n]) for n in sorted(results))]
+        panels = [("input", pixels), *((steps_label(n), results[n]) for n in model.steps)]
         shown = [(label, upright(image, panel / white)) for label, panel in panels]
-        save_picture(job.picture, side_by_side([shown]))
+        save_picture(job.picture, side_by_side(in_rows(shown)))
         print(job.picture)
 
 
@@ -287,8 +287,10 @@ def warn_of_level(file: Path, model: "Optimized", pixels: "np.ndarray", white: f
 
 
 def steps_label(steps: "Choice") -> str:
-    """1 step, 4 steps, (3, 2, 2) steps."""
-    return f"{steps} step{'s' if steps != 1 else ''}"
+    """1 step, 4 steps, steps 3,2,2."""
+    from rcnet.cost.budget import steps_text
+
+    return f"{steps} step{'s' if steps != 1 else ''}" if isinstance(steps, int) else f"steps {steps_text(steps)}"
 
 
 def run_demo(picture: Path) -> None:
@@ -296,6 +298,7 @@ def run_demo(picture: Path) -> None:
     from tqdm import tqdm
 
     from rcnet.cli.text import count, table
+    from rcnet.cost.budget import steps_text
     from rcnet.figures.demo import ROUNDS, demo
     from rcnet.figures.side_by_side import save_picture
 
@@ -306,7 +309,8 @@ def run_demo(picture: Path) -> None:
     with tqdm(total=1 + ROUNDS, desc="denoising at every step", disable=None, leave=False) as bar:
         rows, image, about = demo(bar.update)
     lines = [
-        (r["model"], r["steps"], f"{r['parameters']:,}", count(r["macs"]), f"{r['ms']:.0f}", f"{r['psnr']:.2f}") for r in rows
+        (r["model"], steps_text(r["steps"]), f"{r['parameters']:,}", count(r["macs"]), f"{r['ms']:.0f}", f"{r['psnr']:.2f}")
+        for r in rows
     ]
     print(about)
     print(table(("model", "steps", "parameters", "MACs", "ms", "PSNR dB"), lines))
