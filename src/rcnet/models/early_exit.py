@@ -1,4 +1,4 @@
-"""S4 with early exits, the deeply-supervised network (Lee et al. 2015) that the paper's Fig. 7 compares R4 with."""
+"""R4 and S4 with early exits: the deeply-supervised networks (Lee et al. 2015) that the paper's Fig. 7 compares R4 with."""
 
 from collections.abc import Callable, Iterable
 from typing import Self
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from rcnet.about import About
 from rcnet.cell import Cell, RecurrentNet, Steps, supported_steps
 from rcnet.errors import InputError
-from rcnet.models.classify import s4
+from rcnet.models.classify import r4, s4
 from rcnet.models.layers import init_weights
 from rcnet.models.registry import register
 
@@ -32,7 +32,10 @@ class Exit(nn.Module):
 
 
 class EarlyExitNet(RecurrentNet):
-    """A chain of standard cells with exits between them: `steps` is the exit at which a call stops, and nothing after it runs."""
+    """A chain of cells with exits between them: `steps` is the exit at which a call stops, and nothing after it runs.
+
+    Every cell that runs takes its most steps.
+    """
 
     def find_steps(self) -> None:
         self.steps = tuple(module.number for module in self if isinstance(module, Exit))
@@ -40,6 +43,20 @@ class EarlyExitNet(RecurrentNet):
 
     def holds(self, own: tuple[int, ...]) -> bool:
         return len(own) == len(self.recurrent_cells()) and len(set(own)) == 1 and own[0] in self.steps
+
+    def walk(self, own: tuple[int, ...]) -> list[tuple[nn.Module, int, int]]:
+        """As of any network; what is asked for is an exit, and no cell's steps."""
+        return super().walk(tuple(cell.steps[-1] for cell in self.recurrent_cells()))
+
+    def exits(self, x: Tensor) -> dict[int, Tensor]:
+        """What each exit gives, from one pass: number -> [B, num_classes]. x: [B, 3, H, W]."""
+        outputs = {}
+        for module, n, upstream in self.walk(()):
+            if isinstance(module, Exit):
+                outputs[module.number] = module(x)
+            else:
+                x = module(x, n, upstream) if isinstance(module, Cell) else module(x)
+        return outputs
 
     def forward(self, x: Tensor, steps: Steps = None) -> Tensor:  # type: ignore[override]
         """x: [B, 3, H, W] to [B, num_classes]. Raises `InputError`, which names the exits, for any other."""
@@ -65,6 +82,26 @@ class EarlyExitNet(RecurrentNet):
         return net
 
 
+def _with_exits(chain: RecurrentNet, steps: int | Iterable[int], num_classes: int, width: float) -> EarlyExitNet:
+    """The chain of four stages, cut after its last exit."""
+    exits = supported_steps(steps)
+    if exits[-1] > len(CELLS):
+        raise InputError(f"steps={steps!r} is not valid: the exits are 1, 2 and 3, after the cells C2, C3 and C4")
+    modules: dict[str, nn.Module] = {}
+    for name, module in chain.named_children():
+        modules[name] = module
+        number = CELLS.index(name) + 1 if name in CELLS else 0
+        if number in exits:
+            last = number == exits[-1]
+            modules["classifier" if last else f"exit{number}"] = Exit(round(64 * 2**number * width), num_classes, number)
+            if last:
+                break
+    net = EarlyExitNet(**modules)
+    net.about = About("classify")
+    init_weights(net)
+    return net
+
+
 @register(task="classify", steps=(1, 2, 3))
 def s4_exits(steps: int | Iterable[int] = (1, 2, 3), num_classes: int = 100, width: float = 1.0) -> EarlyExitNet:
     """S4^3 with exits after its cells C2, C3 and C4 (Sec. 5.3); train it on all of them, with objective = "aggregated".
@@ -74,19 +111,10 @@ def s4_exits(steps: int | Iterable[int] = (1, 2, 3), num_classes: int = 100, wid
         num_classes: the outputs, [B, num_classes].
         width: multiplies the channels.
     """
-    exits = supported_steps(steps)
-    if exits[-1] > 3:
-        raise InputError(f"steps={steps!r} is not valid: the exits are 1, 2 and 3, after the cells C2, C3 and C4")
-    chain: dict[str, nn.Module] = {}
-    for name, module in s4(3, width=width).named_children():
-        chain[name] = module
-        number = CELLS.index(name) + 1 if name in CELLS else 0
-        if number in exits:
-            last = number == exits[-1]
-            chain["classifier" if last else f"exit{number}"] = Exit(round(64 * 2**number * width), num_classes, number)
-            if last:
-                break
-    net = EarlyExitNet(**chain)
-    net.about = About("classify")
-    init_weights(net)
-    return net
+    return _with_exits(s4(3, width=width), steps, num_classes, width)
+
+
+@register(task="classify", steps=(1, 2, 3))
+def r4_exits(steps: int | Iterable[int] = (1, 2, 3), num_classes: int = 100, width: float = 1.0) -> EarlyExitNet:
+    """R4^3, of fixed steps, with exits after its cells C2, C3 and C4; its arguments are those of `s4_exits`."""
+    return _with_exits(r4(3, width=width), steps, num_classes, width)
