@@ -3,6 +3,7 @@
 from typing import Any
 
 from PIL import Image
+from torch import nn
 
 from rcnet.cell import RecurrentCell, RecurrentNet
 from rcnet.errors import InputError
@@ -15,11 +16,16 @@ def bn_steps(model: RecurrentNet, title: str = "") -> Image.Image:
     Raises:
         InputError: no cell has several, or matplotlib is not installed.
     """
+    name, norms = norms_by_step(model)
+    return draw_norms(norms, title or f"First batch norm of {name} at each of its steps")
+
+
+def norms_by_step(model: RecurrentNet) -> tuple[str, dict[str, nn.Module]]:
+    """The cell's name, and the norm of each step; `InputError` if no cell has several."""
     for name, cell in model.named_children():
         if isinstance(cell, RecurrentCell) and cell.recurrent and cell.by_step:
             rows: Any = cell.norms
             row = max(rows, key=len)
             if len(row) > 1:
-                norms = {f"step {t}": group[0] for t, group in enumerate(row, start=1)}
-                return draw_norms(norms, title or f"First batch norm of {name} at each of its steps")
+                return name, {f"step {t}": group[0] for t, group in enumerate(row, start=1)}
     raise InputError("no cell of this network has batch norms by step: take norm mode independent or double and 2 steps or more")

@@ -3,6 +3,7 @@
 from typing import Any
 
 from PIL import Image
+from torch import nn
 
 from rcnet.cell import RecurrentCell, RecurrentNet
 from rcnet.errors import InputError
@@ -15,12 +16,18 @@ def bn_upstream(model: RecurrentNet, title: str = "") -> Image.Image:
     Raises:
         InputError: no block has several, or matplotlib is not installed.
     """
+    name, norms = norms_by_upstream(model)
+    return draw_norms(norms, title or f"First batch norm of {name} for each step count of the cell upstream")
+
+
+def norms_by_upstream(model: RecurrentNet) -> tuple[str, dict[str, nn.Module]]:
+    """The block's name, and the norm of each step count upstream; `InputError` if no block has several."""
     for name, cell in model.named_children():
         if isinstance(cell, RecurrentCell) and cell.by_upstream:
             rows: Any = cell.norms
             norms = {f"{t} step{'s' * (t > 1)} upstream": row[0][0] for t, row in enumerate(rows) if len(row)}
             if len(norms) > 1:
-                return draw_norms(norms, title or f"First batch norm of {name} for each step count of the cell upstream")
+                return name, norms
     raise InputError(
         "no block of this network has batch norms by the steps of the cell upstream: take a cost-adjustable network, "
         "norm mode double"

@@ -1,16 +1,19 @@
-"""Tables 1 to 5 and Figures 2 to 7 of Zhang & Jung: the networks that each needs, on which data, and the figures published."""
+"""Tables 1 to 5, Figures 2 to 7 and the text of Zhang & Jung: the networks that each needs, on which data, and the figures
+published."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-DIVERGED = math.nan  # the '-' of Table 3
+UNSETTLED = math.nan  # the '-' of Table 3: not convergent on the test set
 CIFAR = ("cifar10", "cifar100")
 SIGMAS = (15, 25, 50)
 BSD = tuple(f"bsd{sigma}" for sigma in SIGMAS)
 DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"} | {f"bsd{sigma}": f"BSD68, sigma {sigma}" for sigma in SIGMAS}
 CLASSES = {"cifar10": 10, "cifar100": 100}
+DRAWN = (0.2, 0.3, 0.5)  # Table 4's distribution over three step counts
 
 
 class Network(NamedTuple):
@@ -20,30 +23,60 @@ class Network(NamedTuple):
     model: dict[str, Any]
     recipe: tuple[str, ...] = ()
 
+    @property
+    def last(self) -> int:
+        """Its most steps."""
+        return self.taken[-1]
+
+    @property
+    def taken(self) -> list[int]:
+        """Its steps."""
+        steps = self.model["steps"]
+        return steps if isinstance(steps, list) else [steps]
+
 
 def _fixed(name: str, steps: Iterable[int]) -> dict[str, Network]:
     family = f"{name[0].upper()}{name[1:]}"
     return {f"{name}-{n}": Network(f"{family}^{n}", {"name": name, "steps": n}) for n in steps}
 
 
+def _adjustable(name: str, steps: list[int], label: str, *recipe: str, **options: Any) -> Network:
+    chosen = recipe or (f"probabilities={list(DRAWN)}",)
+    return Network(f"{name.upper()}, {label}", {"name": name, "steps": steps, **options}, chosen)
+
+
+def _each_by_itself(probabilities: Iterable[float], cells: int) -> list[float]:
+    """Of every mixture, fewest steps first, where each cell draws its own steps."""
+    drawn = dict(enumerate(probabilities))
+    mixtures = sorted(itertools.product(drawn, repeat=cells), key=lambda own: (sum(own), own))
+    return [round(math.prod(drawn[n] for n in own), 9) for own in mixtures]
+
+
 NETWORKS: dict[str, Network] = {
     **_fixed("r2", (1, 2, 3, 4)),
     **_fixed("s2", (2, 3, 4)),
     "s2-4-half": Network("S2^4 x0.5", {"name": "s2", "steps": 4, "width": 0.5}),
-    "r2-4-none": Network("R2^4, no norms", {"name": "r2", "steps": 4, "norm": "none"}),
-    "r2-4-shared": Network("R2^4, shared norms", {"name": "r2", "steps": 4, "norm": "shared"}),
-    "r2-234": Network("R2, cost-adjustable", {"name": "r2", "steps": [2, 3, 4]}, ("probabilities=[0.2,0.3,0.5]",)),
-    # The paper does not give R4's distribution: that of Table 4, with which larger steps are drawn more often (Sec. 4.2).
-    "r4-123": Network("R4, cost-adjustable", {"name": "r4", "steps": [1, 2, 3]}, ("probabilities=[0.2,0.3,0.5]",)),
-    **_fixed("s4", (1, 2, 3)),
-    "s4-exits": Network(
-        "S4^3 with early exits", {"name": "s4_exits", "steps": [1, 2, 3]}, ("objective=aggregated", "probabilities=[]")
+    "r2-4-none": Network("R2^4, no norms", {"name": "r2", "steps": 4, "norm_mode": "none"}),
+    "r2-4-shared": Network("R2^4, shared norms", {"name": "r2", "steps": 4, "norm_mode": "shared"}),
+    "r2-4-full-rate": Network("R2^4, full rate for shared kernels", {"name": "r2", "steps": 4}, ("optimizer.shared_lr=1.0",)),
+    "r2-234": _adjustable("r2", [2, 3, 4], "cost-adjustable"),
+    "r2-234-plain": _adjustable("r2", [2, 3, 4], "n groups of norms", norm_mode="independent"),
+    "r2-234-even": _adjustable("r2", [2, 3, 4], "steps drawn evenly", "probabilities=[]"),
+    "r2-234-small": _adjustable("r2", [2, 3, 4], "smaller steps drawn more often", f"probabilities={list(DRAWN[::-1])}"),
+    "r2-234-all": _adjustable("r2", [2, 3, 4], "aggregated loss", f"probabilities={list(DRAWN)}", "objective=aggregated"),
+    "r2-234-mixed": _adjustable(
+        "r2", [2, 3, 4], "each cell draws its own steps", "settings=free", f"probabilities={_each_by_itself(DRAWN, 2)}",
+        unified=False,
     ),
+    "r4-123": _adjustable("r4", [1, 2, 3], "cost-adjustable"),
+    **_fixed("s4", (1, 2, 3)),
+    "r4-exits": Network("R4^3 with early exits", {"name": "r4_exits", "steps": [1, 2, 3]}, ("objective=aggregated", "probabilities=[]")),
+    "s4-exits": Network("S4^3 with early exits", {"name": "s4_exits", "steps": [1, 2, 3]}, ("objective=aggregated", "probabilities=[]")),
     **_fixed("r3", (1, 2, 3, 4)),
     **_fixed("s3", (2, 3, 4)),  # S3^1 is R3^1: one step shares nothing
-    "r3-4-none": Network("R3^4, no norms", {"name": "r3", "steps": 4, "norm": "none"}),
-    "r3-4-shared": Network("R3^4, shared norms", {"name": "r3", "steps": 4, "norm": "shared"}),
-}
+    "r3-4-none": Network("R3^4, no norms", {"name": "r3", "steps": 4, "norm_mode": "none"}),
+    "r3-4-shared": Network("R3^4, shared norms", {"name": "r3", "steps": 4, "norm_mode": "shared"}),
+}  # fmt: skip
 
 
 class Key(NamedTuple):
@@ -69,6 +102,7 @@ class Table(NamedTuple):
     title: str
     cells: list[Published]
     parameters: Mapping[str, float] = MappingProxyType({})  # row -> millions, where the table has them
+    depth: Mapping[str, int] = MappingProxyType({})  # row -> unrolled depth, where the table has it
 
 
 def _cells(rows: Mapping[str, tuple[str, int, tuple[float, ...]]], data: tuple[str, ...]) -> list[Published]:
@@ -100,6 +134,7 @@ TABLES: dict[int, Table] = {
             "R2^1": 1.259, "R2^2": 1.260, "R2^3": 1.262, "R2^4": 1.263,
             "S2^2": 2.514, "S2^3": 3.768, "S2^4": 5.023, "S2^4 x0.5": 1.258,
         },
+        {"R2^1": 6, "R2^2": 10, "R2^3": 14, "R2^4": 18, "S2^2": 10, "S2^3": 14, "S2^4": 18, "S2^4 x0.5": 18},
     ),
     2: Table(
         "R2^4 by its use of BN: test error in %",
@@ -117,7 +152,7 @@ TABLES: dict[int, Table] = {
         _cells(
             {
                 "no": ("r3-4-none", 4, (31.36, 28.78, 25.77)),
-                "shared": ("r3-4-shared", 4, (DIVERGED, DIVERGED, 17.54)),
+                "shared": ("r3-4-shared", 4, (UNSETTLED, UNSETTLED, 17.54)),
                 "independent": ("r3-4", 4, (31.61, 29.07, 26.06)),
             },
             BSD,
@@ -148,8 +183,17 @@ TABLES: dict[int, Table] = {
             ("cifar100",),
         ),
         {"R4^1": 11.250, "R4^2": 11.250, "R4^3": 11.250, "S4^1": 11.217, "S4^2": 17.488, "S4^3": 23.759},
+        {"R4^1": 18, "R4^2": 26, "R4^3": 34, "S4^1": 18, "S4^2": 26, "S4^3": 34},
     ),
 }  # fmt: skip
+
+
+# Table 4's cells, the fixed network that each is compared with, and the gap that the paper prints in brackets.
+GAPS: dict[Key, tuple[Key, float]] = {
+    Key("r2-234", data, n): (Key(f"r2-{n}", data, n), gap)
+    for data, gaps in (("cifar10", (-0.07, -0.36, 0.02)), ("cifar100", (-0.34, -0.57, 0.12)))
+    for n, gap in zip((2, 3, 4), gaps, strict=True)
+}
 
 
 class Figure(NamedTuple):
@@ -168,7 +212,18 @@ FIGURES: dict[int, Figure] = {
     4: Figure("Denoised by R3^1 to R3^4, sigma 25", [(network, "bsd25") for network in R3]),
     5: Figure("PSNR over steps, R3 and S3", [(network, data) for data in BSD for network in (*R3, *S3[1:])]),
     6: Figure("Features at the end of C2 and C3 of R4 over steps, CIFAR-100", [("r4-123", "cifar100")]),
-    7: Figure("Relative accuracy over relative FLOPs", [(network, "cifar100") for network in ("r4-123", "s4-exits", *S4)]),
+    7: Figure(
+        "Relative accuracy over relative FLOPs",
+        [(network, "cifar100") for network in ("r4-123", "r4-exits", "s4-exits", *S4)],
+    ),
+}
+# What the text says without a table or figure: section -> the networks, on which data, that it compares.
+TEXT: dict[str, list[tuple[str, str]]] = {
+    "Sec. 3.3": [(network, "cifar10") for network in ("r2-4", "r2-4-full-rate")],
+    "Sec. 4.1": [(network, data) for data in CIFAR for network in ("r2-234", "r2-234-plain")],
+    "Sec. 4.2": [
+        (network, "cifar10") for network in ("r2-234", "r2-234-even", "r2-234-small", "r2-234-all", "r2-234-mixed")
+    ],
 }
 
 

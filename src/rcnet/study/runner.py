@@ -10,23 +10,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rcnet.data.images import read_folder
 from rcnet.device import best_device, hardware
 from rcnet.errors import InputError
-from rcnet.evaluation.denoise import denoising_results
-from rcnet.models.files import load
 from rcnet.replacing import replacing
-from rcnet.study.paper import CIFAR
-from rcnet.study.plan import Folders, Run, State, held, kept_result, label, result_text
-from rcnet.study.profiles import find_profile
+from rcnet.study.measure import measure, read_along, settled, watched
+from rcnet.study.runs import Folders, Run, kept_result, result_text
+from rcnet.study.scales import find_scale
+from rcnet.study.states import State, held
 from rcnet.training.loop import commit, train
 
 Say = Callable[[str], object]
+FIRST = ("cifar10", {"Table 1", "Table 2", "Table 4"})  # the paper's three contributions, on the data that takes least
 
 
 def perform(run: Run, folders: Folders, progress: bool = True) -> dict[str, Any]:
@@ -35,49 +35,59 @@ def perform(run: Run, folders: Folders, progress: bool = True) -> dict[str, Any]
     A run whose loss or whose weights stop being finite is recorded as "diverged", without rows.
 
     Raises:
-        InputError: the data is not there or does not fit, or another process is at the run.
+        InputError: the data is not there or does not fit, another process is at the run, or the sources have changes that no
+            commit holds.
         KeyboardInterrupt: it was stopped; its checkpoint is kept.
     """
-    path, work = run.result(folders), run.work(folders)
+    work = run.work(folders)
     with held(work):
-        if finished := kept_result(path):
+        if finished := kept_result(run, folders):
             return finished
-        recipe = run.recipe(folders)
+        recipe, commits = run.recipe(folders), sign(run, work)
         training: dict[str, Any] = {}
         try:
-            training = train(recipe, run.source(folders), work, resume=True, progress=progress)
-            rows = training["validation"] if run.data in CIFAR else denoising_rows(run, folders)
-            status = "done"
+            with watched(run, folders):
+                training = train(recipe, run.source(folders), work, resume=True, progress=progress)
+            rows, status = measure(run, folders), "done"
         except InputError as error:
             if not (str(error).startswith("the loss is ") or "diverged" in str(error)):
                 raise
             rows, status = [], "diverged"
+        along = read_along(work / "along.jsonl")
         result = {
             "network": run.network,
             "data": run.data,
             "seed": run.seed,
-            "profile": run.profile,
+            "scale": run.scale,
             "status": status,
             "rows": rows,
+            "evaluated_in": "fp32",
+            **({} if run.classifies else {"along": along, "settled": settled(along)}),
             "recipe": recipe.to_dict(),
             "training_data": training.get("data"),
             **{key: training.get(key) for key in ("iterations", "epochs", "pflop", "minutes", "precision", "torch", "finished")},
             "hardware": training.get("hardware", hardware(best_device())),
-            "commit": training.get("commit", commit()),
+            "commit": commits,
         }
-        write_json(path, result)
+        write_json(run.result(folders), result)
     return result
 
 
-def denoising_rows(run: Run, folders: Folders) -> list[dict[str, Any]]:
-    """PSNR and SSIM of a trained denoiser on the test images in gray, by the protocol of BSD68."""
-    model = load(run.work(folders) / "weights.safetensors").to(best_device())
-    images = read_folder(folders.bsd / "test", 1)
-    count, side = find_profile(run.profile).test
-    if count:
-        images = [image[:side, :side] for image in images[:count]]
-    sigma = float(run.data.removeprefix("bsd"))
-    return [{"sigma": sigma, **row} for row in denoising_results(model, images, sigma, model.steps)]
+def sign(run: Run, work: Path) -> str | None:
+    """Notes the commit that goes on with the run; returns all that were at it.
+
+    Raises:
+        InputError: the sources have changes that no commit holds, at a scale whose results are kept.
+    """
+    now = commit()
+    if find_scale(run.scale).official and now and now.endswith("-dirty"):
+        raise InputError(f"the sources of rcnet have changes that no commit holds ({now}): commit them, so that a result names its code")
+    path = work / "commits"
+    before = path.read_text().split() if path.exists() else []
+    if now and now not in before:
+        before.append(now)
+        path.write_text("\n".join(before) + "\n")
+    return ", ".join(before) or None
 
 
 def write_json(path: Path, value: object) -> None:
@@ -87,10 +97,14 @@ def write_json(path: Path, value: object) -> None:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
-def cheapest_first(states: Sequence[State]) -> list[State]:
-    """What is missing, in the order of running: first seeds first, then the least work left for a table or figure served."""
+def in_order(states: Sequence[State]) -> list[State]:
+    """What is missing, in the order of running: first seeds first, `FIRST` of those, then the least work for a place served."""
     missing = [state for state in states if state.result is None]
-    return sorted(missing, key=lambda s: (s.run.seed, s.pflop * (1 - s.done) / len(s.places)))
+
+    def later(s: State) -> bool:
+        return s.run.data != FIRST[0] or not FIRST[1] & set(s.places)
+
+    return sorted(missing, key=lambda s: (s.run.seed, later(s), s.pflop * (1 - s.done) / len(s.places)))
 
 
 def execute(states: Sequence[State], folders: Folders, *, jobs: int = 1, minutes: float | None = None, say: Say = print) -> bool:
@@ -103,17 +117,22 @@ def execute(states: Sequence[State], folders: Folders, *, jobs: int = 1, minutes
         say: is told what begins and ends.
 
     Raises:
-        InputError: jobs below 1, or what a run raises; with more than one job, after the others have been done.
+        InputError: jobs below 1, a scale that is closed, or what a run raises; with more than one job, and where a result file
+            is none, after the others have been done.
     """
     if jobs < 1 or (minutes is not None and minutes <= 0):
         raise InputError(f"jobs = {jobs}, max minutes = {minutes} are not valid: jobs from 1, minutes above 0")
+    if closed := next((state.run.scale for state in states if find_scale(state.run.scale).closed), ""):
+        raise InputError(f"the scale {closed} is kept for its results, and nothing is run at it: take lite or long")
     deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
-    queue = cheapest_first(states)
-    for state in [state for state in queue if state.busy]:
-        say(f"{state.run.name}: left to the process that is at it")
+    queue = in_order(states)
+    for state in [state for state in queue if state.busy or state.problem]:
+        say(f"{state.run.name}: {state.problem or 'left to the process that is at it'}")
         queue.remove(state)
-    do = one_by_one if jobs == 1 else run_at_once
-    return do(queue, folders, jobs, deadline, say)
+    done = (one_by_one if jobs == 1 else run_at_once)(queue, folders, jobs, deadline, say)
+    if problem := next((state.problem for state in states if state.problem), ""):
+        raise InputError(problem)
+    return done
 
 
 def one_by_one(queue: Sequence[State], folders: Folders, jobs: int, deadline: float, say: Say) -> bool:
@@ -123,7 +142,7 @@ def one_by_one(queue: Sequence[State], folders: Folders, jobs: int, deadline: fl
             for place, state in enumerate(queue, start=1):
                 if passed():
                     return False
-                say(f"[{place}/{len(queue)}] {label(state.run)} ({state.run.name})")
+                say(f"[{place}/{len(queue)}] {state.run.label} ({state.run.name})")
                 say(f"    {result_text(perform(state.run, folders))}")
         except KeyboardInterrupt:
             if not passed():
@@ -160,13 +179,13 @@ def run_at_once(queue: Sequence[State], folders: Folders, jobs: int, deadline: f
                 for slot in range(jobs):
                     if waiting and slot not in running:
                         count, state = count + 1, waiting.pop(0)
-                        say(f"[{count}/{len(queue)}] {label(state.run)} ({state.run.name})")
+                        say(f"[{count}/{len(queue)}] {state.run.label} ({state.run.name})")
                         running[slot] = (state, start(state.run, folders, slot, jobs))
                 time.sleep(0.1)
                 for slot, (state, process) in list(running.items()):
                     if process.poll() is not None:
                         del running[slot]
-                        result = kept_result(state.run.result(folders))
+                        result = kept_result(state.run, folders)
                         if result is None:
                             failed.append(state.run.name)
                         say(f"    {state.run.name}: {result_text(result) or last_line(state.run.work(folders) / 'output.txt')}")
@@ -188,11 +207,21 @@ def start(run: Run, folders: Folders, slot: int, jobs: int) -> "subprocess.Popen
     if torch.cuda.device_count() > 1:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
         environment["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)]
-    command = [sys.executable, "-m", "rcnet.study", "run", "--profile", run.profile, "--only", run.name]
-    for name in ("cifar", "bsd", "results", "runs"):
-        command += [f"--{name}", str(getattr(folders, name))]
+    what = json.dumps({"run": asdict(run), "folders": {key: str(folder) for key, folder in asdict(folders).items()}})
+    command = [sys.executable, "-c", "import sys; from rcnet.study.runner import job; job(sys.argv[1])", what]
     with (work / "output.txt").open("ab") as output:
         return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+
+
+def job(what: str) -> None:
+    """One run, in the process that `start` made for it."""
+    told = json.loads(what)
+    try:
+        perform(Run(**told["run"]), Folders(**{key: Path(folder) for key, folder in told["folders"].items()}))
+    except InputError as error:
+        sys.exit(f"rcnet: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 @contextmanager
