@@ -18,7 +18,7 @@ def study(
     table: Annotated[list[int] | None, Several] = None,
     figure: Annotated[list[int] | None, Several] = None,
     only: Annotated[list[str] | None, Several] = None,
-    profile: Annotated[list[str] | None, Several] = None,
+    scale: Annotated[list[str] | None, Several] = None,
     cifar: Path = Path("data"),
     bsd: Path = Path("data/bsd"),
     results: Path = Path("results"),
@@ -27,20 +27,20 @@ def study(
     max_minutes: float | None = None,
     json_output: Json = False,
 ) -> None:
-    """Check the paper: its tables and figures, run here and set beside its own.
+    """Check the paper: its tables, figures and claims, run here and set beside its own.
 
     list     each run's state, cost and result
     run      do what is missing, the cheapest information first
     report   render RESULTS/STUDY.md and RESULTS/study/figures
 
     Stop run at any moment, or kill it: the same command goes on and repeats
-    nothing. python -m rcnet.study is the same where cyclopts is not installed.
+    nothing. Results of lite and long are made by a commit: commit your changes.
 
     Examples::
 
-      rcnet study list --profile lite
-      rcnet study run --profile lite --table 1 2 --max-minutes 60
-      rcnet study run --jobs 4 --cifar data/ --bsd data/bsd
+      rcnet study list
+      rcnet study run --table 1 2 --max-minutes 60
+      rcnet study run --scale long --jobs 4 --cifar data/ --bsd data/bsd
       rcnet study report
 
     Parameters
@@ -53,9 +53,9 @@ def study(
         The runs of these figures, 2 to 7.
     only
         These runs, by the names that list prints.
-    profile
-        full (the paper's setting, the default), lite (one seed, short) or smoke (a test of the machinery). Report takes
-        several, and those of full and lite that are measured unless given.
+    scale
+        How much is trained: lite (one seed, short, the default), long (three seeds, 200 epochs) or smoke (a test of the
+        machinery). Report takes several, and those that are measured unless given.
     cifar
         Folder with CIFAR-10 and CIFAR-100 (see rcnet data).
     bsd
@@ -71,17 +71,17 @@ def study(
     json_output
         Print the list as JSON.
     """
-    from rcnet.study.command import list_runs, run_missing, write_report
-    from rcnet.study.plan import Folders
+    from rcnet.study.command import Chosen, list_runs, run_missing, write_report
+    from rcnet.study.runs import Folders
 
-    folders, profiles = Folders(cifar, bsd, results, runs), profile or []
+    folders, scales = Folders(cifar, bsd, results, runs), scale or []
     if action == "report":
-        write_report(folders, profiles)
+        write_report(folders, scales)
         return
-    if len(profiles) > 1:
-        raise InputError(f"{action} takes one profile, not {', '.join(profiles)}")
-    chosen = (profiles[0] if profiles else "full", table or (), figure or (), only or ())
+    if len(scales) > 1:
+        raise InputError(f"{action} takes one scale, not {', '.join(scales)}")
+    chosen = Chosen(scales[0] if scales else "lite", table or (), figure or (), only or ())
     if action == "list":
-        list_runs(folders, *chosen, json_output)
+        list_runs(folders, chosen, json_output)
     else:
-        run_missing(folders, *chosen, jobs, max_minutes)
+        run_missing(folders, chosen, jobs, max_minutes)

@@ -54,7 +54,8 @@ def norm_distances(norms: Mapping[str, nn.Module]) -> dict[str, dict[str, float]
     check_norms(norms)
     return {
         f"{a} to {b}": {
-            name: relative_distance(_values(norms[a], variable), _values(norms[b], variable)) for variable, name in VARIABLES.items()
+            name: relative_distance(_values(norms[a], variable), _values(norms[b], variable))
+            for variable, name in VARIABLES.items()
         }
         for a, b in pairwise(norms)
     }

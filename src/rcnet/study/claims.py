@@ -191,9 +191,7 @@ def _of_bsd(data: str) -> list[Claim]:
 def _of_training() -> list[Claim]:
     """What Sec. 3.3 and 4.2 found empirically, by the mean over the steps 2, 3 and 4."""
     data = "cifar10"
-    usual, even, small, summed, mixed = (
-        _mean(f"r2-234{variant}", data) for variant in ("", "-even", "-small", "-all", "-mixed")
-    )
+    usual, even, small, summed, mixed = (_mean(f"r2-234{variant}", data) for variant in ("", "-even", "-small", "-all", "-mixed"))
     return [
         Claim(
             "Shared kernels train better at half the learning rate, CIFAR-10",
@@ -260,7 +258,7 @@ def judge_exits(label: str, seeds: Seeds, costs: Costs) -> Verdict:
     outcomes, figures = [], []
     for place in range(exits):
         at = pairs[0][1][place][0]
-        ours = [float(np.interp(at, *zip(*rc, strict=True))) for rc, _ in pairs]
+        ours = [float(np.interp(at, [x for x, _ in rc], [y for _, y in rc])) for rc, _ in pairs]
         theirs = [points[place][1] for _, points in pairs]
         differences = [a - b for a, b in zip(ours, theirs, strict=True)]
         error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0

@@ -1,20 +1,38 @@
-"""The three actions of `rcnet study`, as both command lines call them: they print."""
+"""The three actions of `rcnet study`: they print."""
 
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rcnet.errors import InputError
-from rcnet.study.plan import Folders, State, declared, missing_data, result_text, seconds_here, survey
+from rcnet.study.costs import seconds_here
 from rcnet.study.runner import execute
+from rcnet.study.runs import Folders, Run, declared, missing_data, result_text
+from rcnet.study.states import State, survey
 
 
-def list_runs(
-    folders: Folders, profile: str, tables: Sequence[int], figures: Sequence[int], only: Sequence[str], json_output: bool
-) -> None:
-    """Prints the state, cost and result of each run, in the order of `paper`."""
-    states = survey(declared(profile, tables, figures, only), folders)
-    seconds = dict(zip((state.run for state in states), seconds_here(states, folders), strict=True))
+@dataclass(frozen=True)
+class Chosen:
+    """Which runs: those of a scale, of some tables and figures, by name; all unless given."""
+
+    scale: str = "lite"
+    tables: Sequence[int] = ()
+    figures: Sequence[int] = ()
+    only: Sequence[str] = ()
+
+    def runs(self) -> dict[Run, tuple[str, ...]]:
+        return declared(self.scale, self.tables, self.figures, self.only)
+
+
+def list_runs(folders: Folders, chosen: Chosen, json_output: bool = False) -> None:
+    """Prints the state, cost and result of each run, in the order of `paper`; what is wrong with result files on stderr."""
+    states = survey(chosen.runs(), folders)
+    times = seconds_here([(state.run, state.pflop, state.result) for state in states], folders)
+    seconds = dict(zip((state.run for state in states), times, strict=True))
+    for state in states:
+        if state.problem:
+            print(f"rcnet: {state.problem}", file=sys.stderr)
     if json_output:
         print(json.dumps([row(state, seconds[state.run]) for state in states], indent=1))
         return
@@ -33,22 +51,14 @@ def list_runs(
     pflop = sum(state.pflop * (1 - state.done) for state in left)
     time = sum(seconds[state.run] * (1 - state.done) for state in left)
     print(
-        f"profile {profile}: {len(states) - len(left)} of {len(states)} runs done; "
+        f"scale {chosen.scale}: {len(states) - len(left)} of {len(states)} runs done; "
         f"left: {pflop:.3g} PFLOP, about {duration(time)} here, one after the other"
     )
 
 
-def run_missing(
-    folders: Folders,
-    profile: str,
-    tables: Sequence[int],
-    figures: Sequence[int],
-    only: Sequence[str],
-    jobs: int,
-    minutes: float | None,
-) -> None:
+def run_missing(folders: Folders, chosen: Chosen, jobs: int = 1, minutes: float | None = None) -> None:
     """Runs what is missing of the data that there is, and says what it left out."""
-    runs = declared(profile, tables, figures, only)
+    runs = chosen.runs()
     problems = missing_data(runs, folders)
     possible = {run: places for run, places in runs.items() if run.data not in problems}
     if problems and not possible:
@@ -64,11 +74,14 @@ def run_missing(
         print(f"stopped after {minutes:g} minutes; the same command goes on")
 
 
-def write_report(folders: Folders, profiles: Sequence[str]) -> None:
-    """Renders STUDY.md and the figures, and prints their files."""
-    from rcnet.study.report import write
+def write_report(folders: Folders, scales: Sequence[str] = ()) -> None:
+    """Renders STUDY.md and the figures, and prints their files; what is wrong with result files on stderr."""
+    from rcnet.study.page import write
 
-    for path in write(folders, profiles):
+    written, problems = write(folders, scales)
+    for problem in problems:
+        print(f"rcnet: {problem}", file=sys.stderr)
+    for path in written:
         print(path)
 
 
@@ -80,7 +93,7 @@ def row(state: State, seconds: float) -> dict[str, object]:
         "network": run.network,
         "data": run.data,
         "seed": run.seed,
-        "profile": run.profile,
+        "scale": run.scale,
         "places": list(state.places),
         "state": state.text,
         "done": round(state.done, 4),
@@ -91,7 +104,7 @@ def row(state: State, seconds: float) -> dict[str, object]:
 
 
 def short(places: Sequence[str]) -> str:
-    """T1 T2 F5 for Table 1, Table 2, Figure 5."""
+    """T1 T2 F5 S4.1 for Table 1, Table 2, Figure 5, Sec. 4.1."""
     return " ".join(f"{place[0]}{place.split()[1]}" for place in places)
 
 

@@ -16,7 +16,6 @@ from rcnet.cost.counting import macs, parameters
 from rcnet.data.cifar import RECORDS
 from rcnet.device import autocast, best_device, channels_last, hardware, resolve_precision
 from rcnet.models.registry import create_model
-from rcnet.study.paper import CIFAR
 from rcnet.study.runs import Folders, Run
 from rcnet.study.scales import find_scale, model_config
 from rcnet.training.recipe import Recipe

@@ -13,6 +13,7 @@ SIGMAS = (15, 25, 50)
 BSD = tuple(f"bsd{sigma}" for sigma in SIGMAS)
 DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"} | {f"bsd{sigma}": f"BSD68, sigma {sigma}" for sigma in SIGMAS}
 CLASSES = {"cifar10": 10, "cifar100": 100}
+EXITS = ("objective=aggregated", "probabilities=[]")
 DRAWN = (0.2, 0.3, 0.5)  # Table 4's distribution over three step counts
 
 
@@ -70,8 +71,10 @@ NETWORKS: dict[str, Network] = {
     ),
     "r4-123": _adjustable("r4", [1, 2, 3], "cost-adjustable"),
     **_fixed("s4", (1, 2, 3)),
-    "r4-exits": Network("R4^3 with early exits", {"name": "r4_exits", "steps": [1, 2, 3]}, ("objective=aggregated", "probabilities=[]")),
-    "s4-exits": Network("S4^3 with early exits", {"name": "s4_exits", "steps": [1, 2, 3]}, ("objective=aggregated", "probabilities=[]")),
+    **{
+        f"{name}-exits": Network(f"{name.upper()}^3 with early exits", {"name": f"{name}_exits", "steps": [1, 2, 3]}, EXITS)
+        for name in ("r4", "s4")
+    },
     **_fixed("r3", (1, 2, 3, 4)),
     **_fixed("s3", (2, 3, 4)),  # S3^1 is R3^1: one step shares nothing
     "r3-4-none": Network("R3^4, no norms", {"name": "r3", "steps": 4, "norm_mode": "none"}),
@@ -221,9 +224,7 @@ FIGURES: dict[int, Figure] = {
 TEXT: dict[str, list[tuple[str, str]]] = {
     "Sec. 3.3": [(network, "cifar10") for network in ("r2-4", "r2-4-full-rate")],
     "Sec. 4.1": [(network, data) for data in CIFAR for network in ("r2-234", "r2-234-plain")],
-    "Sec. 4.2": [
-        (network, "cifar10") for network in ("r2-234", "r2-234-even", "r2-234-small", "r2-234-all", "r2-234-mixed")
-    ],
+    "Sec. 4.2": [(network, "cifar10") for network in ("r2-234", "r2-234-even", "r2-234-small", "r2-234-all", "r2-234-mixed")],
 }
 
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ class Drawn(NamedTuple):
     """A picture, and the distances between the steps that it shows."""
 
     picture: Image.Image
-    distances: Distances = {}
+    distances: Distances = MappingProxyType({})
 
 
 def picture_file(number: int, scale: str, folders: Folders) -> Path:
@@ -116,7 +117,7 @@ def figure5(m: Measured, folders: Folders) -> Drawn | str:
         series = {}
         for label, networks in (("R3 here", R3), ("S3 here", S3)):
             points = {n: m.mean(Key(name, data, NETWORKS[name].last)) for n, name in enumerate(networks, start=1)}
-            if not all(map(math.isnan, points.values())):
+            if sum(map(math.isfinite, points.values())) > 1:
                 series[label] = points
         if series:
             levels[DATA[data]] = {**series, "R3^4, the paper": {4: paper[Key("r3-4", data, 4)]}}

@@ -81,7 +81,9 @@ def sign(run: Run, work: Path) -> str | None:
     """
     now = commit()
     if find_scale(run.scale).official and now and now.endswith("-dirty"):
-        raise InputError(f"the sources of rcnet have changes that no commit holds ({now}): commit them, so that a result names its code")
+        raise InputError(
+            f"the sources of rcnet have changes that no commit holds ({now}): commit them, so that a result names its code"
+        )
     path = work / "commits"
     before = path.read_text().split() if path.exists() else []
     if now and now not in before:

@@ -41,8 +41,9 @@ class Scale:
 SCALES = {
     "long": Scale(
         "three seeds, with what is customary where the paper says nothing: classifiers by the recipe cifar_paper, 200 epochs; "
-        "denoisers as DnCNN was trained (half the summed squared error, patches of 40, batch 128, 80,000 iterations, which are its "
-        "50 epochs of 128 x 1600 patches, Adam from 1e-3), but that the rate falls along a half cosine where DnCNN's fell in a step",
+        "denoisers as DnCNN was trained (half the summed squared error, patches of 40, batch 128, 80,000 iterations, which are "
+        "its 50 epochs of 128 x 1600 patches, Adam from 1e-3), but that the rate falls along a half cosine where DnCNN's fell in "
+        "a step",
         (0, 1, 2),
         ("cifar_paper", ()),
         (
@@ -54,16 +55,15 @@ SCALES = {
         ),
     ),
     "lite": Scale(
-        "one seed and a short schedule, for the order rather than the figures: classifiers by the recipe cifar_fast for 5 epochs, "
-        "batch norms at 16 times the learning rate, denoisers by the recipe r3 for 6,000 iterations",
+        "one seed and a short schedule, for the order rather than the figures: classifiers by the recipe cifar_fast for 5 "
+        "epochs, batch norms at 16 times the learning rate, denoisers by the recipe r3 for 6,000 iterations",
         (0,),
         ("cifar_fast", ("epochs=5", "ema=0.995", "optimizer.norm_lr=16")),
         ("r3", ("iterations=6000", "minutes=0", "ema=0.995")),
     ),
     "two-epochs": Scale(
-        "what lite was before: classifiers by cifar_fast for 2 epochs, batch norms at the learning rate of the rest, evaluated in "
-        "bf16; denoisers as in lite, without a record along the run; sources with changes that no commit holds. Nothing is run at "
-        "it any more",
+        "what lite was before: classifiers by cifar_fast for 2 epochs, batch norms at the learning rate of the rest, evaluated "
+        "in bf16; denoisers as in lite, without a record along the run. Nothing is run at it any more",
         (0,),
         ("cifar_fast", ("epochs=2", "ema=0.99")),
         ("r3", ("iterations=6000", "minutes=0", "ema=0.995")),
@@ -78,7 +78,10 @@ SCALES = {
         ),
         (
             "r3",
-            ("minutes=0", "iterations=2", "batch=2", "denoising.patch=16", "log_every=1", "precision=fp32", "checkpoint_minutes=0"),
+            (
+                "minutes=0", "iterations=2", "batch=2", "denoising.patch=16", "log_every=1", "precision=fp32",
+                "checkpoint_minutes=0",
+            ),
         ),
         dict.fromkeys(("r2", "s2", "r4", "s4", "r4_exits", "s4_exits"), 0.125),
         (2, 32),
