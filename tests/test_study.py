@@ -1,86 +1,113 @@
 """The study from end to end on real slices, killed and continued, and what it concludes from made-up figures."""
 
 import dataclasses
+import itertools
 import json
 import math
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from rcnet.cli.study import study
+from rcnet.data.labelled import read_labelled
 from rcnet.errors import InputError
-from rcnet.models import create_model
-from rcnet.study import claims, paper, plan, runner
-from rcnet.study.__main__ import main
-from rcnet.study.claims import CLAIMS, EXITS_CLAIM, SLACK, judge, judge_exits
+from rcnet.evaluation.classify import classification_results
+from rcnet.models import create_model, load
+from rcnet.study import claims, costs, paper, results, runner, states
+from rcnet.study.claims import CLAIMS, judge, judge_exits
+from rcnet.study.command import Chosen, list_runs, run_missing, write_report
+from rcnet.study.measure import MARKS, bsd_test, psnr_rows, read_along, settled
+from rcnet.study.page import unreachable_groups
 from rcnet.study.paper import FIGURES, NETWORKS, TABLES, Key, published
-from rcnet.study.plan import Folders, Run, declared, held, is_busy
-from rcnet.study.profiles import PROFILES, recipe_of
+from rcnet.study.runs import Folders, Run, declared, kept_result
+from rcnet.study.scales import SCALES, recipe_of
+from rcnet.study.states import held, is_busy
 
 from .conftest import IMAGES
 
 BSD = IMAGES / "bsd"
 RESULTS = IMAGES.parent.parent / "results"
 ADJUSTABLE = "r2-234.cifar10-seed0"
-# What a bare machine does not have, and a profile that takes a while and keeps a checkpoint an iteration.
+# One run a kind: fixed, adjustable with and without mixtures, with transitions, with exits; and the denoisers of Figures 4 and 5.
+KINDS = [
+    f"{run}-seed0"
+    for run in (
+        "r2-4.cifar10", "r2-234.cifar10", "r2-234-mixed.cifar10", "r4-123.cifar100", "r4-exits.cifar100", "r3-1.bsd25",
+        "r3-2.bsd25", "r3-3.bsd25", "r3-4.bsd25",
+    )
+]  # fmt: skip
+# A process where runs of the scale smoke take a while and keep a checkpoint an iteration.
+SLOW = """
+import dataclasses
+from rcnet.study import scales
+
+smoke = scales.SCALES["smoke"]
+more = ("iterations=40", "checkpoint_minutes=0")
+changed = {kind: (getattr(smoke, kind)[0], (*getattr(smoke, kind)[1], *more)) for kind in ("classify", "denoise")}
+scales.SCALES["smoke"] = dataclasses.replace(smoke, **changed)
+"""
+# What a bare machine does not have.
 BARE = """
-import dataclasses, sys
+import sys
 sys.modules.update(dict.fromkeys(("tqdm", "cyclopts", "matplotlib")))
-from rcnet.study.profiles import PROFILES
-from rcnet.study.__main__ import main
-base, changes = PROFILES["smoke"].classify
-changes = (*changes, "iterations=40", "checkpoint_minutes=0")
-PROFILES["smoke"] = dataclasses.replace(PROFILES["smoke"], classify=(base, changes))
-main()
+from pathlib import Path
+from rcnet.study.command import Chosen, run_missing
+from rcnet.study.runs import Folders
+run_missing(Folders(*map(Path, sys.argv[1:5])), Chosen("smoke", only=sys.argv[6:]), jobs=int(sys.argv[5]))
 """
 
 
-def slow(iterations):
-    base, changes = PROFILES["smoke"].classify
-    changes = (*changes, f"iterations={iterations}", "checkpoint_minutes=0")
-    return dataclasses.replace(PROFILES["smoke"], classify=(base, changes))
+def slow(*more):
+    """The scale smoke with changes."""
+    smoke = SCALES["smoke"]
+    changed = {kind: (getattr(smoke, kind)[0], (*getattr(smoke, kind)[1], *more)) for kind in ("classify", "denoise")}
+    return dataclasses.replace(smoke, **changed)
 
 
 @pytest.fixture(autouse=True)
 def _known_speed(monkeypatch):
-    monkeypatch.setattr(plan, "measured_speed", lambda classifies, precision: 1e11 if classifies else 5e10)
+    monkeypatch.setattr(costs, "measured_speed", lambda classifies, precision: 1e11 if classifies else 5e10)
 
 
 @pytest.fixture
 def at(tmp_path, cifar_folder):
-    """The folders of a study, and the arguments that name them."""
-    return where(tmp_path, cifar_folder)
+    """The folders of a study."""
+    return Folders(cifar_folder, BSD, tmp_path / "results", tmp_path / "runs")
 
 
-def where(folder, cifar):
-    folders = Folders(cifar, BSD, folder / "results", folder / "runs")
-    return folders, [word for name in ("cifar", "bsd", "results", "runs") for word in (f"--{name}", str(getattr(folders, name)))]
+def perform(folders, *names):
+    run_missing(folders, Chosen("smoke", only=names))
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, cifar_folder):
-    """The whole study, by the profile smoke."""
-    folders, places = where(tmp_path_factory.mktemp("study"), cifar_folder)
-    main(["run", "--profile", "smoke", *places])
-    return folders, places
+    """One run of each kind."""
+    folder = tmp_path_factory.mktemp("study")
+    folders = Folders(cifar_folder, BSD, folder / "results", folder / "runs")
+    perform(folders, *KINDS)
+    return folders
 
 
 @pytest.fixture
-def copied(done, tmp_path, cifar_folder):
+def copied(done, tmp_path):
     """A copy of its results, to change; the weights are those of `done`."""
-    folders = dataclasses.replace(done[0], results=tmp_path / "results")
-    shutil.copytree(done[0].results, folders.results)
-    return folders, [*done[1], "--results", str(folders.results)]
+    folders = dataclasses.replace(done, results=tmp_path / "results")
+    shutil.copytree(done.results, folders.results)
+    return folders
 
 
-def listed(capsys, *arguments):
+def listed(capsys, folders, **chosen):
     capsys.readouterr()
-    main(["list", "--json", "--profile", "smoke", *arguments])
+    list_runs(folders, Chosen("smoke", **chosen), json_output=True)
     return {row["run"]: row for row in json.loads(capsys.readouterr().out)}
 
 
@@ -95,181 +122,247 @@ def line(folders, *words):
     return found[0]
 
 
+def kinds():
+    return list(declared("smoke", only=KINDS))
+
+
 # End to end
 
 
 def test_every_run_leaves_a_result(done):
-    folders, _ = done
-    runs = declared("smoke")
-    files = {path.name for path in (folders.results / "study" / "smoke").iterdir()}
-    assert files == {f"{run.name}.json" for run in runs}
-    for run in runs:
-        result = json.loads(run.result(folders).read_text())
-        assert (result["network"], result["data"], result["seed"], result["profile"]) == dataclasses.astuple(run)
-        assert result["status"] == "done"
-        assert result["iterations"] == 2
+    assert {path.name for path in (done.results / "study" / "smoke").iterdir()} == {f"{name}.json" for name in KINDS}
+    for run in kinds():
+        result = kept_result(run, done)
+        assert (result["network"], result["data"], result["seed"], result["scale"]) == dataclasses.astuple(run)
+        assert (result["status"], result["iterations"], result["evaluated_in"]) == ("done", 2, "fp32")
         assert {"recipe", "epochs", "hardware", "minutes", "commit", "pflop"} <= result.keys()
-        steps = NETWORKS[run.network].model["steps"]
-        assert [row["steps"] for row in result["rows"]] == (steps if isinstance(steps, list) else [steps])
+        assert [row["steps"] for row in result["rows"]] == NETWORKS[run.network].taken
         for row in result["rows"]:
             assert math.isfinite(row[paper.metric(run.data)])
+        assert ("along" in result) == (not run.classifies)
 
 
 def test_the_estimate_is_what_the_loop_counts(done):
-    folders, _ = done
-    for run in declared("smoke"):
-        result = json.loads(run.result(folders).read_text())
-        assert plan.training_flop(run, run.recipe(folders)) / 1e15 == pytest.approx(result["pflop"], rel=0.05), (
-            run.name
-        )  # its head has 100 classes
+    for run in kinds():
+        counted = kept_result(run, done)["pflop"]
+        estimate = costs.training_flop(run, run.recipe(done)) / 1e15
+        assert estimate == pytest.approx(counted, rel=0.05), run.name  # its head has 100 classes
 
 
 def test_the_report_holds_every_figure(done, capsys):
-    folders, places = done
-    main(["report", "--profile", "smoke", *places])
-    text = page(folders)
-    assert "not yet measured" not in text
+    write_report(done, ["smoke"])
+    printed = capsys.readouterr().out.split()
     for number in TABLES:
-        assert f"## Table {number}." in text
+        assert f"## Table {number}." in page(done)
     for number in FIGURES:
-        path = folders.results / "study" / "figures" / f"figure{number}-smoke.png"
-        assert f"study/figures/{path.name}" in text
-        assert str(path) in capsys.readouterr().out or path.exists()
-        assert len(Image.open(path).convert("L").histogram()) == 256
-    result = json.loads(Run("r2-4", "cifar10", 0, "smoke").result(folders).read_text())
-    error = result["rows"][0]["error"]
-    cell = line(folders, "| R2^4 | CIFAR-10 |")
-    assert f"| 7.65 | {error:.2f} | {error - 7.65:+.2f} |  | 1 of 1 |" in cell
-    assert "1,262,794" in cell
-    assert "| diverged |" in line(folders, "| shared | BSD68, sigma 15 |")  # the paper's '-'
-    for claim in (*CLAIMS, EXITS_CLAIM):
-        verdict = line(folders, f"| {claim.text} |")
-        assert "*holds*" in verdict or "*does not hold*" in verdict
+        path = done.results / "study" / "figures" / f"figure{number}-smoke.png"
+        assert f"study/figures/{path.name}" in page(done)
+        assert str(path) in printed
+        assert np.asarray(Image.open(path).convert("L")).std() > 10  # it shows something
+    error = kept_result(Run("r2-4", "cifar10", 0, "smoke"), done)["rows"][0]["error"]
+    cell = line(done, "| R2^4 | CIFAR-10 | 18 | 18 |")
+    assert f"| 1.263M | 1,262,794 | 7.65 | {error:.2f} | {error - 7.65:+.2f} |  | 1 of 1 |" in cell
+    assert "| not convergent | not yet measured |" in line(done, "| shared | BSD68, sigma 15 |")  # the paper's '-'
+    assert re.search(r"indicated\*: [\d.]+ → [\d.]+ → [\d.]+ → [\d.]+", line(done, "| More steps help R3, BSD68, sigma 25 |"))
+    assert re.search(r"smoke \| R3\^4, BSD68, sigma 25, seed 0 \| [\d.]+", page(done))
+    drawn = r"\| R2, each cell draws its own steps \| CIFAR-10 \| [\d.]+, [\d.]+, [\d.]+ \| [\d.]+ \|"
+    assert re.search(drawn, page(done))
+
+
+def test_distances_between_steps_stand_beside_the_pictures(done):
+    write_report(done, ["smoke"])
+    norms = list(load(Run("r2-4", "cifar10", 0, "smoke").weights(done)).get_submodule("cell1").norms[0])
+    a, b = (norms[t][0].running_mean.numpy() for t in (0, 1))
+    expected = np.linalg.norm(a - b) / np.sqrt((a**2 + b**2).sum() / 2)
+    cells = line(done, "| step 1 to step 2 |").split("|")
+    assert float(cells[4]) == pytest.approx(expected, abs=6e-4)
+    assert "| 1 step upstream to 2 steps upstream |" in page(done)
+    for between in ("cell2, step 1 to 2", "cell2, step 2 to 3", "cell3, step 1 to 2", "cell3, step 2 to 3"):
+        every, shown = map(float, line(done, f"| {between} |").split("|")[2:4])
+        assert 0 <= every < 1.5
+        assert 0 <= shown < 1.5
 
 
 def test_what_is_done_is_not_done_again(done, monkeypatch, capsys):
-    folders, places = done
-    before = {path: path.stat().st_mtime_ns for path in folders.results.rglob("*.json")}
+    before = {path: path.stat().st_mtime_ns for path in done.results.rglob("*.json")}
     monkeypatch.setattr(runner, "train", lambda *_, **__: pytest.fail("trained again"))
-    main(["run", "--profile", "smoke", *places])
+    perform(done, *KINDS)
     assert "all runs are done" in capsys.readouterr().out
-    assert before == {path: path.stat().st_mtime_ns for path in folders.results.rglob("*.json")}
+    assert before == {path: path.stat().st_mtime_ns for path in done.results.rglob("*.json")}
 
 
 def test_a_deleted_result_is_not_yet_measured_and_comes_back(copied, capsys, monkeypatch):
-    folders, places = copied
-    run = Run("r2-3", "cifar100", 0, "smoke")
-    kept = run.result(folders).read_text()
-    run.result(folders).unlink()
-    main(["report", "--profile", "smoke", *places])
-    assert "| not yet measured |" in line(folders, "| R2^3 | CIFAR-100 |")
-    assert "0 of 1" in line(folders, "| R2^3 | CIFAR-100 |")
-    assert "not yet measured" not in line(folders, "| R2^3 | CIFAR-10 |")
-    state = listed(capsys, "--only", run.name, *places)[run.name]
+    run = Run("r2-4", "cifar10", 0, "smoke")
+    kept = run.result(copied).read_text()
+    run.result(copied).unlink()
+    write_report(copied, ["smoke"])
+    assert "| not yet measured |  |  | 0 of 1 |" in line(copied, "| R2^4 | CIFAR-10 | 18 |")
+    state = listed(capsys, copied, only=[run.name])[run.name]
     assert (state["state"], state["done"], state["result"]) == ("at 100%", 1, None)
     monkeypatch.setattr("rcnet.training.loop.Run.step", lambda *_: pytest.fail("trained again"))
-    main(["run", "--profile", "smoke", "--only", run.name, *places])
-    assert json.loads(run.result(folders).read_text()) == json.loads(kept)
+    perform(copied, run.name)
+    assert json.loads(run.result(copied).read_text()) == json.loads(kept)
 
 
 def test_the_page_of_the_repository_is_rendered_from_its_results(tmp_path):
     shutil.copytree(RESULTS, tmp_path / "results")
     page = tmp_path / "results" / "STUDY.md"
     page.unlink()
-    main(["report", "--results", str(tmp_path / "results"), "--runs", str(tmp_path / "none")])
+    write_report(Folders(results=tmp_path / "results", runs=tmp_path / "none"))
     assert page.read_text() == (RESULTS / "STUDY.md").read_text()
 
 
 def test_a_report_without_weights_keeps_the_figures(copied, tmp_path):
-    folders, places = copied
-    elsewhere = [*places, "--runs", str(tmp_path / "none")]
-    figures = folders.results / "study" / "figures"
+    elsewhere = dataclasses.replace(copied, runs=tmp_path / "none")
+    figures = copied.results / "study" / "figures"
     shutil.rmtree(figures, ignore_errors=True)
-    main(["report", "--profile", "smoke", *elsewhere])
+    write_report(elsewhere, ["smoke"])
     assert sorted(path.name for path in figures.iterdir()) == ["figure5-smoke.png", "figure7-smoke.png"]
-    assert "smoke: not yet measured" in page(folders)
+    assert "smoke: not yet measured" in page(copied)
     shutil.copy(figures / "figure5-smoke.png", figures / "figure2-smoke.png")
-    main(["report", "--profile", "smoke", *elsewhere])
-    assert "study/figures/figure2-smoke.png" in page(folders)
+    write_report(elsewhere, ["smoke"])
+    assert "study/figures/figure2-smoke.png" in page(copied)
+    assert "Without distances" in page(copied)
+
+
+def test_results_of_before_still_render(copied):
+    path = Run("r2-4", "cifar10", 0, "smoke").result(copied)
+    old = json.loads(path.read_text())
+    old["profile"] = old.pop("scale")
+    del old["evaluated_in"]
+    path.write_text(json.dumps({**old, "commit": "694021c-dirty"}))
+    write_report(copied, ["smoke"])
+    about = line(copied, "- **smoke**:")
+    assert "1 of them were made by sources with changes" in about
+    assert "1 of them were evaluated in the precision that they were trained in" in about
+    assert f"| {old['rows'][0]['error']:.2f} |" in line(copied, "| R2^4 | CIFAR-10 | 18 |")
+
+
+def test_classifiers_are_evaluated_in_fp32_whatever_they_train_in(at, monkeypatch):
+    monkeypatch.setitem(SCALES, "smoke", slow("precision=bf16"))
+    run = Run("r2-1", "cifar10", 0, "smoke")
+    perform(at, run.name)
+    result = kept_result(run, at)
+    assert (result["precision"], result["evaluated_in"]) == ("bf16", "fp32")
+    model, test = load(run.weights(at)), read_labelled(at.cifar, "test", "folder", 8)
+    exact, rough = (
+        classification_results(model, test.images, test.labels, [1], precision=precision)[0]["loss"]
+        for precision in ("fp32", "bf16")
+    )
+    assert result["rows"][0]["loss"] == exact != rough
+
+
+def test_test_psnr_is_recorded_along_a_denoisers_run(at, monkeypatch):
+    monkeypatch.setitem(SCALES, "smoke", slow("iterations=120"))
+    monkeypatch.setattr("rcnet.study.measure.SIDE", 16)
+    run = Run("r3-1", "bsd25", 0, "smoke")
+    perform(at, run.name)
+    along = kept_result(run, at)["along"]
+    iterations = [iteration for iteration, _ in along]
+    assert iterations[-1] == 120
+    assert len(along) > 1
+    assert all(b - a >= 120 / MARKS or b == 120 for a, b in itertools.pairwise([0, *iterations]))
+    images = [image[8:24, 8:24] for image in bsd_test(run, at)]  # the centre of the 32x32 pixels that the scale takes
+    assert along[-1][1] == psnr_rows(load(run.weights(at)), run, images)[0]["psnr"]
+    assert [tuple(entry) for entry in along] == read_along(run.work(at) / "along.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("late", "expected"),
+    [((20.0, 20.4, 20.9), True), ((20.0, 17.0, 20.0), False), ((20.0, math.nan, 20.0), False), ((20.0,), None)],
+)
+def test_a_run_converges_where_its_last_third_keeps_still(late, expected):
+    along = [(10, 5.0), (20, 25.0), *zip((70, 90, 100) if len(late) > 1 else (100,), late, strict=True)]
+    assert settled(along) is expected
+
+
+def test_what_does_not_converge_on_the_test_images_says_so(copied):
+    path = Run("r3-4", "bsd25", 0, "smoke").result(copied)
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, "settled": False}))
+    write_report(copied, ["smoke"])
+    cell = line(copied, "| independent | BSD68, sigma 25 |")
+    assert f"not convergent (1 of 1: {result['rows'][0]['psnr']:.2f} at the end)" in cell
+    assert "→ not convergent" in line(copied, "| More steps help R3, BSD68, sigma 25 |")
 
 
 # Interruptions
 
 
-def test_a_killed_run_goes_on_where_it_stood(at, capsys, monkeypatch):
-    folders, places = at
-    log = Run("r2-234", "cifar10", 0, "smoke").work(folders) / "log.jsonl"
-    command = [sys.executable, "-c", BARE, "run", "--profile", "smoke", "--table", "4", *places]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+def process(folders, *names, jobs=1, path=None):
+    """The runs of these names in a process that has nothing but the least."""
+    command = [sys.executable, "-c", BARE, *(str(getattr(folders, f.name)) for f in dataclasses.fields(folders)), str(jobs)]
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(path), *sys.path])}
+    return subprocess.Popen([*command, *names], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=variables)
+
+
+@pytest.fixture
+def slowly(tmp_path, monkeypatch):
+    """The folder that makes the runs of other processes slow; those of this one are, too."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    monkeypatch.setitem(SCALES, "smoke", slow("iterations=40", "checkpoint_minutes=0"))
+    return tmp_path
+
+
+def test_a_killed_run_goes_on_where_it_stood(at, capsys, slowly):
+    log = Run("r2-234", "cifar10", 0, "smoke").work(at) / "log.jsonl"
+    with process(at, ADJUSTABLE, path=slowly) as running:
         wait_for(lambda: log.exists() and log.read_text().count("\n") > 4)
-        process.kill()
+        running.kill()
     before = log.read_text().splitlines()
-    monkeypatch.setitem(PROFILES, "smoke", slow(40))
-    states = listed(capsys, "--table", "4", *places)
-    begun, other = states[ADJUSTABLE], states["r2-234.cifar100-seed0"]
+    rows = listed(capsys, at, tables=[4])
+    begun, other = rows[ADJUSTABLE], rows["r2-234.cifar100-seed0"]
     assert begun["state"] == f"at {100 * begun['done']:.0f}%"
     assert 0.1 <= begun["done"] < 1
     assert (other["state"], other["done"]) == ("not started", 0)
-    main(["run", "--profile", "smoke", "--only", ADJUSTABLE, *places])
+    perform(at, ADJUSTABLE)
     after = log.read_text().splitlines()
     kept = round(40 * begun["done"])
     assert after[:kept] == before[:kept]
     assert kept >= len(before) - 1
     assert [json.loads(text)["iteration"] for text in after] == list(range(1, 41))
-    assert listed(capsys, "--table", "4", *places)[ADJUSTABLE]["state"] == "done"
+    assert listed(capsys, at, tables=[4])[ADJUSTABLE]["state"] == "done"
 
 
 def test_max_minutes_stops_at_a_checkpoint(at, capsys, monkeypatch):
-    _, places = at
-    monkeypatch.setitem(PROFILES, "smoke", slow(100_000))
+    monkeypatch.setitem(SCALES, "smoke", slow("iterations=100000", "checkpoint_minutes=0"))
     done = 0
     for _ in range(20):  # a busy machine may not come to the first iteration
-        main(["run", "--profile", "smoke", "--only", ADJUSTABLE, "--max-minutes", "0.02", *places])
+        run_missing(at, Chosen("smoke", only=[ADJUSTABLE]), minutes=0.02)
         assert "stopped after 0.02 minutes" in capsys.readouterr().out
-        if done := listed(capsys, "--only", ADJUSTABLE, *places)[ADJUSTABLE]["done"]:
+        if done := listed(capsys, at, only=[ADJUSTABLE])[ADJUSTABLE]["done"]:
             break
     assert 0 < done < 1
 
 
-def test_sigterm_stops_all_jobs_at_checkpoints(at):
-    folders, places = at
-    runs = [Run("r3-1", data, 0, "lite") for data in ("bsd15", "bsd25")]
-    names = [run.name for run in runs]
-    command = [sys.executable, "-m", "rcnet.study", "run", "--profile", "lite", "--only", *names, "--jobs", "2", *places]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+def test_sigterm_stops_all_jobs_at_checkpoints(at, slowly):
+    (slowly / "sitecustomize.py").write_text(SLOW.replace("=40", "=100000"))
+    runs = [Run("r3-1", data, 0, "smoke") for data in ("bsd15", "bsd25")]
+    with process(at, *(run.name for run in runs), jobs=2, path=slowly) as running:
         try:
-            wait_for(lambda: all((run.work(folders) / "log.jsonl").exists() for run in runs))
-            assert all(is_busy(run.work(folders)) for run in runs)
-            time.sleep(0.5)
+            wait_for(lambda: all((run.work(at) / "log.jsonl").exists() for run in runs))
+            assert all(is_busy(run.work(at)) for run in runs)
         finally:
-            process.terminate()
-        _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "the same command goes on" in errors
+            running.send_signal(signal.SIGTERM)
+        running.communicate(timeout=120)
     for run in runs:
-        assert plan.progress_of(run, run.recipe(folders), folders) > 0
-        assert not is_busy(run.work(folders))
+        assert states.progress_of(run, run.recipe(at), at) > 0
+        assert not is_busy(run.work(at))
 
 
-def test_jobs_leave_what_one_process_leaves(at, capsys):
-    folders, places = at
-    run = Run("r2-1", "cifar10", 0, "smoke")
-    main(["run", "--profile", "smoke", "--only", run.name, "--jobs", "2", *places])
+def test_jobs_leave_what_one_process_leaves(at, capsys, done):
+    run = Run("r2-4", "cifar10", 0, "smoke")
+    run_missing(at, Chosen("smoke", only=[run.name]), jobs=2)
     assert "all runs are done" in capsys.readouterr().out
-    by_job = json.loads(run.result(folders).read_text())
-    run.result(folders).unlink()
-    shutil.rmtree(run.work(folders))
-    main(["run", "--profile", "smoke", "--only", run.name, *places])
-    assert json.loads(run.result(folders).read_text())["rows"] == by_job["rows"]
+    assert kept_result(run, at)["rows"] == kept_result(run, done)["rows"]
 
 
 def test_a_run_of_another_process_is_left_to_it(at, capsys, monkeypatch):
-    folders, places = at
-    work = Run("r2-1", "cifar10", 0, "smoke").work(folders)
+    work = Run("r2-1", "cifar10", 0, "smoke").work(at)
     monkeypatch.setattr(runner, "train", lambda *_, **__: pytest.fail("disturbed"))
     with held(work):
-        assert listed(capsys, "--only", work.name, *places)[work.name]["state"] == "running, not started"
-        main(["run", "--profile", "smoke", "--only", work.name, *places])
+        assert listed(capsys, at, only=[work.name])[work.name]["state"] == "running, not started"
+        perform(at, work.name)
         assert "left to the process that is at it" in capsys.readouterr().out
         with pytest.raises(InputError, match="another process is at"), held(work, tries=2):
             pass
@@ -288,117 +381,162 @@ def wait_for(condition):
 
 
 def test_a_run_that_diverges_is_recorded(at, capsys, monkeypatch):
-    folders, places = at
-
     def diverge(*_, **__):
         raise InputError("the loss is nan at iteration 3: lower the learning rate or the clip")
 
     monkeypatch.setattr(runner, "train", diverge)
     name = "r3-4-shared.bsd15-seed0"
-    main(["run", "--profile", "smoke", "--only", name, *places])
-    assert listed(capsys, "--only", name, *places)[name]["state"] == "diverged"
-    main(["report", "--profile", "smoke", *places])
-    assert "diverged (1 of 1)" in line(folders, "| shared | BSD68, sigma 15 |")
+    perform(at, name)
+    assert listed(capsys, at, only=[name])[name]["state"] == "diverged"
+    write_report(at, ["smoke"])
+    assert "not convergent (1 of 1: diverged)" in line(at, "| shared | BSD68, sigma 15 |")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["list", "--profile", "lit"], "unknown profile 'lit': did you mean 'lite'"),
+        (["list", "--scale", "lit"], "unknown scale 'lit': did you mean 'lite'"),
+        (["list", "--scale", "lite", "long"], "takes one scale, not lite, long"),
         (["run", "--table", "6"], "unknown table '6'"),
         (["run", "--figure", "1"], "unknown figure '1'.*2, 3, 4, 5, 6, 7"),
-        (["run", "--profile", "smoke", "--only", "r2-1.cifar10"], "did you mean 'r2-1.cifar10-seed0'"),
+        (["run", "--scale", "smoke", "--only", "r2-1.cifar10"], "did you mean 'r2-1.cifar10-seed0'"),
         (["run", "--table", "4"], "no CIFAR-10 in .*rcnet data cifar10"),
-        (["run", "--profile", "smoke", "--table", "3", "--bsd", "nowhere"], "no BSD in nowhere.*rcnet data bsds500"),
-        (["run", "--profile", "smoke", "--table", "4", "--jobs", "0"], "jobs from 1"),
-        (["report", "--profile", "big"], "unknown profile 'big'"),
+        (["run", "--scale", "smoke", "--table", "3", "--bsd", "nowhere"], "no BSD in nowhere.*rcnet data bsds500"),
+        (["run", "--scale", "smoke", "--jobs", "0", "--only", "r3-1.bsd25-seed0", "--bsd", str(BSD)], "jobs from 1"),
+        (["run", "--scale", "two-epochs", "--table", "3", "--bsd", str(BSD)], "nothing is run at it: take lite or long"),
+        (["report", "--scale", "big"], "unknown scale 'big'"),
     ],
 )
-def test_bad_input_says_what_is_valid(arguments, message, at, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([arguments[0], *at[1], *arguments[1:]])
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert re.search(message, error), error
+def test_bad_input_says_what_is_valid(arguments, message, refused):
+    assert re.search(message, refused("study", *arguments))
 
 
 def test_what_has_no_data_is_left_out(at, capsys):
-    folders, places = at
     names = ["r2-1.cifar10-seed0", "r3-1.bsd50-seed0"]
-    main(["run", "--profile", "smoke", "--only", *names, *places, "--bsd", "nowhere"])
-    assert "1 runs left out: no BSD in nowhere" in capsys.readouterr().err
-    assert [run.result(folders).exists() for run in declared("smoke", only=names)] == [True, False]
+    perform(dataclasses.replace(at, bsd=at.bsd / "nowhere"), *names)
+    assert "1 runs left out: no BSD in" in capsys.readouterr().err
+    assert [run.result(at).exists() for run in declared("smoke", only=names)] == [True, False]
 
 
-def test_a_damaged_result_is_named(at, capsys):
-    folders, places = at
-    path = Run("r2-1", "cifar10", 0, "smoke").result(folders)
-    path.parent.mkdir(parents=True)
-    path.write_text("{")
-    with pytest.raises(SystemExit):
-        main(["report", "--profile", "smoke", *places])
-    assert f"{path} is not a result of the study: delete it" in capsys.readouterr().err
+@pytest.mark.parametrize("text", ["{", "[]", '{"status": "done"}', '{"status": "done", "rows": [{"error": "low"}]}'])
+def test_a_file_that_is_no_result_stops_nothing(text, copied, capsys):
+    broken, whole = (Run(network, "cifar10", 0, "smoke") for network in ("r2-4", "r2-234"))
+    broken.result(copied).write_text(text)
+    message = f"{broken.result(copied)} is not a result of the study: delete it"
+    list_runs(copied, Chosen("smoke", only=[broken.name, whole.name]), json_output=True)
+    out, err = capsys.readouterr()
+    assert [row["state"] for row in json.loads(out)] == ["invalid result", "done"]
+    assert message in err
+    write_report(copied, ["smoke"])
+    assert message in capsys.readouterr().err
+    assert f"count as not yet measured: {broken.name}.json" in page(copied)
+    assert "1 of 1" in line(copied, "| steps 2 | CIFAR-10 | 8.46 |")
+    other = Run("r3-1", "bsd15", 0, "smoke")
+    with pytest.raises(InputError, match="is not a result of the study"):
+        perform(copied, broken.name, other.name)
+    assert other.result(copied).exists()
+    assert broken.result(copied).read_text() == text
+
+
+def test_results_that_are_kept_name_the_commit_of_their_code(tmp_path, monkeypatch):
+    run = Run("r3-1", "bsd25", 0, "lite")
+    monkeypatch.setattr(runner, "commit", lambda: "abc1234-dirty")
+    with pytest.raises(InputError, match="changes that no commit holds"):
+        runner.sign(run, tmp_path)
+    for now in ("abc1234", "def5678", "def5678"):
+        monkeypatch.setattr(runner, "commit", lambda now=now: now)
+        signed = runner.sign(run, tmp_path)
+    assert signed == "abc1234, def5678"
 
 
 # The plan
 
 
 def test_runs_shared_between_tables_are_declared_once():
-    runs = declared("full")
-    assert len(runs) == 3 * 54 == len({run.name for run in runs})
-    assert runs[Run("r2-4", "cifar10", 2, "full")] == ("Table 1", "Table 2", "Figure 2")
-    assert {run.seed for run in list(runs)[:54]} == {0}
+    runs = declared("long")
+    assert len(runs) == 3 * 62 == len({run.name for run in runs})
+    assert runs[Run("r2-4", "cifar10", 2, "long")] == ("Table 1", "Table 2", "Figure 2", "Sec. 3.3")
+    assert {run.seed for run in list(runs)[:62]} == {0}
     assert {run.network for run in runs} == NETWORKS.keys()
     assert len(declared("lite", tables=[4])) == 2
-    assert len(declared("lite", figures=[7], tables=[5])) == 5
+    assert len(declared("lite", figures=[7], tables=[5])) == 6
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_recipes_are_what_the_profile_says(profile, tmp_path):
-    for run in list(declared(profile))[:54]:
-        recipe = recipe_of(run.network, run.data, run.seed, PROFILES[profile], tmp_path)
-        assert recipe.seed == run.seed
+@pytest.mark.parametrize("scale", SCALES)
+def test_recipes_are_what_the_scale_says(scale, tmp_path):
+    for run in dict.fromkeys(dataclasses.replace(run, seed=0) for run in declared(scale)):
+        recipe = recipe_of(run.network, run.data, run.seed, SCALES[scale], tmp_path)
         assert recipe.minutes == 0
         with torch.device("meta"):
             model = create_model(**recipe.model)
-        if run.network == "s4-exits":
+        if run.network.endswith("-exits"):
             assert recipe.objective == "aggregated"
-        if run.network.endswith("-234"):
+        if run.network in ("r2-234", "r2-234-plain", "r2-234-all", "r4-123"):
             assert recipe.probabilities == (0.2, 0.3, 0.5)
-        if profile == "full":
-            assert recipe.epochs == 200 if run.data in paper.CIFAR else recipe.iterations == 80_000
-            if run.data in paper.CIFAR:
-                assert model.get_submodule("classifier").out_features == paper.CLASSES[run.data]
-            else:
+        if scale == "long":
+            assert recipe.epochs == 200 if run.classifies else recipe.iterations == 80_000
+            if not run.classifies:
                 assert recipe.denoising.sigma == float(run.data[3:])
+            elif not run.network.endswith("-exits"):
+                assert model.get_submodule("classifier").out_features == paper.CLASSES[run.data]
+        if scale == "lite" and run.classifies:
+            assert (recipe.epochs, recipe.optimizer.norm_lr) == (5, 16)
+
+
+def test_variants_change_what_their_name_says():
+    recipes = {n: recipe_of(n, "cifar10", 0, SCALES["long"], Folders().cifar) for n in NETWORKS if n.startswith("r2")}
+    assert (recipes["r2-4"].optimizer.shared_lr, recipes["r2-4-full-rate"].optimizer.shared_lr) == (0.5, 1.0)
+    assert recipes["r2-234-even"].probabilities == ()
+    assert recipes["r2-234-small"].probabilities == (0.5, 0.3, 0.2)
+    assert recipes["r2-234-all"].objective == "aggregated"
+    mixed = recipes["r2-234-mixed"]
+    own = dict(zip(((2, 2), (2, 3), (3, 2), (2, 4), (3, 3), (4, 2), (3, 4), (4, 3), (4, 4)), mixed.probabilities, strict=True))
+    assert mixed.settings == "free"
+    assert [sum(p for steps, p in own.items() if steps[1] == n) for n in (2, 3, 4)] == pytest.approx([0.2, 0.3, 0.5])
+    plain, double = (create_model(**recipes[name].model).get_submodule("cell2") for name in ("r2-234-plain", "r2-234"))
+    assert [len(row) for row in plain.norms] == [4]
+    assert sum(len(row) > 0 for row in double.norms) == 3
+
+
+def test_parameters_and_depth_are_those_of_the_paper():
+    for table in TABLES.values():
+        for cell in table.cells if table.parameters else ():
+            assert costs.depth_of(*cell.key) == table.depth[cell.row]
+            extra = unreachable_groups() if cell.row.startswith("R4") else 0
+            if cell.column == "CIFAR-10" or table is TABLES[5]:
+                counted = (costs.parameters_of(cell.key.network, cell.key.data) + extra) / 1e6
+                assert counted == pytest.approx(table.parameters[cell.row], abs=6e-4), cell.row
 
 
 def test_times_are_those_of_the_machine(done, capsys, monkeypatch):
-    folders, places = done
-    states = plan.survey(declared("smoke", tables=[2, 3]), folders)
-    speeds = {1e15 * s.pflop / t for s, t in zip(states, plan.seconds_here(states, folders), strict=True)}
-    assert len(speeds) <= 2  # that of its classifiers and that of its denoisers, whose minutes may round to 0
-    rows = listed(capsys, "--table", "1", *places, "--results", "nowhere").values()
-    assert all(row["seconds"] == pytest.approx(row["pflop"] * 1e4) for row in rows)
+    surveyed = states.survey(declared("smoke", only=KINDS), done)
+    runs = [(state.run, state.pflop, state.result) for state in surveyed]
+    own = dict(runs[0][2], minutes=2.0)  # the minutes of the others may round to 0
+    known = [(runs[0][0], runs[0][1], own), *((run, pflop, None) for run, pflop, _ in runs[1:3])]
+    assert costs.seconds_here(known, done) == pytest.approx([120 * pflop / own["pflop"] for _, pflop, _ in known])
+    rows = listed(capsys, dataclasses.replace(done, results=done.results / "none"), only=KINDS).values()
+    rates = {row["data"][:3]: row["seconds"] / row["pflop"] for row in rows}
+    assert rates == {"cif": pytest.approx(1e4), "bsd": pytest.approx(2e4)}
     monkeypatch.undo()
-    assert 1e6 < plan.measured_speed(False, "fp32") < 1e16
+    assert 1e6 < costs.measured_speed(False, "fp32") < 1e16
 
 
 def test_the_cheapest_information_comes_first():
-    def state(name, pflop, places, seed=0, done=0.0, result=None):
-        return plan.State(Run(name, "cifar10", seed, "full"), places, done, False, result, pflop)
+    def state(name, pflop, places, seed=0, done=0.0, result=None, data="cifar100"):
+        return states.State(Run(name, data, seed, "lite"), places, done, False, result, pflop)
 
-    states = [
+    surveyed = [
         state("later seed", 0.1, ("Table 1",), seed=1),
         state("dear", 8, ("Table 1",)),
         state("dear, nearly done", 8, ("Table 1",), done=0.9),
         state("dear, for four", 8, ("Table 1", "Table 2", "Figure 2", "Figure 3")),
         state("cheap", 1, ("Table 1",)),
         state("done", 0.01, ("Table 1",), result={}),
+        state("first of all", 9, ("Table 4",), data="cifar10"),
+        state("only said", 5, ("Sec. 4.2",), data="cifar10"),
     ]
-    names = [s.run.network for s in runner.cheapest_first(states)]
-    assert names == ["dear, nearly done", "cheap", "dear, for four", "dear", "later seed"]
+    names = [s.run.network for s in runner.in_order(surveyed)]
+    assert names == ["first of all", "dear, nearly done", "cheap", "dear, for four", "only said", "dear", "later seed"]
 
 
 # Claims
@@ -409,46 +547,83 @@ def key(network, steps, data="cifar10"):
 
 
 def claim(text):
-    (found,) = [c for c in CLAIMS if c.text.endswith(text)]
+    (found,) = [c for c in CLAIMS if c.text.startswith(text)]
     return found
 
 
 def test_the_papers_own_figures_support_its_claims():
+    values = {cell: [value] for cell, value in published().items()}
     for c in CLAIMS:
-        assert judge(c, published()).holds is (None if "R3" in c.text else True), c.text
+        only_said = c.where in ("Sec. 3.1", "Sec. 3.3", "Sec. 4.1", "Sec. 4.2", "Sec. 5.1, Figure 5")
+        assert judge(c, values).holds is (None if only_said else True), c.text
+
+
+def test_the_papers_brackets_contradict_its_tables():
+    values = published()
+    own = {cell: round(values[cell] - values[fixed], 2) for cell, (fixed, _) in paper.GAPS.items()}
+    differing = {cell: gap for cell, gap in own.items() if gap != paper.GAPS[cell][1]}
+    assert differing == {key("r2-234", 4): 0.22, key("r2-234", 2, "cifar100"): -0.67, key("r2-234", 4, "cifar100"): 0.34}
 
 
 @pytest.mark.parametrize(
-    ("errors", "holds"),
+    ("errors", "text"),
     [
-        ((14, 9, 8, 7), True),
-        ((14, 9, 9, 7), False),
-        ((14, 9, 8, math.nan), False),
-        ((14, 9, 8, None), None),
-        ((9, 14, None, None), False),
-        ((math.nan, 14, 13, 12), True),
-        ((None, None, None, None), None),
+        ((14, 9, 8, 7), "indicated"),
+        ((14, 9, 9, 7), "not indicated"),
+        ((14, 9, 8, math.nan), "not indicated"),
+        ((14, 9, 8, None), "indicated so far (2 of 3 comparisons)"),
+        ((14, None, None, 8), "indicated so far (1 of 3 comparisons)"),
+        ((9, 14, None, None), "not indicated so far (1 of 3 comparisons)"),
+        ((math.nan, 14, 13, 12), "indicated"),
+        ((None, None, None, 8), "not yet measured"),
+        ((None, None, None, None), "not yet measured"),
     ],
 )
-def test_more_steps_help(errors, holds):
-    values = {key(f"r2-{n}", n): error for n, error in enumerate(errors, start=1) if error is not None}
+def test_one_seed_only_indicates(errors, text):
+    values = {key(f"r2-{n}", n): [error] for n, error in enumerate(errors, start=1) if error is not None}
     verdict = judge(claim("More steps help R2, CIFAR-10"), values)
-    assert verdict.holds is holds
-    assert verdict.text == {True: "holds", False: "does not hold", None: "not yet measured"}[holds]
-    assert ("?" in verdict.figures) == (None in errors)
+    assert verdict.text == text
+    assert verdict.figures.count("?") == (sum(error is None for error in errors) if values else 0)
+
+
+@pytest.mark.parametrize(
+    ("worse", "better", "text"),
+    [
+        ((8.0, 8.1, 8.2), (7.0, 7.1, 7.2), "holds"),
+        ((7.0, 7.1, 7.2), (8.0, 8.1, 8.2), "does not hold"),
+        ((8.0, 8.4, 8.8), (7.8, 8.2, 8.6), "undecided: within the spread of the seeds"),
+        ((8.0, 8.1), (7.0,), "indicated"),
+        ((8.0, 8.1, math.nan), (7.0, 7.1, 7.2), "holds"),
+    ],
+)
+def test_seeds_decide_by_their_spread(worse, better, text):
+    values = {key("s2-2", 2): worse, key("r2-4", 4): better}
+    assert judge(claim("R2^4 beats the deeper S2^2, CIFAR-10"), values).text == text
 
 
 @pytest.mark.parametrize(("psnr", "holds"), [((15, 25, 31), True), ((math.nan, 31, 31.2), True), ((31, 30, 31.5), False)])
 def test_higher_psnr_is_better(psnr, holds):
     networks = ("r3-4-shared", "r3-4-none", "r3-4")
-    values = {key(network, 4, "bsd25"): value for network, value in zip(networks, psnr, strict=True)}
-    assert judge(claim("none beats shared, BSD68, sigma 25"), values).holds is holds
+    values = {key(network, 4, "bsd25"): [value] for network, value in zip(networks, psnr, strict=True)}
+    assert judge(claim("Independent norms beat none, and none beats shared, BSD68, sigma 25"), values).holds is holds
 
 
-@pytest.mark.parametrize(("gap", "holds"), [(-1.0, True), (SLACK / 2, True), (2 * SLACK, False)])
-def test_matching_has_a_limit(gap, holds):
-    values = {key(f"r2-{n}", n): 8.0 for n in (2, 3, 4)} | {key("r2-234", n): 8.0 for n in (2, 3)} | {key("r2-234", 4): 8.0 + gap}
-    assert judge(claim("Cost-adjustable R2 matches fixed R2, within 0.5 points, CIFAR-10"), values).holds is holds
+@pytest.mark.parametrize(("gap", "holds"), [(-1.0, True), (0.2, True), (0.3, False)])
+def test_competitive_is_no_worse_than_the_papers_own_gap(gap, holds):
+    values = {key(f"r2-{n}", n): [8.0] for n in (2, 3, 4)} | {key("r2-234", n): [8.0] for n in (2, 3)}
+    values[key("r2-234", 4)] = [8.0 + gap]
+    verdict = judge(claim("Cost-adjustable R2 is competitive with fixed R2, CIFAR-10 (by at most 0.22 points"), values)
+    assert verdict.holds is holds
+    assert f"({gap:+.2f})" in verdict.figures
+
+
+def test_drawing_larger_steps_more_often_is_judged_by_the_mean_over_steps():
+    def values(usual):
+        each = {"r2-234-small": (8, 8, 9), "r2-234-even": (8, 8, 8), "r2-234": usual}
+        return {key(network, n): [e] for network, errors in each.items() for n, e in zip((2, 3, 4), errors, strict=True)}
+
+    assert judge(claim("Larger probabilities"), values((9, 7, 7))).holds is True
+    assert judge(claim("Larger probabilities"), values((9, 8, 8))).holds is False
 
 
 @pytest.mark.parametrize(
@@ -456,50 +631,72 @@ def test_matching_has_a_limit(gap, holds):
     [((26, 25.5, 25), (45, 30, 25), True), ((26, 25.5, 25), (25.1, 25.1, 25), False), ((26, 25.5), (45, 30, 25), None)],
 )
 def test_early_exits_are_compared_at_the_same_relative_cost(rc, exits, holds):
-    costs = {key("r4-123", n, "cifar100"): c for n, c in ((1, 48), (2, 74), (3, 100))}
-    costs |= {key("s4-exits", n, "cifar100"): c for n, c in ((1, 51), (2, 75), (3, 100))}
-    values = {key("r4-123", n, "cifar100"): e for n, e in enumerate(rc, start=1)}
-    values |= {key("s4-exits", n, "cifar100"): e for n, e in enumerate(exits, start=1)}
-    assert judge_exits(values, costs.__getitem__).holds is holds
+    macs = {key("r4-123", n, "cifar100"): c for n, c in ((1, 48), (2, 74), (3, 100))}
+    macs |= {key("s4-exits", n, "cifar100"): c for n, c in ((1, 51), (2, 75), (3, 100))}
+    values = {key("r4-123", n, "cifar100"): [e] for n, e in enumerate(rc, start=1)}
+    values |= {key("s4-exits", n, "cifar100"): [e] for n, e in enumerate(exits, start=1)}
+    verdict = judge_exits("S4^3 with early exits", values, macs.__getitem__)
+    assert verdict.holds is holds
+    assert verdict.one_seed is (holds is not None)
 
 
 def test_relative_accuracy_is_that_of_the_largest():
     keys = claims.CURVES["R4, cost-adjustable"]
-    points = claims.relative(keys, dict(zip(keys, (60, 55, 50), strict=True)), lambda k: 10.0 * k.steps)
+    points = claims.relative(keys, (60, 55, 50), lambda k: 10.0 * k.steps)
     assert points == [(pytest.approx(100 / 3), 80), (pytest.approx(200 / 3), 90), (100, 100)]
 
 
-# The network of Figure 7
+# The networks of Figure 7
 
 
-def test_an_early_exit_computes_nothing_after_it():
-    model = create_model("s4_exits").eval()
+@pytest.mark.parametrize("name", ["s4_exits", "r4_exits"])
+def test_an_early_exit_computes_nothing_after_it(name):
+    model = create_model(name, width=0.25).eval()
     ran = []
-    for name, module in model.named_children():
-        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    for child, module in model.named_children():
+        module.register_forward_hook(lambda *_, child=child: ran.append(child))
+    x = torch.rand(2, 3, 8, 8)
+    at_each = {}
     for steps, last in ((1, "cell2"), (2, "cell3"), (3, "cell4")):
         ran.clear()
-        model(torch.rand(1, 3, 8, 8), steps=steps)
-        names = [name for name in model._modules if not name.startswith("exit")]
+        at_each[steps] = model(x, steps=steps)
+        names = [child for child in model._modules if not child.startswith("exit")]
         assert ran == [*names[: names.index(last) + 1], "classifier" if steps == 3 else f"exit{steps}"]
+    ran.clear()
+    together = model.exits(x)
+    assert sorted(ran) == sorted(model._modules)  # each once
+    assert together.keys() == at_each.keys()
+    for steps, output in together.items():
+        torch.testing.assert_close(output, at_each[steps])
     with pytest.raises(InputError, match="valid: 1, 2, 3"):
         model(torch.rand(1, 3, 8, 8), steps=4)
     with pytest.raises(InputError, match="the exits are 1, 2 and 3"):
-        create_model("s4_exits", steps=4)
+        create_model(name, steps=4)
 
 
-def test_rcnet_study_is_the_same(at, capsys):
-    from rcnet.cli.study import study
+def test_the_cells_of_r4_with_exits_take_three_steps():
+    whole, cut = create_model("r4", steps=3, width=0.25).eval(), create_model("r4_exits", width=0.25).eval()
+    cut.load_state_dict({k: v for k, v in whole.state_dict().items() if not k.startswith("classifier")}, strict=False)
+    x = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(
+        torch.nn.Sequential(*list(cut)[:3])[2](cut.stem(cut.normalize(x)), 1),
+        whole.transition1(whole.stem(whole.normalize(x)), 1),
+    )
+    held = {}
+    for label, net in (("whole", whole), ("cut", cut)):
+        net.cell4.register_forward_hook(lambda _, __, output, label=label: held.setdefault(label, output))
+        net(x)
+    torch.testing.assert_close(held["cut"], held["whole"])
 
-    folders, places = at
-    main(["list", "--profile", "smoke", "--table", "4", "--json", *places])
-    expected = json.loads(capsys.readouterr().out)
-    study("list", profile=["smoke"], table=[4], json_output=True, **dataclasses.asdict(folders))
-    rows = json.loads(capsys.readouterr().out)
-    assert [(row["run"], row["pflop"]) for row in rows] == [(row["run"], row["pflop"]) for row in expected]
-    study("list", profile=["smoke"], table=[4], **dataclasses.asdict(folders))
+
+def test_rcnet_study_lists_and_renders(at, capsys, monkeypatch):
+    folders = dataclasses.asdict(at)
+    study("list", scale=["smoke"], table=[4], json_output=True, **folders)
+    assert [row["run"] for row in json.loads(capsys.readouterr().out)] == [ADJUSTABLE, "r2-234.cifar100-seed0"]
+    study("list", scale=["smoke"], table=[4], **folders)
     printed = capsys.readouterr().out
-    assert "r2-234.cifar10-seed0" in printed
+    assert ADJUSTABLE in printed
     assert "0 of 2 runs done" in printed
-    with pytest.raises(InputError, match="takes one profile"):
-        study("run", profile=["lite", "full"])
+    study("report", **folders)
+    assert "- **long**" in page(at)
+    assert results.results_of("long", at).files == []

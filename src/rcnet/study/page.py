@@ -63,8 +63,9 @@ def render(shown: Sequence[Measured], folders: Folders, notes: Mapping[str, Mapp
 
 
 def work(m: Measured) -> str:
-    """What has been done, in a sentence or two."""
-    count = f"{len(m.files)} of {len(declared(m.scale))} runs done"
+    """What has been done, in a few sentences."""
+    of = len(m.files) if SCALES[m.scale].closed else len(declared(m.scale))
+    count = f"{len(m.files)} of {of} runs done"
     if not m.files:
         return f"{count}."
     hours = sum(result["minutes"] or 0 for result in m.files) / 60
@@ -72,8 +73,12 @@ def work(m: Measured) -> str:
     hardware = sorted({result["hardware"] for result in m.files})
     commits = sorted({str(result["commit"]) for result in m.files})
     dirty = sum("-dirty" in str(result["commit"]) for result in m.files)
-    remark = f" {dirty} of them were made by sources with changes that no commit holds." if dirty else ""
-    return f"{count}: {hours:.1f} hours, {pflop:.3g} PFLOP on {'; '.join(hardware)}; commits {', '.join(commits)}.{remark}"
+    inexact = sum("error" in row and "evaluated_in" not in result for result in m.files for row in result["rows"][:1])
+    remarks = [f" {dirty} of them were made by sources with changes that no commit holds."] if dirty else []
+    remarks += [f" {inexact} of them were evaluated in the precision that they were trained in."] if inexact else []
+    return (
+        f"{count}: {hours:.1f} hours, {pflop:.3g} PFLOP on {'; '.join(hardware)}; commits {', '.join(commits)}.{''.join(remarks)}"
+    )
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -87,7 +92,7 @@ def claims_table(shown: Sequence[Measured]) -> str:
     rows = []
     for i, (claim, own) in enumerate(paper):
         cells = [f"*{v.text}*" + (f": {v.figures}" if v.figures else "") for v in (judged[i][1] for judged in ours)]
-        where = "figure" if "Figure" in claim.where else "words"
+        where = "a figure" if "Figure" in claim.where else "words"
         said = f"in {where} only" if own.holds is None else f"{'holds' if own.holds else 'does not hold'}: {own.figures}"
         rows.append([claim.text, claim.where, said, *cells])
     return markdown(["claim", "where", "the paper's figures", *(m.scale for m in shown)], rows)

@@ -62,8 +62,8 @@ SCALES = {
         ("r3", ("iterations=6000", "minutes=0", "ema=0.995")),
     ),
     "two-epochs": Scale(
-        "what lite was before: classifiers by cifar_fast for 2 epochs, batch norms at the learning rate of the rest, evaluated "
-        "in bf16; denoisers as in lite, without a record along the run. Nothing is run at it any more",
+        "what lite was before, and was called on its pictures: classifiers by cifar_fast for 2 epochs, batch norms at the "
+        "learning rate of the rest; denoisers as in lite, without a record along the run. Nothing is run at it any more",
         (0,),
         ("cifar_fast", ("epochs=2", "ema=0.99")),
         ("r3", ("iterations=6000", "minutes=0", "ema=0.995")),
