@@ -11,6 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 from rcnet.cli.classify import classify
 from rcnet.cli.data import data
 from rcnet.cli.denoise import denoise
+from rcnet.cli.doctor import doctor
 from rcnet.cli.evaluate import evaluate
 from rcnet.cli.export import export
 from rcnet.cli.figures import figures
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "figures": figures,
     "study": study,
+    "doctor": doctor,
 }
 PIPE = "./-"  # a lone hyphen, which the parser takes for an option
 
