@@ -42,7 +42,14 @@ def _section(name: str, part: Mapping[str, Any]) -> str:
         return f"{title}: FAILED: {part['failed']}"
     if name == "self_test":
         rows = [
-            (r["precision"], r["steps"], f"{r['psnr']:.2f}", f"{r['expected']:.2f}", f"{r['ms']:.0f}", "" if r["passed"] else "WRONG")
+            (
+                r["precision"],
+                r["steps"],
+                f"{r['psnr']:.2f}",
+                f"{r['expected']:.2f}",
+                f"{r['ms']:.0f}",
+                "" if r["passed"] else "WRONG",
+            )
             for r in part["rows"]
         ]
         verdict = "passed" if part["passed"] else "FAILED"
