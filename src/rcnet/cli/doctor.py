@@ -52,9 +52,9 @@ def _section(name: str, part: Mapping[str, Any]) -> str:
             )
             for r in part["rows"]
         ]
-        verdict = "passed" if part["passed"] else "FAILED"
-        header = ("precision", "steps", "PSNR dB", "expected", "ms", "")
-        return f"{title}: {verdict} in {part['seconds']} s, {part['weights']} of {len(part['read'])} sets of weights\n{table(header, rows)}"
+        verdict = f"{'passed' if part['passed'] else 'FAILED'} in {part['seconds']} s"
+        about = f"{part['weights']}, of {len(part['read'])} sets of weights"
+        return f"{title}: {verdict}, {about}\n{table(('precision', 'steps', 'PSNR dB', 'expected', 'ms', ''), rows)}"
     if not part:
         return f"{title}: none"
     width = max(map(len, part))
