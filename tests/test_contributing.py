@@ -4,9 +4,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+import rcnet
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
@@ -67,3 +70,14 @@ def test_an_import_the_other_way_is_found(changed):
     done = lint_imports(changed)
     assert done.returncode == 1
     assert "rcnet.models is not allowed to import rcnet.training" in done.stdout
+
+
+def test_versions_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    floor = (ROOT / ".github" / "floor.txt").read_text().strip()
+    assert floor.replace("==", ">=") in project["dependencies"]
+    workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text()
+    pythons = {line.rpartition(" ")[2] for line in project["classifiers"] if "Python :: 3." in line}
+    assert pythons == set(re.findall(r"\b3\.\d+\b", workflow))
+    assert f"version: {rcnet.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## [{rcnet.__version__}] - " in (ROOT / "CHANGELOG.md").read_text()
