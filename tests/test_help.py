@@ -1,6 +1,7 @@
 """The command line explains itself: help, errors, completion and the doctor."""
 
 import getpass
+import inspect
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from .conftest import IMAGES
 
 
 def examples(command):
-    block = re.search(r"Examples::\n\n((?:      .*\n)+)", COMMANDS[command].__doc__)
+    block = re.search(r"Examples::\n\n((?:  .*\n)+)", inspect.getdoc(COMMANDS[command]))
     return [re.split(r" {2,}|[|>]", line.strip())[0] for line in block[1].splitlines()]
 
 
