@@ -278,5 +278,5 @@ def test_weights_are_small_and_hold_each_kernel_once():
         model = load(name)
         held = sum(t.numel() for t in model.state_dict().values())
         assert path.stat().st_size < 4.2 * held + 60_000
-        size = (32, 32) if "classes" in model.metadata["preprocessing"] else (17, 23)
-        assert torch.all(torch.isfinite(model(torch.rand(1, model.channels, *size))))
+        size = (32, 32) if model.about.classes else (17, 23)
+        assert torch.all(torch.isfinite(model(torch.rand(1, model.about.channels, *size))))
