@@ -82,7 +82,7 @@ def test_an_epoch_sees_every_image_once(cifar_folder, tmp_path):
     orders = []
     for epoch in range(2):
         batches = [task.batch(np.random.default_rng(0), 5 * epoch + i) for i in range(5)]
-        images = torch.cat([x for x, _ in batches])
+        images = torch.cat([batch.x for batch in batches])
         match = (images.flatten(1)[:, None] == everything.flatten(1)[None]).all(2)
         assert (match.sum(0) == 1).all()
         orders.append(match.int().argmax(1).tolist())
@@ -122,12 +122,12 @@ def test_the_sandwich_rule_teaches_the_others_by_the_largest(cifar_folder, tmp_p
     model = copy.deepcopy(job.model).train()
     rng = np.random.default_rng([0, 0])
     middle = int(rng.choice([2, 3]))
-    x, labels = job.task.batch(rng, 0)
-    largest = model(x, 4)
+    batch = job.task.batch(rng, 0)
+    largest = model(batch.x, 4)
     taught = largest.softmax(1).detach()
-    expected = job.task.loss(largest, labels)
+    expected = job.task.loss(largest, batch)
     for n in (1, middle):
-        expected = expected - (taught * model(x, n).log_softmax(1)).sum(1).mean()
+        expected = expected - (taught * model(batch.x, n).log_softmax(1)).sum(1).mean()
     assert job.step() == pytest.approx(expected.item() / 3, rel=1e-4)
 
 

@@ -1,11 +1,21 @@
 """`rcnet denoise` on what people have: any noise, none at all, and the options that say what is known of it."""
 
+import io
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 from skimage import data
+
+from rcnet.data.imagefile import NAMES
+
+from .conftest import IMAGES
 
 CLEAN = data.astronaut()[60:220, 160:360]
 
@@ -125,3 +135,89 @@ def test_wrong_words_about_the_noise(refused, tmp_path):
     assert "from 1" in refused("denoise", "a.png", "--threads", "0")
     assert "--white" in refused("denoise", "a.png", "--white", "256")
     assert "the cheapest, 1, takes" in refused("denoise", "a.png", "--budget", "1us")
+
+
+# Files and pipes
+
+
+def rcnet(*arguments, **options):
+    return subprocess.run([sys.executable, "-m", "rcnet", *arguments], capture_output=True, check=False, **options)
+
+
+def test_a_folder_says_what_it_skips_and_passes_over_hidden_files(run, tmp_path):
+    (tmp_path / "in").mkdir()
+    save_noisy("in/a.png", 25)
+    (tmp_path / "in" / "._a.png").write_bytes(b"Mac OS X resource fork")
+    for name in ("notes.txt", "raw.nef"):
+        (tmp_path / "in" / name).touch()
+    status, out, err = run("denoise", "in", "--steps", "1")
+    assert status == 0, err
+    assert out.split() == ["in/a-denoised.png"]
+    assert f"in: skipped notes.txt, raw.nef (not {NAMES})" in err
+
+
+def test_names_that_cannot_be_printed(tmp_path):
+    for name in (b"\xff\xfe.png", "\u732b.png".encode()):
+        save_noisy(os.path.join(os.fsencode(tmp_path), name), 25)
+    done = rcnet(
+        "denoise", ".", "--out-dir", "out", "--steps", "1", cwd=tmp_path, env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert len(os.listdir(tmp_path / "out")) == 2
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [("png", "PNG"), ("jpg", "JPEG"), ("ppm", "PPM")])
+def test_from_a_pipe_to_a_pipe(tmp_path, suffix, kind):
+    save_noisy(tmp_path / f"a.{suffix}", 25)
+    done = rcnet("denoise", "-", "--steps", "1", input=(tmp_path / f"a.{suffix}").read_bytes())
+    assert done.returncode == 0, done.stderr
+    with Image.open(io.BytesIO(done.stdout)) as image:
+        assert image.format == kind
+        assert np.square(np.asarray(image) - CLEAN.astype(float)).mean() < 0.3 * 25**2
+    to_pipe = rcnet("denoise", tmp_path / f"a.{suffix}", "-o", "-", "--steps", "1")
+    assert to_pipe.stdout == done.stdout
+
+
+def test_pipes_that_cannot_be(tmp_path):
+    for words, arguments in (
+        (b"no name", ("-", "--out-dir", "out")),
+        (b"--compare", ("-", "--compare")),
+        (b"<stdin> is empty", ("-",)),
+    ):
+        done = rcnet("denoise", *arguments, input=b"", cwd=tmp_path)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert done.stderr.count(b"\n") == 1
+        assert not done.stdout
+
+
+def test_control_c_says_interrupted_and_leaves_no_half_file(tmp_path):
+    Image.fromarray(np.tile(CLEAN, (10, 10, 1))).save(tmp_path / "a.png")
+    command = [sys.executable, "-m", "rcnet", "denoise", "a.png", "--threads", "1"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        time.sleep(4)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130, err
+    assert err.endswith(b"rcnet: interrupted\n")
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_what_a_format_does_not_keep_is_said(run, tmp_path):
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    Image.fromarray(CLEAN).save("a.png", exif=exif, dpi=(300, 300))
+    Image.fromarray(CLEAN).convert("CMYK").save("cmyk.jpg")
+    status, _, err = run("denoise", "a.png", "-o", "b.ppm", "--steps", "1")
+    assert status == 0, err
+    assert "a.png: PNM does not keep EXIF, the resolution" in err
+    status, _, err = run("denoise", "cmyk.jpg", "--steps", "1")
+    assert status == 0, err
+    assert "cmyk.jpg: CMYK became RGB" in err
+
+
+def test_help_and_readme_name_the_formats(run):
+    for command in ("denoise", "classify"):
+        assert NAMES in " ".join(run(command, "--help")[1].split())
+    assert NAMES in " ".join((IMAGES.parent.parent / "README.md").read_text().split())

@@ -249,8 +249,9 @@ def test_the_aggregated_loss_is_the_weighted_sum_over_all_steps(tmp_path):
     model.load_state_dict(run.model.state_dict())
     rng = np.random.default_rng([0, 0])
     draw_steps(model.steps, run.probabilities, "aggregated", rng)
-    x, clean = run.task.batch(rng, 0)
-    expected = sum(p * run.task.loss(model(x, n), clean).item() for n, p in zip(model.steps, run.probabilities, strict=True))
+    batch = run.task.batch(rng, 0)
+    parts = zip(model.steps, run.probabilities, strict=True)
+    expected = sum(p * run.task.loss(model(batch.x, n), batch).item() for n, p in parts)
     assert run.step() == pytest.approx(expected, rel=1e-4)
 
 

@@ -1,5 +1,6 @@
 """The command line: parse, call the library, print. Each command loads torch only when it runs."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ app = App(
     help="Compact networks with a cost dial: denoise and classify images, train, evaluate. More steps cost more and do better.",
     version=lambda: version("rcnet"),
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
     default_parameter=Parameter(negative=()),
 )
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -38,14 +40,25 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "figures": figures,
     "study": study,
 }
+PIPE = "./-"  # a lone hyphen, which the parser takes for an option
+
 for name, command in COMMANDS.items():
     app.command(command, name=name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits: 0 done, 2 bad input (one line on stderr), 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold what the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        given = sys.argv[1:] if arguments is None else arguments
+        app(
+            [PIPE if argument == "-" else argument for argument in given],
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
     except InputError as error:
         fail(error)
     except BrokenPipeError:  # the reader of our output, e.g. head, has gone

@@ -27,8 +27,9 @@ def classify(
 ) -> None:
     """Name what images show, at the cost that --steps or --budget names.
 
-    PNG, JPEG, TIFF, WebP and BMP of any size, gray and colour, 8 and 16 bit:
-    each is turned upright, resized and cut to the middle as the weights expect.
+    PNG, JPEG, TIFF, WebP, BMP, PNM, JPEG 2000, AVIF and HEIC of any size,
+    gray and colour: each is turned upright, resized and cut to the middle as
+    the weights expect.
 
     Examples::
 
