@@ -272,8 +272,7 @@ def warn_of_level(file: Path, model: "Optimized", pixels: "np.ndarray", white: f
     """Says on stderr that weights made for one noise level are far from that of this picture."""
     from rcnet.data.noise import estimate_sigma
 
-    noise = model.network.about.noise
-    trained = noise.sigma if noise else None
+    trained = model.network.about.noise.sigma if model.network.about.noise else None
     if not isinstance(trained, float):
         return
     top, left = (max(side - JUDGED, 0) // 2 for side in pixels.shape[:2])
