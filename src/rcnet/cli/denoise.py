@@ -56,7 +56,7 @@ def denoise(
       rcnet denoise photo.png --sigma 15    noise of a level that you know
       rcnet denoise photo.jpg -o clean.png --steps 1
       rcnet denoise photo.png --budget 200ms
-      rcnet denoise scans/ --out-dir clean/ every image in a folder
+      rcnet denoise scans/ --out-dir clean/  every image in a folder
       scan | rcnet denoise - > clean.png    from a pipe to a pipe
       rcnet denoise photo.png --compare     a picture of every step, too
       rcnet denoise --demo                  what each step costs and gains
