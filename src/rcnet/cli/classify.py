@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rcnet.cli.text import Json
+from rcnet.cli.text import Budget, Json
 from rcnet.errors import InputError
 
 DEFAULT = "r2.cifar10"
@@ -20,7 +20,7 @@ def classify(
     *,
     model: str = DEFAULT,
     steps: str | None = None,
-    budget: str | None = None,
+    budget: Budget = None,
     top: int = 1,
     precision: str = "fp32",
     json_output: Json = False,

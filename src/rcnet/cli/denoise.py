@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from cyclopts import Parameter
 
+from rcnet.cli.text import Budget
 from rcnet.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from rcnet.cell import Steps
+    from rcnet.cell import Choice, Steps
     from rcnet.data.imagefile import ImageFile
     from rcnet.deploy.files import Job
     from rcnet.deploy.optimize import Optimized
@@ -30,7 +31,7 @@ def denoise(
     out_dir: Path | None = None,
     model: str | None = None,
     steps: str | None = None,
-    budget: str | None = None,
+    budget: Budget = None,
     sigma: float | None = None,
     sigma_map: Path | None = None,
     strength: float = 1.0,
@@ -166,7 +167,7 @@ def weights(name: str, how: How, sessions: "dict[str, Optimized]") -> "Optimized
         network = load(name).to(best_device())
         network_of(network)
         network.per_cell(how.steps)
-        if (how.sigma is not None or how.sigma_map) and not network.noise_level:
+        if (how.sigma is not None or how.sigma_map) and not network.about.takes_level:
             raise InputError(
                 f"{name} takes no noise level: leave out --sigma and --sigma-map, or take weights that do, e.g. {COLOUR}"
             )
@@ -180,10 +181,11 @@ def denoise_file(job: "Job", how: How, sessions: "dict[str, Optimized]") -> None
 
     from tqdm import tqdm
 
+    from rcnet.cell import choice
     from rcnet.data.imagefile import upright
     from rcnet.deploy.denoise import count_tiles, denoise_pixels, denoise_steps_for
     from rcnet.deploy.files import PIPE, prepare, read, write
-    from rcnet.figures.side_by_side import save_picture, side_by_side
+    from rcnet.figures.side_by_side import in_rows, save_picture, side_by_side
 
     image = read(job)
     for note in (*image.notes, *prepare(job, image)):
@@ -197,10 +199,10 @@ def denoise_file(job: "Job", how: How, sessions: "dict[str, Optimized]") -> None
     steps = how.steps
     if how.budget:
         steps = denoise_steps_for(model, how.budget, shape, tile=how.tile)
-    steps = model.network.per_cell(steps)[0]
+    steps = choice(model.network.per_cell(steps))
     warn_of_level(job.file, model, pixels, white)
     runs = [steps, *(n for n in model.steps if job.picture and n != steps)]
-    tiles = count_tiles(model, (1, 3, *shape[2:]), how.tile) // (3 if model.network.channels == 1 else 1)
+    tiles = count_tiles(model, (1, 3, *shape[2:]), how.tile) // (3 if model.network.about.channels == 1 else 1)
     sigma = how.sigma if how.sigma_map is None else read_map(how.sigma_map, pixels.shape[:2])
     results = {}
     total = len(runs) * tiles
@@ -219,9 +221,9 @@ def denoise_file(job: "Job", how: How, sessions: "dict[str, Optimized]") -> None
     almost = "nearly no noise found: " if level < NOTHING else ""
     print(f"{job.file}: {almost}removed what amounts to sigma {level:.1f} (of 255)", file=sys.stderr)
     if job.picture:
-        panels = [("input", pixels), *((steps_label(n), results[n]) for n in sorted(results))]
+        panels = [("input", pixels), *((steps_label(n), results[n]) for n in model.steps)]
         shown = [(label, upright(image, panel / white)) for label, panel in panels]
-        save_picture(job.picture, side_by_side([shown]))
+        save_picture(job.picture, side_by_side(in_rows(shown)))
         print(job.picture)
 
 
@@ -270,8 +272,8 @@ def warn_of_level(file: Path, model: "Optimized", pixels: "np.ndarray", white: f
     """Says on stderr that weights made for one noise level are far from that of this picture."""
     from rcnet.data.noise import estimate_sigma
 
-    trained = getattr(model.network, "metadata", {}).get("preprocessing", {}).get("noise", {}).get("sigma")
-    if not isinstance(trained, int | float):
+    trained = model.network.about.noise.sigma if model.network.about.noise else None
+    if not isinstance(trained, float):
         return
     top, left = (max(side - JUDGED, 0) // 2 for side in pixels.shape[:2])
     found = estimate_sigma(pixels[top : top + JUDGED, left : left + JUDGED] / white)
@@ -283,9 +285,11 @@ def warn_of_level(file: Path, model: "Optimized", pixels: "np.ndarray", white: f
         )
 
 
-def steps_label(steps: int) -> str:
-    """1 step, 4 steps."""
-    return f"{steps} step{'s' if steps > 1 else ''}"
+def steps_label(steps: "Choice") -> str:
+    """1 step, 4 steps, steps 3,2,2."""
+    from rcnet.cost.budget import steps_text
+
+    return f"{steps} step{'s' if steps != 1 else ''}" if isinstance(steps, int) else f"steps {steps_text(steps)}"
 
 
 def run_demo(picture: Path) -> None:
@@ -293,6 +297,7 @@ def run_demo(picture: Path) -> None:
     from tqdm import tqdm
 
     from rcnet.cli.text import count, table
+    from rcnet.cost.budget import steps_text
     from rcnet.figures.demo import ROUNDS, demo
     from rcnet.figures.side_by_side import save_picture
 
@@ -303,7 +308,8 @@ def run_demo(picture: Path) -> None:
     with tqdm(total=1 + ROUNDS, desc="denoising at every step", disable=None, leave=False) as bar:
         rows, image, about = demo(bar.update)
     lines = [
-        (r["model"], r["steps"], f"{r['parameters']:,}", count(r["macs"]), f"{r['ms']:.0f}", f"{r['psnr']:.2f}") for r in rows
+        (r["model"], steps_text(r["steps"]), f"{r['parameters']:,}", count(r["macs"]), f"{r['ms']:.0f}", f"{r['psnr']:.2f}")
+        for r in rows
     ]
     print(about)
     print(table(("model", "steps", "parameters", "MACs", "ms", "PSNR dB"), lines))
