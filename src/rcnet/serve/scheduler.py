@@ -116,7 +116,7 @@ class Scheduler:
             raise Refused(
                 "large",
                 f"this image takes about {1000 * alone:.0f} ms of {request.model} here and may take "
-                f"{1000 * (request.deadline - now):.0f}: give a later deadline or a smaller image",
+                f"{1000 * max(request.deadline - now, 0):.0f}: give a later deadline or a smaller image",
             )
         elif not self._fits(request, ask, now):
             raise Refused("busy", "the answer would be too late even at the least setting", self._drain(now))
@@ -149,6 +149,8 @@ class Scheduler:
         head = self.waiting[0]
         chosen = self._choose(now)
         setting = self._setting(head, chosen)
+        if head.pinned is None and chosen[head.model] != self._dials[head.model][0]:
+            self._dials[head.model] = chosen[head.model], now
         mates = [r for r in self.waiting if r is not head and self._together(head, r, chosen)] if self.most > 1 else []
         batch = Batch(head.model, setting, [head, *mates][: self._size(head, setting, 1 + len(mates), now)], now)
         for request in batch.requests:
@@ -257,7 +259,6 @@ class Scheduler:
         except Exception:
             log.exception("the policy failed: the least settings are taken")
             chosen = dict.fromkeys(self.models, 0)
-        self._dials = {n: self._dials[n] if self._dials[n][0] == chosen[n] else (chosen[n], now) for n in chosen}
         return chosen
 
     def _fits(self, request: Request, ask: Ask, now: float) -> bool:
