@@ -26,6 +26,7 @@ def serve(
     max_mb: int = 32,
     max_pixels: int = 4_000_000,
     requests: int = 64,
+    patience: float = 10.0,
     token_file: Path | None = None,
 ) -> None:
     """Serve networks over HTTP, at the best settings that answer everybody in time.
@@ -72,6 +73,8 @@ def serve(
         Largest image.
     requests
         Requests at once, at most.
+    patience
+        Seconds in which a body has to arrive.
     token_file
         File with a token that clients must send as Authorization: Bearer TOKEN. RCNET_TOKEN, unless given.
     """
@@ -105,7 +108,7 @@ def serve(
         precision=precision,
         queue=queue,
         batch=batch,
-        limits=Limits(body=max_mb << 20, pixels=max_pixels, requests=requests),
+        limits=Limits(body=max_mb << 20, pixels=max_pixels, requests=requests, patience=patience),
         token=read_token(token_file),
     )
     run(settings)

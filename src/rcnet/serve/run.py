@@ -3,11 +3,13 @@
 import asyncio
 import ipaddress
 import signal
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import uvicorn
 
+from rcnet.errors import InputError
 from rcnet.serve.app import create_app
 from rcnet.serve.desk import Limits
 from rcnet.serve.engine import Engine
@@ -57,14 +59,32 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def bind(host: str, port: int) -> socket.socket:
+    """A socket of that address, which takes no connections yet, or `InputError`."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except (OSError, OverflowError) as error:
+        raise InputError(f"{host} port {port} cannot be listened on: {getattr(error, 'strerror', None) or error}") from error
+    return bound
+
+
+def shown(bound: socket.socket) -> str:
+    """Host and port."""
+    host, port = bound.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 async def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then finishes what is in progress.
 
     Raises:
-        InputError: models, settings or a policy that are not valid.
-        OSError: the address cannot be listened on.
+        InputError: models, settings, a policy or an address that are not valid.
     """
     engine = engine_of(settings)
+    listening = bind(settings.host, settings.port)
     try:
         await engine.start()
         app = create_app(engine, limits=settings.limits, token=settings.token, demonstration=is_loopback(settings.host))
@@ -78,10 +98,7 @@ async def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=DRAIN,
             limit_concurrency=4 * settings.limits.requests,
         )
-        listening = config.bind_socket()
-        address = listening.getsockname()
-        shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-        print(f"rcnet serves {', '.join(engine.models)} at http://{shown}:{address[1]}", flush=True)
+        print(f"rcnet serves {', '.join(engine.models)} at http://{shown(listening)}", flush=True)
         server = uvicorn.Server(config)
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn drains at one, and raises it again when it is done
         await server.serve([listening])

@@ -106,7 +106,7 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
 BODY = {
     "requestBody": {
         "required": True,
-        "description": "One image; its format is found from its bytes. npy: uint8, uint16 or float in [0, 1], [H, W] or [H, W, 3].",
+        "description": "One image, its format found from its bytes. npy: uint8, uint16 or float in [0, 1]; [H, W] or [H, W, 3].",
         "content": dict.fromkeys([*codec.TYPES.values(), "application/octet-stream"], BINARY),
     }
 }
