@@ -24,13 +24,12 @@ from tqdm import tqdm
 
 import rcnet
 from rcnet.cell import RecurrentNet, unroll
+from rcnet.cost.counting import macs
 from rcnet.cost.latency import interleaved
-from rcnet.cost.macs import macs
 from rcnet.data.images import list_images, read_image
 from rcnet.data.noise import protocol_noise
 from rcnet.device import autocast, hardware
 from rcnet.models import create_model
-from rcnet.models.files import preprocessing
 from rcnet.training.loop import commit
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -40,7 +39,7 @@ CALLS, IMAGE = 200, (160, 240)  # of the budgets: calls, and the pixels cut of e
 
 
 def inputs(model: RecurrentNet, size: tuple[int, int], batch: int) -> Tensor:
-    x = torch.rand(batch, preprocessing(model)["channels"], *size)
+    x = torch.rand(batch, model.about.channels, *size)
     return x.contiguous(memory_format=torch.channels_last)
 
 

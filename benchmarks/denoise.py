@@ -30,9 +30,10 @@ from tqdm import tqdm
 import rcnet
 from benchmarks import classical
 from benchmarks.classical import SHORT, evenly, on_tensors, timed
+from rcnet.about import About
 from rcnet.cell import StandardCell
 from rcnet.cost import macs
-from rcnet.cost.macs import parameters
+from rcnet.cost.counting import parameters
 from rcnet.data.images import list_images, read_image, to_tensor
 from rcnet.data.noise import protocol_noise
 from rcnet.deploy.export import export, load_exported
@@ -79,9 +80,7 @@ def plain(convs: int, sub: int, channels: int = 1, width: int = 64) -> Denoiser:
     before = {"unshuffle": nn.PixelUnshuffle(sub), "map": NoiseMap()} if sub > 1 else {}
     norms = [nn.ModuleList([nn.BatchNorm2d(width)]) for _ in range(inner)]
     net = Denoiser(
-        channels,
-        sub,
-        1,
+        About("denoise", channels, sub=sub, reach=(sub * (2 + (sub > 1)), sub)),
         **before,
         stem=conv3x3(planes + (sub > 1), width, bias=True),
         relu=nn.ReLU(),
@@ -89,7 +88,7 @@ def plain(convs: int, sub: int, channels: int = 1, width: int = 64) -> Denoiser:
         head=conv3x3(width, planes, bias=True),
         **({"shuffle": nn.PixelShuffle(sub)} if sub > 1 else {}),
     )
-    net.architecture = create_model("s3", channels=channels).architecture  # export asks for one
+    net.architecture = create_model("s3", in_chans=channels).architecture  # export asks for one
     return net.eval()
 
 
@@ -106,7 +105,7 @@ COLOUR_CLASSICAL = (("CBM3D", "bm3d", lambda x: classical.bm3d(x, SIGMA)),)
 
 def networks(name: str, model: Denoiser, calibration: Path, folder: Path, threads: int, trained: bool) -> Iterator[Method]:
     """Every precision and path of one network, at each of its step counts; told sigma if it takes the noise level."""
-    told = (SIGMA,) if model.noise_level else ()
+    told = (SIGMA,) if model.about.takes_level else ()
     counts = {n: (parameters(rcnet.unroll(model, n)), macs(model, n, SIZE)) for n in model.steps}
     shown = {n: n if len(model.steps) > 1 else None for n in model.steps}
     kinds = (("fp32", ".xml"), ("int8", ".xml"), ("int8", ".onnx"))

@@ -29,7 +29,6 @@ from rcnet.deploy.export import cut, export, load_exported, output_name
 from rcnet.deploy.int8 import calibration_images
 from rcnet.evaluation import denoising_scores
 from rcnet.models import bundled
-from rcnet.models.denoise import Denoiser
 
 RESULTS = Path(__file__).parent.parent / "results"
 SIGMA = 25
@@ -43,7 +42,7 @@ def size(path: Path) -> int:
 
 def measure(model: RecurrentNet, args: argparse.Namespace) -> dict[str, Any]:
     """A row a step count, fp32 as it was recorded in the weights; and the sizes of files in bytes."""
-    denoiser = isinstance(model, Denoiser)
+    denoiser = model.about.task == "denoise"
     recorded = next(r for r in model.metadata["results"] if r["precision"] == "fp32" and r.get("sigma") in (None, SIGMA))
     rows = [{"steps": row["steps"], "fp32": row["psnr" if denoiser else "error"]} for row in recorded["rows"]]
     score = (

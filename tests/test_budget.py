@@ -30,6 +30,9 @@ BSD = IMAGES / "bsd"
         ("2GMAC", 2e9, False),
         ("300 mmacs", 3e8, False),
         ("7MAC", 7, False),
+        ("200 µs", 0.2, True),
+        ("1min", 60_000, True),
+        ("1e3MMAC", 1e9, False),
     ],
 )
 def test_budgets_are_read(text, amount, timed):
@@ -38,7 +41,7 @@ def test_budgets_are_read(text, amount, timed):
     assert budget.timed == timed
 
 
-@pytest.mark.parametrize("text", ["50", "ms", "-3ms", "0ms", "nan ms", "2 gb", "1.2.3ms", "", "1e3ms"])
+@pytest.mark.parametrize("text", ["50", "ms", "-3ms", "0ms", "nan ms", "2 gb", "1.2.3ms", "", "1e999ms", "-5ms"])
 def test_what_is_no_budget_is_refused(text):
     with pytest.raises(InputError, match=r"e\.g\. 50ms"):
         parse_budget(text)
@@ -118,7 +121,7 @@ def test_profile_says_what_each_step_costs():
 
 
 def test_networks_that_take_the_noise_level_are_measured_without_one():
-    model = create_model("r3_fast", channels=3, steps=(1, 3), width=16, noise_level=True)
+    model = create_model("r3_fast", in_chans=3, steps=(1, 3), width=16, noise_level=True)
     rows = profile(model, (33, 40), batch=2)
     assert [row["steps"] for row in rows] == [1, 3]
     assert [row["macs"] for row in rows] == [macs(model, n, (33, 40), 2) for n in (1, 3)]

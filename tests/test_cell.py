@@ -63,7 +63,7 @@ def tiny(steps=(2, 3, 4), norm_mode="double", unified=True):
         cell2=RecurrentCell(Body(), norms, steps, unified=unified, **upstream),
     )
     randomize_norms(net)
-    net.offer(net.possible_settings())
+    net.offer(own for own in net.possible_settings() if all(own))
     return net
 
 
@@ -171,16 +171,16 @@ def test_threads_may_use_different_steps_at_once(x):
 
 @pytest.mark.parametrize("steps", [0, 1, 5, -1, (), (2,), (2, 3), (2, 2, 2), "2", "22", True, 2.0, 2.5, (2.0, 2.0), (2, None)])
 def test_unsupported_steps_are_named_with_the_supported_ones(x, steps):
-    with pytest.raises(InputError, match=r"valid: 2, 3, 4 or per cell \(3, 2\), \(4, 2\), \(4, 3\)"):
+    with pytest.raises(InputError, match=r"valid: 2, \(3, 2\), 3, \(4, 2\), \(4, 3\), 4"):
         tiny()(x, steps=steps)
-    with pytest.raises(InputError, match="valid: 2, 3, 4"):
+    with pytest.raises(InputError, match=r"valid: 2, .*3, .*4$"):
         unroll(tiny(), steps)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5])
 @pytest.mark.parametrize("norm_mode", MODES)
 def test_steps_are_checked_in_every_norm_mode(x, norm_mode, steps):
-    with pytest.raises(InputError, match=f"steps={steps} is not supported: valid: 2, 3, 4"):
+    with pytest.raises(InputError, match=f"steps={steps} is not supported: valid: 2, .*3, .*4$"):
         tiny(norm_mode=norm_mode)(x, steps=steps)
 
 
@@ -191,7 +191,7 @@ def test_mixtures_that_no_training_drew_are_refused(x):
             call()
     net.offer([(2, 2), (3, 2)])
     assert net(x, steps=(3, 2)).shape == net(x, steps=2).shape
-    with pytest.raises(InputError, match=r"valid: 2 or per cell \(3, 2\)"):
+    with pytest.raises(InputError, match=r"valid: 2, \(3, 2\)"):
         net(x, steps=3)
     with pytest.raises(InputError, match=r"\(2, 3\).* cannot be offered"):
         net.offer([(2, 3)])
@@ -243,15 +243,15 @@ TABLES = {
     "r2 sparse": ("r2", {"steps": (1, 3), "width": 0.125}, {"cell1": columns(3), "cell2": columns(1, 1) | columns(3, 3)}),
     "r2 independent": (
         "r2",
-        {"steps": (2, 3, 4), "width": 0.125, "norm": "independent"},
+        {"steps": (2, 3, 4), "width": 0.125, "norm_mode": "independent"},
         {"cell1": columns(4), "cell2": columns(4)},
     ),
     "r2 shared": (
         "r2",
-        {"steps": (2, 3, 4), "width": 0.125, "norm": "shared"},
+        {"steps": (2, 3, 4), "width": 0.125, "norm_mode": "shared"},
         {"cell1": columns(1), "cell2": columns(1)},
     ),
-    "r2 none": ("r2", {"steps": (2, 3, 4), "width": 0.125, "norm": "none"}, {}),
+    "r2 none": ("r2", {"steps": (2, 3, 4), "width": 0.125, "norm_mode": "none"}, {}),
     "r2 fixed": ("r2", {"steps": 3, "width": 0.125}, {"cell1": columns(3), "cell2": columns(3)}),
     "r4": (
         "r4",
@@ -559,3 +559,28 @@ def test_moving_average_moves_what_changed(x):
     for name in moved:
         torch.testing.assert_close(averaged[name], (start[name] + net.state_dict()[name]) / 2)
     assert ema(x, steps=3).shape == net(x, steps=3).shape
+
+
+def _random_r3():
+    model = create_model("r3", steps=(1, 2, 3))
+    for norm in batch_norms(model):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    torch.nn.init.normal_(model.get_parameter("head.weight"), std=0.1)
+    return model.eval()
+
+
+def test_a_cell_that_takes_no_step_is_left_out():
+    model = _random_r3()
+    model.offer(model.possible_settings())
+    x = torch.rand(1, 1, 12, 14)
+    alone = copy.copy(model)
+    alone._modules = {name: module for name, module in model._modules.items() if name != "cell2"}
+    alone.find_steps()
+    torch.testing.assert_close(model(x, (2, 0, 1)), alone(x, alone.offer([(2, 1)]) or (2, 1)))
+    for own in ((1, 0, 0), (2, 0, 1), (3, 2, 0)):
+        plain = unroll(model, own)
+        torch.testing.assert_close(plain(x), model(x, own))
+        torch.testing.assert_close(untie(plain)(x), model(x, own))
+    assert (0, 1, 1) not in model.possible_settings()  # the second cell has no norms for nothing upstream
+    assert not create_model("r2", steps=(2, 3)).holds((2, 0))  # a cell that pools

@@ -42,6 +42,7 @@ def test_training_learns_and_records_itself(cifar_folder, weights):
     training, test = (read_labelled(cifar_folder, split) for split in ("train", "test"))
     assert model.metadata["preprocessing"] == {
         "range": [0, 1], "channels": 3, "layout": "RGB", "size": [32, 32], "classes": list(training.classes),
+        "task": "classify", "multiple": 4,
     }  # fmt: skip
     for row in classification_results(model, training.images, training.labels, model.steps):
         assert row["error"] < 20  # 90 untrained
@@ -81,7 +82,7 @@ def test_an_epoch_sees_every_image_once(cifar_folder, tmp_path):
     orders = []
     for epoch in range(2):
         batches = [task.batch(np.random.default_rng(0), 5 * epoch + i) for i in range(5)]
-        images = torch.cat([x for x, _ in batches])
+        images = torch.cat([batch.x for batch in batches])
         match = (images.flatten(1)[:, None] == everything.flatten(1)[None]).all(2)
         assert (match.sum(0) == 1).all()
         orders.append(match.int().argmax(1).tolist())
@@ -102,8 +103,8 @@ def test_recipes_name_every_network_of_the_paper(cifar_folder, tmp_path):
     for number, model in enumerate(
         [
             ["model.steps=1"],
-            ["model.steps=4", "model.norm=none"],
-            ["model.steps=4", "model.norm=shared"],
+            ["model.steps=4", "model.norm_mode=none"],
+            ["model.steps=4", "model.norm_mode=shared"],
             ["model.name=s2", "model.steps=4"],
             ["model.name=s2", "model.steps=4", "model.width=0.0625"],
         ]
@@ -121,17 +122,17 @@ def test_the_sandwich_rule_teaches_the_others_by_the_largest(cifar_folder, tmp_p
     model = copy.deepcopy(job.model).train()
     rng = np.random.default_rng([0, 0])
     middle = int(rng.choice([2, 3]))
-    x, labels = job.task.batch(rng, 0)
-    largest = model(x, 4)
+    batch = job.task.batch(rng, 0)
+    largest = model(batch.x, 4)
     taught = largest.softmax(1).detach()
-    expected = job.task.loss(largest, labels)
+    expected = job.task.loss(largest, batch)
     for n in (1, middle):
-        expected = expected - (taught * model(x, n).log_softmax(1)).sum(1).mean()
+        expected = expected - (taught * model(batch.x, n).log_softmax(1)).sum(1).mean()
     assert job.step() == pytest.approx(expected.item() / 3, rel=1e-4)
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(cifar_folder, tmp_path):
-    overrides = ["model.norm=none", "optimizer.name=sgd", "optimizer.lr=0.1", "optimizer.clip=0.0", "warmup=0.0"]
+    overrides = ["model.norm_mode=none", "optimizer.name=sgd", "optimizer.lr=0.1", "optimizer.clip=0.0", "warmup=0.0"]
     whole = Run(small(*overrides), cifar_folder, tmp_path / "whole", False)
     parts = Run(small(*overrides, "accumulate=4"), cifar_folder, tmp_path / "parts", False)
     assert whole.step() == pytest.approx(parts.step(), rel=1e-5)
@@ -210,7 +211,7 @@ def test_a_run_may_be_fine_tuned_to_the_same_classes_only(cifar_folder, weights,
     shutil.copytree(cifar_folder, tmp_path / "nine")
     shutil.rmtree(tmp_path / "nine" / "train" / "ship")
     shutil.rmtree(tmp_path / "nine" / "test" / "ship")
-    with pytest.raises(InputError, match="'classes': 9"):
+    with pytest.raises(InputError, match="'num_classes': 9"):
         Run(small(f"init={weights}", "model.width=0.25"), tmp_path / "nine", tmp_path / "run", False)
 
 

@@ -38,10 +38,9 @@ def test_denoise_writes_beside_the_input(run, tmp_path):
 
 def test_steps_are_a_dial(run, tmp_path):
     clean = noisy_cat(tmp_path / "cat.png")
-    for steps in ("1", "3", "3,2,1"):
+    for steps in ("1", "3"):
         assert run("denoise", "cat.png", "-o", f"{steps}.png", "--steps", steps)[0] == 0
     assert error_of("3.png", clean) < error_of("1.png", clean)
-    assert len({(tmp_path / f"{steps}.png").read_bytes() for steps in ("1", "3", "3,2,1")}) == 3
 
 
 def test_tiles_do_not_change_the_file(run, tmp_path):
@@ -107,7 +106,9 @@ def test_results_in_a_folder_are_not_inputs_of_the_next_run(run, tmp_path):
     noisy_cat(tmp_path / "in" / "sub" / "a.png")
     first = run("denoise", "in", "--compare", "--steps", "1")
     assert first[0] == 0
-    assert run("denoise", "in", "--compare", "--steps", "1") == first
+    again = run("denoise", "in", "--compare", "--steps", "1")
+    assert again[:2] == first[:2]
+    assert "in: skipped 4 earlier results" in again[2]
     status, out, _ = run("denoise", "in", "--out-dir", "out", "--steps", "1")
     assert status == 0
     assert out.split() == ["out/a.png", "out/sub/a.png"]
@@ -161,7 +162,8 @@ def test_a_decompression_bomb_is_refused(refused, tmp_path, monkeypatch):
 
 def test_bad_choices_name_the_valid_ones(refused, tmp_path):
     noisy_cat(tmp_path / "cat.png")
-    assert "1, 2, 3 or" in refused("denoise", "cat.png", "--steps", "7")
+    assert "valid: 1, 2, 3" in refused("denoise", "cat.png", "--steps", "7")
+    assert "not trained at it" in refused("denoise", "cat.png", "--steps", "3,2,1")
     assert "--steps few" in refused("denoise", "cat.png", "--steps", "few")
     assert "did you mean 'r3_fast.bsd-gray-25'" in refused("denoise", "cat.png", "--model", "r3_fast.bsd-gray-52")
     assert "no file of weights" in refused("denoise", "cat.png", "--model", "mine.safetensors")
@@ -232,7 +234,7 @@ def test_models_lists_exact_parameters(run):
     assert [step["parameters"] for step in rows["s4"]["steps"]] == [11217316, 17488036, 23758756]
     assert rows["r4"]["parameters"] == 11241124
     for name in bundled():
-        results = [max(step["results"].values()) for step in rows[name]["steps"]]
+        results = [max(step["results"].values()) for step in rows[name]["steps"] if step["results"]]
         assert results == sorted(results, reverse=rows[name]["task"] == "classify")  # errors fall, PSNR grows
         assert len(set(results)) == len(results)
     text = run("models")[1]
@@ -262,7 +264,7 @@ def test_help_answers_without_torch():
 def test_bundled_weights_grow_with_the_steps_as_recorded():
     for name in bundled():
         for result in load(name).metadata["results"]:
-            figures = [row["psnr"] if "psnr" in row else -row["error"] for row in result["rows"]]
+            figures = [row.get("psnr", -row.get("error", 0)) for row in result["rows"]]  # neither of clean pictures
             assert figures == sorted(figures)
 
 
@@ -276,5 +278,5 @@ def test_weights_are_small_and_hold_each_kernel_once():
         model = load(name)
         held = sum(t.numel() for t in model.state_dict().values())
         assert path.stat().st_size < 4.2 * held + 60_000
-        shape = (1, 3, 32, 32) if "classes" in model.metadata["preprocessing"] else (1, 1, 17, 23)
-        assert torch.all(torch.isfinite(model(torch.rand(shape))))
+        size = (32, 32) if model.about.classes else (17, 23)
+        assert torch.all(torch.isfinite(model(torch.rand(1, model.about.channels, *size))))

@@ -15,7 +15,7 @@ def test_macs_of_r3_by_hand(steps):
 
 
 def test_macs_of_a_network_that_takes_the_noise_level_by_hand():
-    model = create_model("r3_fast", channels=3, width=16, noise_level=True)
+    model = create_model("r3_fast", in_chans=3, width=16, noise_level=True)
     per_sub_pixel = 9 * (4 * (3 + 1) * 16 + 3 * 2 * 2 * 16 * 16 + 16 * 4 * 3)
     assert macs(model, 2, (20, 30), batch=2) == 2 * per_sub_pixel * 10 * 15
 

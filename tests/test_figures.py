@@ -82,11 +82,11 @@ def test_bn_upstream_of_r4_shows_t2(drawn):
 @pytest.mark.parametrize(
     ("config", "draw", "message"),
     [
-        ({"steps": 4, "norm": "none"}, bn_steps, "no cell of this network has batch norms by step"),
-        ({"steps": 4, "norm": "shared"}, bn_steps, "no cell of this network has batch norms by step"),
+        ({"steps": 4, "norm_mode": "none"}, bn_steps, "no cell of this network has batch norms by step"),
+        ({"steps": 4, "norm_mode": "shared"}, bn_steps, "no cell of this network has batch norms by step"),
         ({"steps": 1}, bn_steps, "2 steps or more"),
         ({"steps": 4}, bn_upstream, "take a cost-adjustable network, norm mode double"),
-        ({"steps": (1, 2), "norm": "independent"}, bn_upstream, "by the steps of the cell upstream"),
+        ({"steps": (1, 2), "norm_mode": "independent"}, bn_upstream, "by the steps of the cell upstream"),
     ],
 )
 def test_a_network_without_such_norms_is_refused(config, draw, message):

@@ -1,6 +1,8 @@
 """What every registered model must do, the paper's parameter counts, and files of weights."""
 
 import json
+import resource
+import signal
 from functools import cache
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import nn
 
 from rcnet import InputError, create_model, list_models, load, save, unroll
 from rcnet.models import files, read_metadata
-from rcnet.models.registry import entry, task_of
+from rcnet.models.registry import entry
 
 from .conftest import random_model
 
@@ -25,8 +27,7 @@ DENOISERS = [(name, steps) for name, steps in ALL if entry(name).task == "denois
 
 def config(name, steps):
     """All step counts for an adjustable family, this one for a standard one."""
-    adjustable = entry(name).build.__annotations__["steps"] is not int
-    return {"steps": entry(name).steps if adjustable else steps, **SMALL.get(name, {})}
+    return {"steps": entry(name).steps if entry(name).adjustable else steps, **SMALL.get(name, {})}
 
 
 @cache
@@ -36,7 +37,7 @@ def cached(name, steps):
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.normal_(module.running_mean, std=0.1)
-    if task_of(model) == "denoise":
+    if model.about.task == "denoise":
         nn.init.normal_(model.get_parameter("head.weight"))
     return model
 
@@ -70,7 +71,7 @@ def test_forward(name, steps):
         x = image(name, size, batch=2)
         with torch.no_grad():
             y = model(x, steps=steps)
-        assert y.shape == (x.shape if task_of(model) == "denoise" else (2, model.classifier.out_features))
+        assert y.shape == (x.shape if model.about.task == "denoise" else (2, model.classifier.out_features))
         assert y.isfinite().all()
 
 
@@ -224,15 +225,19 @@ def test_list_models():
     [
         ("r3_fats", {}, r"unknown model 'r3_fats': did you mean 'r3_fast'\? valid: .*r2.*s4"),
         ("resnet", {}, r"unknown model 'resnet': valid: .*r2"),
-        ("r2", {"step": 4}, r"unknown option of r2 'step': did you mean 'steps'\? valid: steps, norm, classes, width, unified"),
+        (
+            "r2",
+            {"step": 4},
+            r"option of r2 'step': did you mean 'steps'\? valid: steps, norm_mode, num_classes, width, unified",
+        ),
         ("r2", {"steps": 0}, "steps=0 is not valid: .*from 1"),
         ("r2", {"steps": ()}, r"steps=\(\) is not valid"),
         ("r2", {"steps": "4"}, "steps='4' is not valid"),
         ("r2", {"steps": 2.5}, r"2\.5"),
         ("r2", {"steps": None}, "None"),
-        ("r2", {"norm": "indep"}, "unknown norm mode 'indep': .*none, shared, independent, double"),
-        ("r2", {"classes": "ten"}, "classes of r2 is a whole number from 1, not 'ten'"),
-        ("r2", {"classes": -1}, "-1"),
+        ("r2", {"norm_mode": "indep"}, "unknown norm mode 'indep': .*none, shared, independent, double"),
+        ("r2", {"num_classes": "ten"}, "num_classes of r2 is a whole number from 1, not 'ten'"),
+        ("r2", {"num_classes": -1}, "-1"),
         ("r2", {"width": -1}, "-1"),
         ("r2", {"width": float("nan")}, "nan"),
         ("r3_fast", {"width": 1.5}, r"1\.5"),
@@ -323,6 +328,19 @@ def test_load_says_what_is_wrong(write, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_options_of_old_names_still_load(tmp_path):
+    save(small(in_chans=3, norm_mode="independent"), tmp_path / "new.safetensors")
+    metadata = read_metadata(tmp_path / "new.safetensors")
+    config = metadata["architecture"]["config"]
+    for new, old in (("in_chans", "channels"), ("norm_mode", "norm")):
+        config[old] = config.pop(new)
+    save_file(load_file(tmp_path / "new.safetensors"), tmp_path / "old.safetensors", metadata={"rcnet": json.dumps(metadata)})
+    old, new = load(tmp_path / "old.safetensors"), load(tmp_path / "new.safetensors")
+    assert old.architecture == new.architecture
+    assert old.about == new.about
+    assert create_model("r2", classes=3, num_classes=5, width=0.125).classifier.out_features == 5
+
+
 def test_load_of_an_unknown_name():
     with pytest.raises(InputError, match="unknown weights 'no_such_weights'"):
         load("no_such_weights")
@@ -332,25 +350,27 @@ def test_load_of_an_unknown_name():
 def test_bundled_weights_load(name):
     model = load(name)
     x = image(model.architecture["name"])
+    x = x[:, : model.about.channels].expand(-1, model.about.channels, -1, -1)
     for steps in model.steps:
         assert model(x, steps=steps).isfinite().all()
     with pytest.raises(InputError, match=f"did you mean {name!r}"):
         load(name[:-1])
 
 
-def test_a_failing_save_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_failing_save_leaves_the_old_file(tmp_path):
     path = tmp_path / "weights.safetensors"
     save(small(), path)
-    before = path.read_bytes()
-
-    def fail(state, target, metadata):
-        target.write_bytes(before[:100])
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(files, "save_file", fail)
-    with pytest.raises(OSError, match="No space"):
-        save(small(), path)
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # as on a full disk
+    try:
+        with pytest.raises(OSError, match="too large"):
+            save(small(), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
     assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_save_replaces_the_old_file(tmp_path):
@@ -387,13 +407,13 @@ def test_save_writes_what_load_can_read_or_refuses(change, tmp_path):
 @pytest.mark.parametrize(
     ("name", "config", "expected"),
     [
-        ("r3", {}, {"range": [0.0, 1.0], "channels": 1, "layout": "gray"}),
-        ("r3_fast", {"channels": 3}, {"range": [0.0, 1.0], "channels": 3, "layout": "RGB"}),
-        ("r2", {"width": 0.125}, {"range": [0.0, 1.0], "channels": 3, "layout": "RGB"}),
+        ("r3", {}, {"channels": 1, "layout": "gray", "task": "denoise", "reach": [2, 1]}),
+        ("r3_fast", {"in_chans": 3}, {"channels": 3, "layout": "RGB", "task": "denoise", "reach": [6, 4], "sub": 2}),
+        ("r2", {"width": 0.125}, {"channels": 3, "layout": "RGB", "task": "classify", "multiple": 4}),
     ],
 )
-def test_preprocessing(name, config, expected):
-    assert files.preprocessing(create_model(name, **config)) == expected
+def test_networks_describe_themselves(name, config, expected):
+    assert create_model(name, **config).about.to_json() == {"range": [0.0, 1.0], **expected}
 
 
 # Denoisers

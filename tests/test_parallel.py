@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -93,7 +94,7 @@ def test_killing_one_process_ends_the_run_and_another_number_goes_on(cifar_folde
     process = torchrun("-m", "rcnet", *arguments, "--resume", "--json")
     out_text, errors = process.communicate(timeout=90)
     assert process.returncode == 0, errors
-    assert json.loads(out_text)["iterations"] == 60  # once, not once a process
+    assert json.loads(out_text[out_text.index("{") :])["iterations"] == 60  # once, not once a process; older Gloo talks first
 
 
 def test_a_batch_is_shared_evenly(cifar_folder, tmp_path, monkeypatch):
@@ -102,7 +103,11 @@ def test_a_batch_is_shared_evenly(cifar_folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "join", lambda device: World(1, 3))
     monkeypatch.setattr(loop, "share", lambda value, world: value)
+    monkeypatch.setattr(loop, "average", lambda model, world, values: values)
     with pytest.raises(Exception, match="batch = 20 does not divide into 3 processes"):
         Run(small(), cifar_folder, tmp_path / "run", False)
     run = Run(small("batch=24"), cifar_folder, tmp_path / "run", False)
-    assert torch.equal(run.share_of(torch.arange(24)), torch.arange(8, 16))
+    whole, seen = run.task.batch(np.random.default_rng([0, 0]), 0), []
+    monkeypatch.setattr(run, "backward", lambda batch, weights: seen.append(batch) or 0.0)
+    run.step()
+    assert torch.equal(seen[0].target, whole.target[8:16])

@@ -6,6 +6,7 @@ import torch
 
 from benchmarks import cost_dial, denoise, int8, training
 from benchmarks.readme import ROOT, TABLES, insert
+from rcnet.models import registry
 
 README = (ROOT / "README.md").read_text()
 
@@ -23,7 +24,8 @@ def test_pages_of_results_are_rendered_from_the_measurements(benchmark):
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_the_python_of_the_readme_runs(code):
+def test_the_python_of_the_readme_runs(code, monkeypatch):
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
     names = {"noisy": torch.rand(1, 1, 20, 20), "photo": torch.rand(1, 3, 40, 50), "x": torch.rand(2, 3, 16, 16)}
     exec(code, names)
     outputs = [value for name, value in names.items() if isinstance(value, torch.Tensor)]

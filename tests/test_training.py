@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rcnet.cell import batch_norms, shared_kernels
+from rcnet.cell import batch_norms, choice, shared_kernels
 from rcnet.data.images import pixels_of, random_patches, read_folder
 from rcnet.errors import InputError
 from rcnet.evaluation import denoising_results
@@ -20,7 +20,7 @@ from rcnet.training import list_recipes, read_recipe, train
 from rcnet.training.loop import Run, learning_rate_factor
 from rcnet.training.optimizer import Muon, make_optimizers, orthogonalize
 from rcnet.training.recipe import Optimizer, recipe_from
-from rcnet.training.steps import check_probabilities, draw_steps, expected_cost
+from rcnet.training.steps import check_probabilities, draw_steps, expected_cost, offer
 
 from .conftest import IMAGES
 
@@ -231,10 +231,10 @@ def test_steps_are_drawn_with_their_probabilities():
     assert draw_steps((2, 4), (0.4, 0.6), "sandwich", np.random.default_rng(0)) == {4: 0.5, 2: 0.5}
     drawn = [draw_steps((1, 2, 3, 4), (0.25,) * 4, "sandwich", np.random.default_rng(seed)) for seed in range(20)]
     assert {tuple(weights) for weights in drawn} == {(4, 1, 2), (4, 1, 3)}
-    assert expected_cost({1: 10, 2: 20, 4: 40}, (0.5, 0.25, 0.25), "sampled") == 20
-    assert expected_cost({1: 10, 2: 20, 4: 40}, (0.5, 0.5, 0), "aggregated") == 30
-    assert expected_cost({1: 10, 2: 20, 4: 40}, (0.5, 0.25, 0.25), "sandwich") == 70
-    assert expected_cost({4: 40}, (1.0,), "sandwich") == 40
+    assert expected_cost((10, 20, 40), (0.5, 0.25, 0.25), "sampled") == 20
+    assert expected_cost((10, 20, 40), (0.5, 0.5, 0), "aggregated") == 30
+    assert expected_cost((10, 20, 40), (0.5, 0.25, 0.25), "sandwich") == 70
+    assert expected_cost((40,), (1.0,), "sandwich") == 40
     with pytest.raises(InputError, match="3 numbers that sum to 1"):
         check_probabilities((0.5, 0.5), (2, 3, 4))
     with pytest.raises(InputError, match="sum to 1"):
@@ -248,9 +248,10 @@ def test_the_aggregated_loss_is_the_weighted_sum_over_all_steps(tmp_path):
     model = create_model("r3_fast", width=8)
     model.load_state_dict(run.model.state_dict())
     rng = np.random.default_rng([0, 0])
-    draw_steps(model.steps, run.probabilities, "aggregated", rng)
-    x, clean = run.task.batch(rng, 0)
-    expected = sum(p * run.task.loss(model(x, n), clean).item() for n, p in zip(model.steps, run.probabilities, strict=True))
+    draw_steps(model.choices, run.probabilities, "aggregated", rng)
+    batch = run.task.batch(rng, 0)
+    parts = zip(model.choices, run.probabilities, strict=True)
+    expected = sum(p * run.task.loss(model(batch.x, n), batch).item() for n, p in parts)
     assert run.step() == pytest.approx(expected, rel=1e-4)
 
 
@@ -348,6 +349,43 @@ def test_every_patch_is_a_part_of_an_image_and_every_place_comes():
     assert 900 < sum(number == 0 for number, _, _ in places) < 1100
 
 
+STAIRS = ((1, 0, 0), (1, 1, 0), 1, (2, 1, 1), (2, 2, 1), 2, (3, 2, 2), (3, 3, 2), 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "settings", "expected"),
+    [
+        ("r3_fast", {}, "unified", (1, 2, 3)),
+        ("r3_fast", {}, "staircase", STAIRS),
+        ("r2", {"steps": (2, 3, 4)}, "staircase", (2, (3, 2), 3, (4, 3), 4)),  # cells that pool cannot be left out
+        ("r2", {"steps": (1, 2), "unified": False}, "free", (1, (1, 2), (2, 1), 2)),
+        ("r3_fast", {}, [(1, 1, 0), (3, 3, 3)], ((1, 1, 0), 3)),
+    ],
+)
+def test_settings_to_train(name, options, settings, expected):
+    model = create_model(name, **options)
+    offer(model, settings)
+    assert model.choices == expected
+
+
+def test_free_settings_need_norms_for_all():
+    with pytest.raises(InputError, match="batch norms for them do not exist"):
+        offer(create_model("r3_fast"), "free")
+
+
+def test_a_staircase_is_trained_saved_and_offered(tmp_path):
+    recipe = tiny("settings='staircase'", "probabilities=[]", "iterations=30", "denoising.holdout=1")
+    result = train(recipe, DATA, tmp_path / "run", progress=False)
+    assert [choice(row["steps"]) for row in result["validation"]] == list(STAIRS)
+    model = load(tmp_path / "run" / "weights.safetensors")
+    assert model.choices == STAIRS
+    fresh, tables = create_model(**recipe.model), model.state_dict()
+    moved = {k for k, v in fresh.state_dict().items() if "running_mean" in k and not torch.equal(v, tables[k])}
+    assert any(k.startswith("cell3.norms.3.1") for k in moved)  # the second step of the third cell after three of the second
+    with pytest.raises(InputError, match=r"valid: \(1, 0, 0\), \(1, 1, 0\), 1, \(2, 1, 1\)"):
+        model(torch.rand(1, 1, 8, 8), (1, 2, 0))
+
+
 def test_patches_larger_than_an_image_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"denoising\.patch is at most 128"):
         train(tiny("denoising.patch=200"), DATA, tmp_path / "run", progress=False)
@@ -363,7 +401,8 @@ def test_a_diverging_run_says_so(tmp_path):
 def test_bundled_recipes_are_whole(name):
     recipe = read_recipe(name)
     model = create_model(**recipe.model)
-    check_probabilities(recipe.probabilities, model.steps)
+    offer(model, recipe.settings)
+    check_probabilities(recipe.probabilities, model.choices)
 
 
 @pytest.mark.parametrize(

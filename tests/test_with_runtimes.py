@@ -171,7 +171,7 @@ def told():
     """A small network that takes the noise level."""
     torch.manual_seed(0)
     model = trained("r3_fast", steps=(1, 2), channels=3, width=16, noise_level=True)
-    model.metadata = {"preprocessing": {"noise": {"sigma": [0.0, 50.0], "as_8bit": True, "camera": 0.5}}}
+    model.about = model.about.completed({"noise": {"sigma": [0.0, 50.0], "as_8bit": True, "camera": 0.5}})
     return model
 
 

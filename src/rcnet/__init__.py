@@ -5,18 +5,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rcnet.cell import RecurrentCell, RecurrentNet, Transition, unroll, untie
+    from rcnet.about import About
+    from rcnet.cell import Cell, RecurrentCell, RecurrentNet, Transition, unroll, untie
     from rcnet.cost.budget import steps_for
     from rcnet.deploy.classify import classify
     from rcnet.deploy.denoise import denoise
     from rcnet.deploy.export import export, load_exported
     from rcnet.deploy.optimize import optimize
     from rcnet.errors import InputError
-    from rcnet.models import create_model, list_models, load, save
+    from rcnet.models import create_model, list_models, load, register, save
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "About",
+    "Cell",
     "InputError",
     "RecurrentCell",
     "RecurrentNet",
@@ -29,6 +32,7 @@ __all__ = [
     "load",
     "load_exported",
     "optimize",
+    "register",
     "save",
     "steps_for",
     "unroll",
@@ -36,8 +40,9 @@ __all__ = [
 ]
 
 _HOME = {
-    **dict.fromkeys(("RecurrentCell", "RecurrentNet", "Transition", "unroll", "untie"), "rcnet.cell"),
-    **dict.fromkeys(("create_model", "list_models", "load", "save"), "rcnet.models"),
+    **dict.fromkeys(("Cell", "RecurrentCell", "RecurrentNet", "Transition", "unroll", "untie"), "rcnet.cell"),
+    **dict.fromkeys(("create_model", "list_models", "load", "register", "save"), "rcnet.models"),
+    "About": "rcnet.about",
     "classify": "rcnet.deploy.classify",
     "denoise": "rcnet.deploy.denoise",
     "export": "rcnet.deploy.export",

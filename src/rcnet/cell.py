@@ -9,20 +9,59 @@ gives the ordinary network of one step count and `untie` its standard network, w
 import copy
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, Self, TypeVar, cast
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 
+from rcnet.about import About
 from rcnet.errors import InputError, unknown
 
 NormMode = Literal["none", "shared", "independent", "double"]
 NORM_MODES: tuple[NormMode, ...] = ("none", "shared", "independent", "double")
 Steps = int | Sequence[int] | None
+Choice = int | tuple[int, ...]
+Body = Callable[[Tensor, Any], Tensor]
 Net = TypeVar("Net", bound="RecurrentNet")
 
 
-class RecurrentCell(nn.Module):
+class Cell(nn.Module):
+    """What a `RecurrentNet` unrolls: called as `cell(x, steps, upstream)`, `upstream` being the steps of the cell before.
+
+    Attributes:
+        steps: the numbers of steps that it supports, ascending.
+        recurrent: whether it takes steps of its own; otherwise it is applied once (T in Eq. 10).
+    """
+
+    recurrent = True
+    steps: tuple[int, ...]
+
+    def holds(self, steps: int, upstream: int) -> bool:
+        """Whether it has every norm that `steps` steps after `upstream` steps of the cell before need."""
+        return steps in self.steps
+
+    def fixed(self, steps: int, upstream: int) -> "Cell":
+        """A cell for this one call only: the same kernels, not copied, and the norms of that path alone."""
+        return self
+
+    def untied(self) -> "Cell":
+        """A fixed cell with kernels of its own for every step."""
+        return self
+
+
+def _unrolled(x: Tensor, bodies: Sequence[Body], norms: Sequence[nn.Module], pool: nn.Module | None) -> Tensor:
+    """Eq. 4: h_{t+1} = f(h_t, b_{t+1}); pooled once, after step ceil(n/2) of n (Sec. 5)."""
+    for t, (body, group) in enumerate(zip(bodies, norms, strict=True), start=1):
+        x = body(x, group)
+        if pool is not None and t == (len(norms) + 1) // 2:
+            x = pool(x)
+    return x
+
+
+class RecurrentCell(Cell):
     """A body applied `steps` times with the same kernels and a table of batch norms (Fig. 1, Eq. 6).
 
     The table is `norms[row][step][i]`: row = steps taken by the recurrent cell upstream (0 where there is none or the mode
@@ -41,10 +80,9 @@ class RecurrentCell(nn.Module):
         pool: applied once, after step ceil(n/2) of n (Sec. 5).
 
     Raises:
-        InputError: an unknown norm mode, or no or non-positive steps.
+        InputError: an unknown norm mode, no or non-positive steps, or a `norm` that gives no list of new modules; when called,
+            a body that changes the shape or asks for more norms than there are.
     """
-
-    recurrent = True
 
     def __init__(
         self,
@@ -64,41 +102,71 @@ class RecurrentCell(nn.Module):
         self.body = body
         self.pool = pool
         self.by_step = norm_mode in ("independent", "double")
-        rows = sorted(set(upstream)) if norm_mode == "double" else []
-        self.by_upstream = bool(rows)
+        self.by_upstream = norm_mode == "double"
+        rows = sorted(set(upstream)) if self.by_upstream else []
 
         def columns(row: int) -> int:
             return min(row, self.steps[-1]) if unified and row else self.steps[-1]
 
-        def group() -> nn.ModuleList:
-            return nn.ModuleList(nn.Identity() if norm_mode == "none" else module for module in norm())
-
         sizes = {row: columns(row) if self.by_step else 1 for row in rows or [0]}
-        self.norms = nn.ModuleList(nn.ModuleList(group() for _ in range(sizes.get(row, 0))) for row in range(max(sizes) + 1))
-
-    def holds(self, steps: int, upstream: int) -> bool:
-        """Whether the table has every norm that `steps` steps after `upstream` steps of the cell before need."""
-        row = upstream if self.by_upstream else 0
-        return steps in self.steps and row < len(self.norms) and len(self._row(upstream)) >= (steps if self.by_step else 1)
+        self.norms = nn.ModuleList(
+            nn.ModuleList(_group(norm, norm_mode) for _ in range(sizes.get(row, 0))) for row in range(max(sizes) + 1)
+        )
+        made = [id(module) for group in itertools.chain(*self.norms) for module in group]
+        if len(set(made)) < len(made):
+            raise InputError("norm gives the same module again: each step has norms of its own, made when norm is called")
 
     def _row(self, upstream: int) -> nn.ModuleList:
         return cast(nn.ModuleList, self.norms[upstream if self.by_upstream else 0])
 
-    def forward(self, x: Tensor, steps: int, upstream: int = 0) -> Tensor:
-        """Eq. 4: h_{t+1} = f(h_t, b_{t+1}), `steps` times. x: [B, C, H, W]; the same shape but for the pooling."""
-        row = self._row(upstream)
-        for t in range(steps):
-            x = self.body(x, row[t if self.by_step else 0])
-            if self.pool is not None and t + 1 == (steps + 1) // 2:
-                x = self.pool(x)
-        return x
+    def holds(self, steps: int, upstream: int) -> bool:
+        if steps == 0:  # the identity, where nothing is pooled
+            return self.pool is None
+        there = not self.by_upstream or upstream < len(self.norms)
+        return steps in self.steps and there and len(self._row(upstream)) >= (steps if self.by_step else 1)
 
-    def fixed(self, steps: int, upstream: int) -> "RecurrentCell":
-        """A cell for this one call only: the same body, not copied, and the norms of that path alone."""
+    def forward(self, x: Tensor, steps: int, upstream: int = 0) -> Tensor:
+        """x: [B, C, H, W]; the same shape but for the pooling."""
+        row = self._row(upstream)
+        norms = [row[t if self.by_step else 0] for t in range(steps)]
+        if isinstance(x, fx.Proxy) or torch.compiler.is_compiling():
+            return _unrolled(x, [self.body] * steps, norms, self.pool)
+        return _unrolled(x, [self._checked] * steps, norms, self.pool)
+
+    def _checked(self, x: Tensor, norms: nn.ModuleList) -> Tensor:
+        """The body, or `InputError` if it does not fit."""
+        try:
+            y = self.body(x, norms)
+        except IndexError as error:
+            if "is out of range" not in str(error):
+                raise
+            raise InputError(f"{type(self.body).__name__} asks for more norms than the {len(norms)} that norm gives") from error
+        if self.recurrent and y.shape != x.shape:
+            raise InputError(
+                f"{type(self.body).__name__} makes {list(y.shape)} of {list(x.shape)}: the body of a cell keeps the shape; "
+                "a Transition may change it"
+            )
+        return y
+
+    def fixed(self, steps: int, upstream: int) -> Cell:
         cell = _shallow_copy(self)
         cell.steps, cell.by_upstream = (steps,), False
         cell.norms = nn.ModuleList([nn.ModuleList(list(self._row(upstream))[: steps if self.by_step else 1])])
         return cell
+
+    def untied(self) -> Cell:
+        return StandardCell((copy.deepcopy(self.body) for _ in range(self.steps[0])), self._row(0), self.pool)
+
+
+def _group(norm: Callable[[], Iterable[nn.Module]], norm_mode: NormMode) -> nn.ModuleList:
+    """The norms of one step, or `InputError` if `norm` does not give a list of modules."""
+    given: Any = norm()
+    made: list[Any] = list(given) if isinstance(given, Iterable) else [None]
+    if isinstance(given, nn.Sequential) or not all(isinstance(module, nn.Module) for module in made):
+        raise InputError(
+            f"norm gives {type(given).__name__}: it gives a list of the norms of one step, e.g. [nn.BatchNorm2d(64)]"
+        )
+    return nn.ModuleList(nn.Identity() if norm_mode == "none" else module for module in made)
 
 
 class Transition(RecurrentCell):
@@ -116,11 +184,12 @@ class Transition(RecurrentCell):
     ) -> None:
         super().__init__(body, norm, 1, norm_mode=norm_mode, upstream=upstream)
 
+    def untied(self) -> Cell:
+        return self
 
-class StandardCell(nn.Module):
+
+class StandardCell(Cell):
     """The graph of an unrolled cell with kernels of its own for every step: a part of the standard network S."""
-
-    recurrent = True
 
     def __init__(self, bodies: Iterable[nn.Module], norms: Iterable[nn.Module], pool: nn.Module | None = None) -> None:
         super().__init__()
@@ -129,56 +198,70 @@ class StandardCell(nn.Module):
         self.pool = pool
         self.steps = (len(self.bodies),)
 
-    def holds(self, steps: int, upstream: int) -> bool:
-        """Whether this is its one step count."""
-        return steps in self.steps
-
     def forward(self, x: Tensor, steps: int, upstream: int = 0) -> Tensor:
         """As `RecurrentCell.forward`; there is one step count, and nothing depends on the cell upstream."""
-        for t, body in enumerate(self.bodies):
-            x = body(x, self.norms[t if len(self.norms) > 1 else 0])
-            if self.pool is not None and t + 1 == (len(self.bodies) + 1) // 2:
-                x = self.pool(x)
-        return x
+        norms = itertools.islice(itertools.cycle(self.norms), len(self.bodies))
+        return _unrolled(x, list(self.bodies), list(norms), self.pool)
 
 
 class RecurrentNet(nn.Sequential):
-    """Alg. 1: a chain of modules, each recurrent one unrolled for the number of steps asked for.
+    """Alg. 1: a chain of modules, each cell unrolled for the number of steps asked for.
 
     `model(x)` takes the largest supported steps, `model(x, steps=n)` a supported n, `model(x, steps=(n1, n2, ...))` one
     number a recurrent cell. It takes only its `settings`, those that it was trained at: a mixture whose batch norms no training
-    drew destroys the output, although the table holds them.
+    drew destroys the output, although the table holds them. A cell that keeps the shape may take 0 steps: it is left out, and the
+    norms of the next are those for the last cell that ran.
 
     Attributes:
-        steps: the step counts that every cell supports, ascending.
+        steps: the step counts that all cells can take at once, ascending.
         settings: what a call may ask for, the steps of each cell; the unified ones unless `offer` names others.
-        architecture: {"name", "config"} for `create_model`, of a network that it made.
+        about: what it takes and gives.
+        architecture: {"name", "config"} for `create_model`, of a network that it made, else None.
         metadata: what the file says of weights that were loaded: `preprocessing`, `results`, `training`.
-        channels: of the images that it takes.
-        noise_level: whether a call takes `sigma`, the noise level.
+
+    Raises:
+        InputError: no cell, a cell inside another module, or one whose `upstream` is not the cell that runs before it.
     """
 
-    channels = 3
-    noise_level = False
-
+    about = About()
+    architecture: Any = None
+    metadata: Mapping[str, Any] = MappingProxyType({})
     steps: tuple[int, ...]
     settings: tuple[tuple[int, ...], ...]
-    architecture: dict[str, Any]
-    metadata: dict[str, Any]
 
-    def __init__(self, **modules: nn.Module) -> None:
-        super().__init__()
-        for name, module in modules.items():
+    def __init__(self, *modules: Any, **named: nn.Module) -> None:
+        super().__init__(*modules)
+        for name, module in named.items():
             self.add_module(name, module)
-        self._find_steps()
+        self.find_steps()
 
-    def _find_steps(self) -> None:
+    def find_steps(self) -> None:
+        """Sets `steps` and `settings` from the cells."""
         cells = self.recurrent_cells()
+        if nested := [name for name, module in self.named_modules() if "." in name and isinstance(module, Cell)]:
+            raise InputError(f"{nested[0]} is a cell inside another module: the cells of a RecurrentNet are its own children")
         if not cells:
             raise InputError("a RecurrentNet has one RecurrentCell or more; for a chain without, take nn.Sequential")
-        common = set.intersection(*(set(cell.steps) for cell in cells))
-        self.steps = tuple(sorted(common))
+        self.steps = tuple(sorted(set.intersection(*(set(cell.steps) for cell in cells))))
         self.settings = tuple((n,) * len(cells) for n in self.steps) or (tuple(cell.steps[-1] for cell in cells),)
+        for setting in self.settings:
+            if lacking := self._lacking(setting):
+                name, n, upstream, steps = lacking
+                has = f"upstream={steps}, the steps of the cell before" if steps else "no upstream, as no cell runs before it"
+                raise InputError(f"{name} has no norms for {n} steps after {upstream}: it takes {has}")
+
+    def _lacking(self, own: tuple[int, ...]) -> tuple[str, int, int, tuple[int, ...]] | None:
+        """The first cell without norms for its steps: its name, its steps, and those taken and supported upstream."""
+        before: tuple[int, ...] = ()
+        for name, (module, n, upstream) in zip(self._modules, self.walk(own), strict=True):
+            if isinstance(module, Cell) and not module.holds(n, upstream):
+                return name, n, upstream, before
+            before = module.steps if isinstance(module, Cell) and module.recurrent else before
+        return None
+
+    def holds(self, own: tuple[int, ...]) -> bool:
+        """Whether every cell has the norms for its number of these steps."""
+        return len(own) == len(self.recurrent_cells()) and self._lacking(own) is None
 
     def offer(self, settings: Iterable[Sequence[int]]) -> None:
         """Makes these the settings that a call may ask for, e.g. after a training that drew them.
@@ -187,73 +270,86 @@ class RecurrentNet(nn.Sequential):
             InputError: there is none, or one that the BN tables do not hold.
         """
         wanted = tuple(_whole(setting) for setting in settings)
-        missing = [setting for setting in wanted if not self._holds(setting)]
+        missing = [setting for setting in wanted if not self.holds(setting)]
         if missing or not wanted:
             raise InputError(
                 f"settings {missing} cannot be offered: the batch norms for them do not exist; valid: "
                 f"{', '.join(map(str, self.possible_settings()))}"
             )
         self.settings = wanted
+        self.steps = tuple(sorted({setting[0] for setting in wanted if len(set(setting)) == 1}))
 
-    def recurrent_cells(self) -> list[RecurrentCell | StandardCell]:
+    @property
+    def choices(self) -> tuple["Choice", ...]:
+        """What a call may ask for, fewest steps first: a number that all cells take, or one a cell."""
+        return tuple(choice(setting) for setting in sorted(self.settings, key=lambda own: (sum(own), own)))
+
+    def recurrent_cells(self) -> list[Cell]:
         """The recurrent cells in the order in which they run."""
-        return [m for m in self if isinstance(m, RecurrentCell | StandardCell) and m.recurrent]
+        return [m for m in self if isinstance(m, Cell) and m.recurrent]
 
     def per_cell(self, steps: Steps = None) -> tuple[int, ...]:
         """One number of steps a recurrent cell, or `InputError` that names the supported ones."""
-        cells = self.recurrent_cells()
+        if isinstance(steps, fx.Proxy):
+            if len(self.settings) > 1:
+                raise InputError("a trace follows one step count: trace unroll(model, steps)")
+            steps = None
         if steps is None:
-            return (self.steps[-1],) * len(cells) if self.steps else tuple(cell.steps[-1] for cell in cells)
-        own = _whole(steps) if isinstance(steps, Iterable) else _whole(steps) * len(cells)
+            return max(self.settings, key=lambda own: (sum(own), own))
+        own = _whole(steps) if isinstance(steps, Iterable) else _whole(steps) * len(self.recurrent_cells())
         if own not in self.settings:
-            kept = "; the network was not trained at it, and its batch norms would destroy the output" if self._holds(own) else ""
+            kept = "; the network was not trained at it, and its batch norms would destroy the output" if self.holds(own) else ""
             raise InputError(f"steps={steps!r} is not supported: valid: {self._describe_steps()}{kept}")
         return own
 
-    def _walk(self, own: tuple[int, ...]) -> list[tuple[nn.Module, int, int]]:
-        """Each module in order, with its steps (0 for a plain one) and the steps of the recurrent cell upstream."""
+    def walk(self, own: tuple[int, ...]) -> list[tuple[nn.Module, int, int]]:
+        """Each module in order, with its steps (0 for a plain one) and those of the recurrent cell upstream that takes any."""
         walk: list[tuple[nn.Module, int, int]] = []
         upstream, place = 0, 0
         for module in self:
-            if not isinstance(module, RecurrentCell | StandardCell):
-                walk.append((module, 0, upstream))
-            elif not module.recurrent:
-                walk.append((module, 1, upstream))
-            else:
-                walk.append((module, own[place], upstream))
-                upstream, place = own[place], place + 1
+            recurrent = isinstance(module, Cell) and module.recurrent
+            takes = own[place] if recurrent else int(isinstance(module, Cell))
+            walk.append((module, takes, upstream))
+            if recurrent:
+                upstream, place = takes or upstream, place + 1
         return walk
 
-    def _holds(self, own: tuple[int, ...]) -> bool:
-        if len(own) != len(self.recurrent_cells()):
-            return False
-        cells = [(cell, n, upstream) for cell, n, upstream in self._walk(own) if isinstance(cell, RecurrentCell | StandardCell)]
-        return all(cell.holds(n, upstream) for cell, n, upstream in cells)
-
     def possible_settings(self) -> Iterator[tuple[int, ...]]:
-        """Every choice of one number a cell for which there are batch norms, trained or not."""
-        return filter(self._holds, itertools.product(*(cell.steps for cell in self.recurrent_cells())))
+        """Every choice of one number a cell for which there are batch norms, trained or not; 0 leaves a cell out."""
+        every = itertools.product(*((0, *cell.steps) for cell in self.recurrent_cells()))
+        return (own for own in every if any(own) and self.holds(own))
 
     def _describe_steps(self) -> str:
-        mixed = [setting for setting in self.settings if len(set(setting)) > 1]
-        unified = ", ".join(str(setting[0]) for setting in self.settings if setting not in mixed)
-        some = ", ".join(map(str, mixed[:8])) + (", ..." if len(mixed) > 8 else "")
-        return " or per cell ".join(part for part in (unified, some) if part)
+        shown = [str(setting) for setting in self.choices]
+        return ", ".join([*shown[:8], "...", *shown[-2:]] if len(shown) > 12 else shown)
 
     def forward(self, x: Tensor, steps: Steps = None) -> Tensor:  # type: ignore[override]
         """x: [B, C, H, W]. Raises `InputError`, which names the supported steps, for any others."""
-        for module, n, upstream in self._walk(self.per_cell(steps)):
-            x = module(x, n, upstream) if n else module(x)
+        for module, n, upstream in self.walk(self.per_cell(steps)):
+            x = module(x, n, upstream) if isinstance(module, Cell) else module(x)
         return x
 
-    def _replace(self, change: Callable[[nn.Module, int, int], nn.Module], own: tuple[int, ...]) -> Self:
+    def replace(self, change: Callable[[Cell, int, int], Cell], own: tuple[int, ...]) -> Self:
         """A shallow copy with each cell replaced by `change(cell, steps, upstream)`; nothing else is copied."""
         net = _shallow_copy(self)
-        for name, (module, n, upstream) in zip(self._modules, self._walk(own), strict=True):
-            if n:
+        for name, (module, n, upstream) in zip(self._modules, self.walk(own), strict=True):
+            if isinstance(module, Cell):
                 net._modules[name] = change(module, n, upstream)
-        net._find_steps()
+        net.find_steps()
         return net
+
+    def over(self, chain: nn.Module) -> Self:
+        """A shallow copy that runs `chain` in the place of its own modules, with whatever its class does around them."""
+        net = _shallow_copy(self)
+        net._modules = {"chain": chain}
+        return net
+
+    def __getitem__(self, place: Any) -> Any:
+        """A module by its number; a slice is a network of these modules, or `nn.Sequential` where none is a cell."""
+        if not isinstance(place, slice):
+            return super().__getitem__(place)
+        part = OrderedDict(list(self._modules.items())[place])
+        return (RecurrentNet if any(isinstance(module, Cell) for module in part.values()) else nn.Sequential)(part)
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -275,6 +371,12 @@ def _whole(steps: Any) -> tuple[int, ...]:
         return ()
 
 
+def choice(steps: Any) -> Choice:
+    """Steps as a key: a number that all cells take, or one a cell; () if they are not whole numbers."""
+    numbers = _whole(steps)
+    return numbers[0] if len(set(numbers)) == 1 else numbers
+
+
 def supported_steps(steps: Iterable[int] | int) -> tuple[int, ...]:
     """The step counts, ascending, or `InputError`: at least one, each a positive whole number."""
     values = tuple(sorted(set(_whole(steps))))
@@ -292,10 +394,7 @@ def unroll(model: Net, steps: Steps = None) -> Net:
     Raises:
         InputError: the model does not support these steps.
     """
-    return model._replace(
-        lambda cell, n, upstream: cell.fixed(n, upstream) if isinstance(cell, RecurrentCell) else cell,
-        model.per_cell(steps),
-    )
+    return model.replace(lambda cell, n, upstream: cell.fixed(n, upstream), model.per_cell(steps))
 
 
 def untie(model: Net) -> Net:
@@ -306,14 +405,7 @@ def untie(model: Net) -> Net:
     """
     if any(len(cell.steps) > 1 for cell in model.recurrent_cells()):
         raise InputError("untie takes a network of one step count: untie(unroll(model, steps))")
-
-    def separate(cell: nn.Module, steps: int, upstream: int) -> nn.Module:
-        if not isinstance(cell, RecurrentCell) or not cell.recurrent:
-            return cell
-        groups = list(cast(nn.ModuleList, cell.fixed(steps, upstream).norms[0]))
-        return StandardCell((copy.deepcopy(cell.body) for _ in range(steps)), groups, cell.pool)
-
-    return copy.deepcopy(model._replace(separate, model.per_cell()))
+    return copy.deepcopy(model.replace(lambda cell, n, upstream: cell.fixed(n, upstream).untied(), model.per_cell()))
 
 
 def evaluating(model: Net) -> Net:
@@ -334,3 +426,10 @@ def shared_kernels(model: nn.Module) -> list[nn.Parameter]:
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """Every batch norm of the model, in the order of its names."""
     return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def norms_of(model: nn.Module) -> list[nn.Module]:
+    """Every norm of the model, of any class, by its place: in the tables of cells; and batch norms anywhere."""
+    tables = [cell.norms for cell in model.modules() if isinstance(cell, RecurrentCell | StandardCell)]
+    held = [m for table in tables for m in table.modules() if not isinstance(m, nn.ModuleList | nn.Identity)]
+    return list(dict.fromkeys([*held, *batch_norms(model)]))

@@ -42,8 +42,9 @@ def channels_last(model: Module) -> Module:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context to call a network in."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+    """The context to call a network in at this precision, or `InputError` if it is none."""
+    bf16 = resolve_precision(precision, device) == "bf16"
+    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
 
 
 def hardware(device: torch.device) -> str:

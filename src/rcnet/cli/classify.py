@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rcnet.cli.text import Json
+from rcnet.cli.text import Budget, Json
 from rcnet.errors import InputError
 
 DEFAULT = "r2.cifar10"
@@ -20,15 +20,16 @@ def classify(
     *,
     model: str = DEFAULT,
     steps: str | None = None,
-    budget: str | None = None,
+    budget: Budget = None,
     top: int = 1,
     precision: str = "fp32",
     json_output: Json = False,
 ) -> None:
     """Name what images show, at the cost that --steps or --budget names.
 
-    PNG, JPEG, TIFF, WebP and BMP of any size, gray and colour, 8 and 16 bit:
-    each is turned upright, resized and cut to the middle as the weights expect.
+    PNG, JPEG, TIFF, WebP, BMP, PNM, JPEG 2000, AVIF and HEIC of any size,
+    gray and colour: each is turned upright, resized and cut to the middle as
+    the weights expect.
 
     Examples::
 

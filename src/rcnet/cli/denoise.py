@@ -6,18 +6,21 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from cyclopts import Parameter
 
+from rcnet.cli.text import Budget
 from rcnet.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from rcnet.cell import Steps
+    from rcnet.cell import Choice, Steps
     from rcnet.data.imagefile import ImageFile
+    from rcnet.deploy.files import Job
     from rcnet.deploy.optimize import Optimized
 
 COLOUR, GRAY = "r3_fast.photo", "r3_fast.gray"  # what pictures are denoised with unless --model says
-NOTHING = 0.7  # levels of 255: less than that removed is nearly nothing
+JUDGED = 1024  # side, in pixels, of the middle whose noise is judged before weights for one level see an image
+NOTHING = 1.0  # levels of 255: less than that removed is nearly nothing
 
 
 def denoise(
@@ -28,11 +31,11 @@ def denoise(
     out_dir: Path | None = None,
     model: str | None = None,
     steps: str | None = None,
-    budget: str | None = None,
+    budget: Budget = None,
     sigma: float | None = None,
     sigma_map: Path | None = None,
     strength: float = 1.0,
-    white: int | None = None,
+    white: float | None = None,
     tile: int | None = None,
     compare: bool = False,
     precision: str = "auto",
@@ -41,9 +44,10 @@ def denoise(
 ) -> None:
     """Remove noise from images, at the cost that --steps or --budget names.
 
-    PNG, JPEG, TIFF and WebP; 8 and 16 bit; gray and colour. The result keeps
-    mode, bit depth, transparency, EXIF and colour profile. Without -o or
-    --out-dir it is written beside the input, as NAME-denoised.
+    PNG, JPEG, TIFF, WebP, BMP, PNM, JPEG 2000, AVIF and HEIC; gray and
+    colour, 8 and 16 bit and floats. The result keeps bit depth, transparency
+    and metadata, or one line says what it does not. Without -o or --out-dir
+    it is written beside the input, as NAME-denoised.
 
     Examples::
 
@@ -52,16 +56,17 @@ def denoise(
       rcnet denoise photo.png --sigma 15    noise of a level that you know
       rcnet denoise photo.jpg -o clean.png --steps 1
       rcnet denoise photo.png --budget 200ms
-      rcnet denoise scans/ --out-dir clean/ every image in a folder
+      rcnet denoise scans/ --out-dir clean/  every image in a folder
+      scan | rcnet denoise - > clean.png    from a pipe to a pipe
       rcnet denoise photo.png --compare     a picture of every step, too
       rcnet denoise --demo                  what each step costs and gains
 
     Parameters
     ----------
     inputs
-        Images, or folders of images.
+        Images, or folders of images; - reads one from a pipe.
     output
-        File of the result; its suffix names the format. For one input.
+        File of the result; its suffix names the format. For one input. - writes to a pipe, in the format of the input.
     out_dir
         Folder for the results, under the names of the inputs; made if there is none.
     model
@@ -78,7 +83,7 @@ def denoise(
     strength
         How much of the noise that was found goes away: from 0, none, over 1, to 2.
     white
-        The value of a 16-bit file that stands for white, e.g. 4095 for 12 bits of data. Found from the largest unless given.
+        The value of the file that stands for white, e.g. 4095 for 12 bits of data in 16. Found from the largest unless given.
     tile
         Side of a tile in pixels, which bounds memory; the result does not depend on it. 512 unless given; 0 takes the whole
         image at once.
@@ -100,10 +105,9 @@ def denoise(
         raise InputError("no image given: rcnet denoise IN..., e.g. rcnet denoise photo.png (or rcnet denoise --demo)")
     if output and out_dir:
         raise InputError("give either -o for one result or --out-dir for a folder of them")
-    jobs = [job for path in inputs for job in plan(path, output, out_dir, compare)]
-    if output and len(jobs) > 1:
-        raise InputError(f"-o takes one result and there are {len(jobs)} images: give --out-dir")
-    check_targets(jobs)
+    from rcnet.deploy.files import plan
+
+    jobs, skipped = plan(inputs, output, out_dir, compare)
     if sigma is not None and sigma_map is not None:
         raise InputError("give either --sigma or --sigma-map")
     if sigma is not None and not 0 <= sigma <= 255:
@@ -123,6 +127,8 @@ def denoise(
     sessions: dict[str, Optimized] = {}
     if model is not None:
         weights(model, how, sessions)
+    for line in skipped:
+        print(line, file=sys.stderr)
     failed = 0
     for job in jobs:
         try:
@@ -145,58 +151,9 @@ class How(NamedTuple):
     sigma: float | None
     sigma_map: Path | None
     strength: float
-    white: int | None
+    white: float | None
     tile: int
     precision: str
-
-
-class Job(NamedTuple):
-    """One image: the file, its result, the picture of every step if there is to be one; is the result's folder made?"""
-
-    file: Path
-    target: Path
-    picture: Path | None
-    makes_folder: bool
-
-
-def plan(path: Path, output: Path | None, out_dir: Path | None, compare: bool) -> list[Job]:
-    """The jobs of a file, or of every image of a folder but for our own results."""
-    from rcnet.data.imagefile import FORMATS
-    from rcnet.data.images import list_images
-
-    files = [path]
-    if path.is_dir():
-        ours = ("-denoised", "-compare")
-        files = [f for f in list_images(path) if f.suffix.lower() in FORMATS and not f.stem.endswith(ours)]
-        if not files:
-            raise InputError(
-                f"{path} holds no images to denoise: only earlier results, or other formats than {', '.join(FORMATS)}"
-            )
-    jobs = []
-    for file in files:
-        if out_dir:
-            target = out_dir / (file.relative_to(path) if path.is_dir() else file.name)
-        else:
-            target = output or file.with_name(f"{file.stem}-denoised{file.suffix}")
-        picture = target.with_name(f"{target.stem.removesuffix('-denoised')}-compare.png")
-        jobs.append(Job(file, target, picture if compare else None, out_dir is not None))
-    return jobs
-
-
-def check_targets(jobs: list[Job]) -> None:
-    """`InputError` if a result would overwrite an input or another result."""
-    inputs = {job.file.resolve() for job in jobs}
-    writers: dict[Path, Path] = {}
-    for job in jobs:
-        for target in filter(None, (job.target, job.picture)):
-            place = target.resolve()
-            if place in inputs:
-                raise InputError(f"{target} would overwrite an input: name another file or folder for the result")
-            if place in writers:
-                raise InputError(f"{writers[place]} and {job.file} would both be written to {target}: rename one of them")
-            if place.is_dir():
-                raise InputError(f"{target} cannot be written: it is a folder")
-            writers[place] = job.file
 
 
 def weights(name: str, how: How, sessions: "dict[str, Optimized]") -> "Optimized":
@@ -210,7 +167,7 @@ def weights(name: str, how: How, sessions: "dict[str, Optimized]") -> "Optimized
         network = load(name).to(best_device())
         network_of(network)
         network.per_cell(how.steps)
-        if (how.sigma is not None or how.sigma_map) and not network.noise_level:
+        if (how.sigma is not None or how.sigma_map) and not network.about.takes_level:
             raise InputError(
                 f"{name} takes no noise level: leave out --sigma and --sigma-map, or take weights that do, e.g. {COLOUR}"
             )
@@ -218,20 +175,21 @@ def weights(name: str, how: How, sessions: "dict[str, Optimized]") -> "Optimized
     return sessions[name]
 
 
-def denoise_file(job: Job, how: How, sessions: "dict[str, Optimized]") -> None:
+def denoise_file(job: "Job", how: How, sessions: "dict[str, Optimized]") -> None:
     """One image, for a budget or at steps: read, check that the result can be written, denoise, write."""
     import dataclasses
 
     from tqdm import tqdm
 
-    from rcnet.data import imagefile
+    from rcnet.cell import choice
+    from rcnet.data.imagefile import upright
     from rcnet.deploy.denoise import count_tiles, denoise_pixels, denoise_steps_for
-    from rcnet.figures.side_by_side import save_picture, side_by_side
+    from rcnet.deploy.files import PIPE, prepare, read, write
+    from rcnet.figures.side_by_side import in_rows, save_picture, side_by_side
 
-    image = imagefile.read(job.file)
-    if job.makes_folder:
-        make_folder(job.target.parent)
-    imagefile.check_writable(job.target, image)
+    image = read(job)
+    for note in (*image.notes, *prepare(job, image)):
+        print(f"{job.file}: {note}", file=sys.stderr)
     pixels, channels = image.pixels, image.pixels.shape[2]
     if channels == 3 and how.model is None and is_gray(pixels):
         pixels = pixels[:, :, :1]
@@ -241,10 +199,10 @@ def denoise_file(job: Job, how: How, sessions: "dict[str, Optimized]") -> None:
     steps = how.steps
     if how.budget:
         steps = denoise_steps_for(model, how.budget, shape, tile=how.tile)
-    steps = model.network.per_cell(steps)[0]
+    steps = choice(model.network.per_cell(steps))
     warn_of_level(job.file, model, pixels, white)
     runs = [steps, *(n for n in model.steps if job.picture and n != steps)]
-    tiles = count_tiles(model, (1, 3, *shape[2:]), how.tile) // (3 if model.network.channels == 1 else 1)
+    tiles = count_tiles(model, (1, 3, *shape[2:]), how.tile) // (3 if model.network.about.channels == 1 else 1)
     sigma = how.sigma if how.sigma_map is None else read_map(how.sigma_map, pixels.shape[:2])
     results = {}
     total = len(runs) * tiles
@@ -255,32 +213,38 @@ def denoise_file(job: Job, how: How, sessions: "dict[str, Optimized]") -> None:
             )
             if n == steps:
                 level = found
-    imagefile.write(job.target, dataclasses.replace(image, pixels=results[steps].repeat(channels // pixels.shape[2], axis=2)))
-    print(f"{job.target} ({steps_label(steps)})" if how.budget else job.target)
+    result = results[steps] if pixels.shape[2] == channels else results[steps].repeat(channels, axis=2)
+    image = dataclasses.replace(image, pixels=result)
+    write(job, image)
+    if job.target != PIPE:
+        print(f"{job.target} ({steps_label(steps)})" if how.budget else job.target)
     almost = "nearly no noise found: " if level < NOTHING else ""
     print(f"{job.file}: {almost}removed what amounts to sigma {level:.1f} (of 255)", file=sys.stderr)
     if job.picture:
-        panels = [("input", pixels), *((steps_label(n), results[n]) for n in sorted(results))]
-        shown = [(label, imagefile.upright(image, panel / white)) for label, panel in panels]
-        save_picture(job.picture, side_by_side([shown]))
+        panels = [("input", pixels), *((steps_label(n), results[n]) for n in model.steps)]
+        shown = [(label, upright(image, panel / white)) for label, panel in panels]
+        save_picture(job.picture, side_by_side(in_rows(shown)))
         print(job.picture)
 
 
 def is_gray(pixels: "np.ndarray") -> bool:
     """Whether all three colours of every pixel are equal, as in a gray scan that was saved in colour."""
-    return bool((pixels[:, :, :1] == pixels[:, :, 1:]).all())
+    return all((row[:, :1] == row[:, 1:]).all() for row in pixels)
 
 
-def white_of(file: Path, image: "ImageFile", given: int | None) -> int:
+def white_of(file: Path, image: "ImageFile", given: float | None) -> float:
     """The value that stands for white: given, or found, which is said where it is not the largest of the type."""
+    import numpy as np
+
     from rcnet.data.imagefile import white_level
 
+    most = float("inf") if image.pixels.dtype.kind == "f" else np.iinfo(image.pixels.dtype).max
     if given is not None:
-        if not 0 < given <= (1 << 8 * image.pixels.itemsize) - 1:
-            raise InputError(f"--white {given} is not valid for {file}: give a value of its pixels, from 1")
+        if not 0 < given <= most:
+            raise InputError(f"--white {given:g} is not valid for {file}: give a value of its pixels, above 0")
         return given
     found = white_level(image)
-    if found < (1 << 8 * image.pixels.itemsize) - 1:
+    if image.pixels.dtype.kind == "u" and found < most:
         print(
             f"{file}: 16-bit pixels that go to {int(image.pixels.max())}: {found} is taken for white (--white sets it)",
             file=sys.stderr,
@@ -289,7 +253,8 @@ def white_of(file: Path, image: "ImageFile", given: int | None) -> int:
 
 
 def read_map(file: Path, shape: tuple[int, ...]) -> "Tensor":
-    """The noise level at each pixel, [H, W] in levels of 255, of a gray image as it is stored."""
+    """The noise level at each pixel, [H, W] in levels of 255, of a gray image as it is stored: of 16 bits, 257 are a level."""
+    import numpy as np
     import torch
 
     from rcnet.data import imagefile
@@ -300,16 +265,19 @@ def read_map(file: Path, shape: tuple[int, ...]) -> "Tensor":
         raise InputError(
             f"{file} is no map of this image: it has to be gray, of {shape[1]}x{shape[0]} pixels, not {width}x{height}"
         )
-    return torch.from_numpy(imagefile.as_float(image)[:, :, 0] * 255)
+    return torch.from_numpy(image.pixels[:, :, 0] / np.float32(257 if image.pixels.dtype == np.uint16 else 1))
 
 
-def warn_of_level(file: Path, model: "Optimized", pixels: "np.ndarray", white: int) -> None:
+def warn_of_level(file: Path, model: "Optimized", pixels: "np.ndarray", white: float) -> None:
     """Says on stderr that weights made for one noise level are far from that of this picture."""
     from rcnet.data.noise import estimate_sigma
 
-    noise = getattr(model.network, "metadata", {}).get("preprocessing", {}).get("noise", {})
-    trained, found = noise.get("sigma"), estimate_sigma(pixels / white)
-    if isinstance(trained, int | float) and abs(found - trained) > max(4, 0.35 * trained):
+    trained = model.network.about.noise.sigma if model.network.about.noise else None
+    if not isinstance(trained, float):
+        return
+    top, left = (max(side - JUDGED, 0) // 2 for side in pixels.shape[:2])
+    found = estimate_sigma(pixels[top : top + JUDGED, left : left + JUDGED] / white)
+    if abs(found - trained) > max(4, 0.35 * trained):
         print(
             f"{file}: these weights know noise of sigma {trained:g} alone and this picture seems to have {found:.0f}: "
             f"they will harm it; take {COLOUR} or {GRAY}",
@@ -317,16 +285,11 @@ def warn_of_level(file: Path, model: "Optimized", pixels: "np.ndarray", white: i
         )
 
 
-def steps_label(steps: int) -> str:
-    """1 step, 4 steps."""
-    return f"{steps} step{'s' if steps > 1 else ''}"
+def steps_label(steps: "Choice") -> str:
+    """1 step, 4 steps, steps 3,2,2."""
+    from rcnet.cost.budget import steps_text
 
-
-def make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be a folder for results: {error.strerror}") from error
+    return f"{steps} step{'s' if steps != 1 else ''}" if isinstance(steps, int) else f"steps {steps_text(steps)}"
 
 
 def run_demo(picture: Path) -> None:
@@ -334,6 +297,7 @@ def run_demo(picture: Path) -> None:
     from tqdm import tqdm
 
     from rcnet.cli.text import count, table
+    from rcnet.cost.budget import steps_text
     from rcnet.figures.demo import ROUNDS, demo
     from rcnet.figures.side_by_side import save_picture
 
@@ -344,7 +308,8 @@ def run_demo(picture: Path) -> None:
     with tqdm(total=1 + ROUNDS, desc="denoising at every step", disable=None, leave=False) as bar:
         rows, image, about = demo(bar.update)
     lines = [
-        (r["model"], r["steps"], f"{r['parameters']:,}", count(r["macs"]), f"{r['ms']:.0f}", f"{r['psnr']:.2f}") for r in rows
+        (r["model"], steps_text(r["steps"]), f"{r['parameters']:,}", count(r["macs"]), f"{r['ms']:.0f}", f"{r['psnr']:.2f}")
+        for r in rows
     ]
     print(about)
     print(table(("model", "steps", "parameters", "MACs", "ms", "PSNR dB"), lines))

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rcnet.cli.text import Json
+from rcnet.cli.text import Budget, Json
 from rcnet.errors import InputError
 
 if TYPE_CHECKING:
     from rcnet.cell import RecurrentNet, Steps
-    from rcnet.models.denoise import Denoiser
 
 
 def evaluate(
@@ -26,7 +25,7 @@ def evaluate(
     blind: bool = False,
     harm: bool = False,
     steps: str = "all",
-    budget: str | None = None,
+    budget: Budget = None,
     as_8bit: bool = False,
     precision: str = "fp32",
     json_output: Json = False,
@@ -81,25 +80,27 @@ def evaluate(
     json_output
         Print JSON.
     record
-        Also write the figures into the metadata of the file of weights.
+        Also write the figures into the metadata of the file of weights; of bundled weights, into that of a copy in the current
+        folder. Name their file to change it.
     """
     from rcnet.cli.text import check_cost, parse_steps, table
     from rcnet.device import best_device, resolve_precision
     from rcnet.evaluation.record import record_result
     from rcnet.models import load
-    from rcnet.models.denoise import Denoiser
 
     if (data is None) == (noisy is None and clean is None) or (noisy is None) != (clean is None):
         raise InputError("give --data FOLDER, or --noisy FOLDER and --clean FOLDER")
     network = load(model)
     check_cost(None if steps == "all" else steps, budget)
     asked = parse_steps(steps) if steps != "all" else None
-    counts = network.steps if asked is None else (asked,)
+    counts = network.choices if asked is None else (asked,)
     for n in counts:
         network.per_cell(n)
     precision = resolve_precision(precision, best_device())
     network.to(best_device())
-    if isinstance(network, Denoiser):
+    if network.about.task not in ("denoise", "classify"):
+        raise InputError(f"{model} is for the task {network.about.task!r}: eval measures denoisers and classifiers")
+    if network.about.task == "denoise":
         if noisy is not None and clean is not None:
             result = measure_pairs(network, noisy, clean, budget or counts, sigma, precision)
         elif data is not None and harm:
@@ -136,7 +137,7 @@ def evaluate(
 
 
 def measure_denoiser(
-    network: "Denoiser", data: Path, cost: "str | Sequence[Steps]", sigma: float, as_8bit: bool, blind: bool, precision: str
+    network: "RecurrentNet", data: Path, cost: "str | Sequence[Steps]", sigma: float, as_8bit: bool, blind: bool, precision: str
 ) -> dict[str, Any]:
     """The result of a denoiser on a folder of clean images."""
     from tqdm import tqdm
@@ -147,7 +148,7 @@ def measure_denoiser(
 
     check_sigma(sigma)
     folder = split_folder(data, "test")
-    images = read_folder(folder, network.channels)
+    images = read_folder(folder, network.about.channels)
     largest = max((image.shape[:2] for image in images), key=math.prod)
     counts = steps_of(cost, network, (largest[0], largest[1]), precision)
     with tqdm(total=len(counts) * len(images), unit="image", disable=None, leave=False) as bar:
@@ -156,10 +157,10 @@ def measure_denoiser(
         )
     name = folder.name or folder.resolve().name
     about = {"data": name, "images": len(images), "sigma": sigma, "as_8bit": as_8bit, "precision": precision}
-    return {**about, **({"blind": blind} if network.noise_level else {}), "rows": rows}
+    return {**about, **({"blind": blind} if network.about.takes_level else {}), "rows": rows}
 
 
-def measure_harm(network: "Denoiser", data: Path, cost: "str | Sequence[Steps]", sigma: float | None) -> dict[str, Any]:
+def measure_harm(network: "RecurrentNet", data: Path, cost: "str | Sequence[Steps]", sigma: float | None) -> dict[str, Any]:
     """The result of a denoiser on clean pictures."""
     from tqdm import tqdm
 
@@ -169,10 +170,10 @@ def measure_harm(network: "Denoiser", data: Path, cost: "str | Sequence[Steps]",
 
     if sigma is not None:
         check_sigma(sigma)
-        if not network.noise_level:
+        if not network.about.takes_level:
             raise InputError("these weights take no noise level: leave out --sigma")
     folder = split_folder(data, "test")
-    images = read_folder(folder, network.channels)
+    images = read_folder(folder, network.about.channels)
     largest = max((image.shape[:2] for image in images), key=math.prod)
     counts = steps_of(cost, network, (largest[0], largest[1]), "fp32")
     with tqdm(total=len(counts) * len(images), unit="image", disable=None, leave=False) as bar:
@@ -183,7 +184,7 @@ def measure_harm(network: "Denoiser", data: Path, cost: "str | Sequence[Steps]",
 
 
 def measure_pairs(
-    network: "Denoiser", noisy: Path, clean: Path, cost: "str | Sequence[Steps]", sigma: float | None, precision: str
+    network: "RecurrentNet", noisy: Path, clean: Path, cost: "str | Sequence[Steps]", sigma: float | None, precision: str
 ) -> dict[str, Any]:
     """The result of a denoiser on pairs of files, matched by name, else by order."""
     from tqdm import tqdm
@@ -194,7 +195,7 @@ def measure_pairs(
 
     if sigma is not None:
         check_sigma(sigma)
-        if not network.noise_level:
+        if not network.about.takes_level:
             raise InputError("these weights take no noise level: leave out --sigma")
     files = list_images(noisy), list_images(clean)
     names = [[file.stem for file in part] for part in files]
@@ -202,13 +203,13 @@ def measure_pairs(
         raise InputError(f"{noisy} holds {len(names[0])} images and {clean} {len(names[1])}: pairs need as many of each")
     if names[0] != names[1]:
         print(f"rcnet: names differ, so pairs go by order: the first is {files[0][0].name}, {files[1][0].name}", file=sys.stderr)
-    pairs = [(read_image(a, network.channels), read_image(b, network.channels)) for a, b in zip(*files, strict=True)]
+    pairs = [(read_image(a, network.about.channels), read_image(b, network.about.channels)) for a, b in zip(*files, strict=True)]
     largest = max((image.shape[:2] for image, _ in pairs), key=math.prod)
     counts = steps_of(cost, network, (largest[0], largest[1]), precision)
     with tqdm(total=(1 + len(counts)) * len(pairs), unit="image", disable=None, leave=False) as bar:
         rows = pair_results(network, pairs, counts, sigma=sigma, precision=precision, each=bar.update)
     about = {"data": f"{noisy.resolve().name}, pairs", "images": len(pairs), "precision": precision}
-    told = {"blind": sigma is None, **({} if sigma is None else {"told": sigma})} if network.noise_level else {}
+    told = {"blind": sigma is None, **({} if sigma is None else {"told": sigma})} if network.about.takes_level else {}
     return {**about, **told, "rows": rows}
 
 

@@ -85,19 +85,19 @@ def figures(
 
 def _with_images(name: str, network: "RecurrentNet", files: list[Path], sigma: float | None) -> "Image":
     """The figures that show what a network makes of images."""
+    from rcnet.about import Noise
     from rcnet.data.images import read_image
     from rcnet.data.labelled import fit
     from rcnet.data.noise import check_sigma
     from rcnet.figures.denoised import denoised_by_steps
     from rcnet.figures.features import features
 
-    expects = network.metadata["preprocessing"]
-    images = [read_image(file, expects["channels"]) for file in files]
+    about = network.about
+    images = [read_image(file, about.channels) for file in files]
     if name == "denoised":
-        trained = expects.get("noise", {}).get("sigma", 25.0)
-        level = sum(trained) / 2 if isinstance(trained, list) else trained
-        check_sigma(level if sigma is None else sigma)
-        return denoised_by_steps(network, images, level if sigma is None else sigma)
-    if "size" in expects:
-        images = [fit(pixels, expects["size"][0]) for pixels in images]
+        level = (about.noise or Noise()).level if sigma is None else sigma
+        check_sigma(level)
+        return denoised_by_steps(network, images, level)
+    if about.size:
+        images = [fit(pixels, about.size[0]) for pixels in images]
     return features(network, images)

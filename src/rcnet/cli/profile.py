@@ -36,7 +36,7 @@ def profile(
     Parameters
     ----------
     model
-        Bundled weights (see rcnet models), a file of weights, or a network, e.g. r4.
+        Bundled weights (see rcnet models), a file of weights, or a network, e.g. r4, or package.module:function that builds one.
     size
         HEIGHTxWIDTH in pixels; 321x481 (denoise) or what the weights take (classify) unless given.
     batch
@@ -53,10 +53,10 @@ def profile(
 
     from rcnet.cli.text import count, table
     from rcnet.cost.latency import ROUNDS, WARM_UP
-    from rcnet.cost.profile import profile as measure
+    from rcnet.cost.profiling import profile as measure
     from rcnet.device import best_device, hardware
 
-    network = network_of(model)
+    network = named_network(model)
     height, width = parse_size(size, network)
     if batch < 1 or (threads is not None and threads < 1):
         raise InputError("--batch and --threads are whole numbers from 1")
@@ -87,14 +87,13 @@ def profile(
     print(table(header, lines))
 
 
-def network_of(name: str) -> "RecurrentNet":
+def named_network(name: str) -> "RecurrentNet":
     """Trained weights, or a fresh network of that name: what a call costs does not depend on the weights."""
     from rcnet.models import bundled, create_model, list_models, load
-    from rcnet.models.registry import entry
+    from rcnet.models.registry import find_builder
 
-    if name in list_models():
-        steps = entry(name).steps
-        return create_model(name, steps=steps[-1] if name.startswith("s") else steps).eval()
+    if name in list_models() or ":" in name:
+        return create_model(name, **find_builder(name).usual).eval()
     try:
         return load(name)
     except InputError as error:
@@ -103,12 +102,10 @@ def network_of(name: str) -> "RecurrentNet":
 
 def parse_size(text: str | None, network: "RecurrentNet") -> tuple[int, int]:
     """Height and width of `321x481`, or the usual ones of the network's task."""
-    from rcnet.cost.catalogue import SIZES
-    from rcnet.models.registry import task_of
+    from rcnet.cost.catalogue import OTHER, SIZES
 
     if text is None:
-        known = getattr(network, "metadata", {}).get("preprocessing", {}).get("size") or SIZES[task_of(network)]
-        return int(known[0]), int(known[1])
+        return network.about.size or SIZES.get(network.about.task, OTHER)
     sides = text.lower().split("x")
     if len(sides) != 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
         raise InputError(f"--size {text} is not valid: give HEIGHTxWIDTH in pixels, e.g. 321x481")

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from rcnet.errors import InputError
 
+Budget = Annotated[str | None, Parameter(allow_leading_hyphen=True)]  # so that -5ms is a bad budget, not an unknown option
 Json = Annotated[bool, Parameter(name="--json")]
 
 

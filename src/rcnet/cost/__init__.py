@@ -1,7 +1,7 @@
 """What a step count costs: parameters, multiply-accumulates, memory, latency; and the steps that fit a budget."""
 
 from rcnet.cost.budget import latencies, parse_budget, steps_for
-from rcnet.cost.macs import macs, parameters
-from rcnet.cost.profile import profile
+from rcnet.cost.counting import macs, parameters
+from rcnet.cost.profiling import profile
 
 __all__ = ["latencies", "macs", "parameters", "parse_budget", "profile", "steps_for"]

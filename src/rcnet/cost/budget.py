@@ -1,21 +1,23 @@
 """The most steps that fit a budget of time or of MACs, by what this machine was measured to take."""
 
+import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from rcnet.cell import RecurrentNet, evaluating, unroll
+from rcnet.calling import device_of, ready
+from rcnet.cell import Choice, RecurrentNet
+from rcnet.cost.counting import macs
 from rcnet.cost.latency import interleaved, measured_once, summary
-from rcnet.cost.macs import macs
-from rcnet.device import autocast, resolve_precision
+from rcnet.device import resolve_precision
 from rcnet.errors import InputError
-from rcnet.models.files import preprocessing
-from rcnet.models.registry import architecture_of
 
-UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "MAC": 1.0, "kMAC": 1e3, "MMAC": 1e6, "GMAC": 1e9, "TMAC": 1e12}
+Step = TypeVar("Step", bound=Choice)
+UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "MAC": 1.0, "kMAC": 1e3, "MMAC": 1e6, "GMAC": 1e9, "TMAC": 1e12}
 
 
 class Budget(NamedTuple):
@@ -27,17 +29,34 @@ class Budget(NamedTuple):
 
 
 def parse_budget(text: str) -> Budget:
-    """`50ms`, `0.2s`, `2GMAC`, `300 MMACs`.
+    """`50ms`, `0.2s`, `1min`, `2GMAC`, `300 MMACs`, `1e3MMAC`.
 
     Raises:
         InputError: no positive number with one of the units.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+) *([a-zA-Z]+)", text.strip())
-    named = re.sub("macs?$", "mac", match[2].lower()) if match else ""
+    match = re.fullmatch(r"((?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?) *([a-zµμ]+)", text.strip(), re.IGNORECASE)
+    named = re.sub("macs?$", "mac", match[2].lower()).translate({0xB5: "u", 0x3BC: "u"}) if match else ""
     unit = next((unit for unit in UNITS if unit.lower() == named), None)
-    if unit is None or match is None or float(match[1]) <= 0:
-        raise InputError(f"budget {text!r} is not valid: give a time or a number of MACs, e.g. 50ms, 0.2s, 300MMAC, 2GMAC")
+    if unit is None or match is None or not 0 < float(match[1]) < float("inf"):
+        raise InputError(
+            f"budget {text!r} is not valid: give a time or a number of MACs above 0, e.g. 50ms, 0.2s, 1min, 300MMAC, 2GMAC "
+            f"(units: {', '.join(UNITS)})"
+        )
     return Budget(float(match[1]) * UNITS[unit], not unit.endswith("MAC"), text.strip())
+
+
+def steps_text(steps: Choice) -> str:
+    """`4`, or `4,3,3` of one number a cell."""
+    return str(steps) if isinstance(steps, int) else ",".join(map(str, steps))
+
+
+def fingerprint(model: RecurrentNet) -> str:
+    """What tells a network's cost from that of others: its modules, their options and code, its tensors' shapes, its steps."""
+    parts: list[object] = [sorted(model.settings), [(k, list(v.shape), str(v.dtype)) for k, v in model.state_dict().items()]]
+    for name, module in model.named_modules():
+        code = getattr(type(module).forward, "__code__", None)
+        parts.append((name, type(module).__module__, type(module).__qualname__, module.extra_repr(), code and code.co_code.hex()))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def latencies(
@@ -46,7 +65,7 @@ def latencies(
     batch: int = 1,
     precision: str = "fp32",
     each: Callable[[], object] = lambda: None,
-) -> dict[int, dict[str, float]]:
+) -> dict[Choice, dict[str, float]]:
     """`ms` (median) and `p95` of a call at each step count, warm, measured interleaved once and then remembered.
 
     Args:
@@ -54,30 +73,20 @@ def latencies(
         precision: `fp32`, `bf16` or `auto`.
         each: called after each round of a new measurement, for a progress bar.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     precision = resolve_precision(precision, device)
-    what = {"architecture": architecture_of(model), "size": list(size), "batch": batch, "precision": precision}
+    what = {"network": fingerprint(model), "size": list(size), "batch": batch, "precision": precision}
 
     def measure() -> dict[str, dict[str, float]]:
-        x = torch.rand(batch, preprocessing(model)["channels"], *size, device=device)
-        x = x.contiguous(memory_format=torch.channels_last)
-        nets = {n: evaluating(unroll(model, n)) for n in model.steps}
-
-        def call(n: int) -> Callable[[], object]:
-            def run() -> object:
-                with torch.inference_mode(), autocast(precision, device):
-                    return nets[n](x)
-
-            return run
-
-        times = interleaved({n: call(n) for n in model.steps}, each=each)
-        return {str(n): summary(values) for n, values in times.items()}
+        x = torch.rand(batch, model.about.channels, *size, device=device).contiguous(memory_format=torch.channels_last)
+        calls = {n: torch.inference_mode()(partial(ready(model, n, precision), x)) for n in model.choices}
+        return {steps_text(n): summary(values) for n, values in interleaved(calls, each=each).items()}
 
     kept = measured_once(what, measure)
-    return {int(n): value for n, value in kept.items()}
+    return {n: kept[steps_text(n)] for n in model.choices}
 
 
-def refuse_at_once(budget: Budget, call: Callable[[], object], times: float, steps: int, what: str) -> None:
+def refuse_at_once(budget: Budget, call: Callable[[], object], times: float, steps: Choice, what: str) -> None:
     """`InputError` if even the cheapest call, of which the whole takes `times`, is far from fitting: no long measurement then."""
     call()
     best = float("inf")
@@ -89,15 +98,15 @@ def refuse_at_once(budget: Budget, call: Callable[[], object], times: float, ste
         raise InputError(f"no step count fits {budget.text} {what}: the cheapest, {steps}, takes {best:.3g} ms")
 
 
-def choose_steps(budget: Budget, cost: Mapping[int, float], what: str) -> int:
-    """The most steps whose cost (milliseconds or MACs, as the budget counts) fits.
+def choose_steps(budget: Budget, cost: Mapping[Step, float], what: str) -> Step:
+    """The most steps, those that `cost` names last, whose cost (milliseconds or MACs, as the budget counts) fits.
 
     Raises:
         InputError: none fits; the error names the cheapest.
     """
     fitting = [n for n, value in cost.items() if value <= budget.amount]
     if fitting:
-        return max(fitting)
+        return fitting[-1]
     cheapest = min(cost, key=lambda n: cost[n])
     amount = f"{cost[cheapest]:.3g} ms" if budget.timed else f"{cost[cheapest] / 1e9:.3g} GMAC"
     raise InputError(f"no step count fits {budget.text} {what}: the cheapest, {cheapest}, takes {amount}")
@@ -105,8 +114,9 @@ def choose_steps(budget: Budget, cost: Mapping[int, float], what: str) -> int:
 
 def steps_for(
     model: RecurrentNet, budget: str, size: tuple[int, int], *, batch: int = 1, precision: str = "fp32", **each: Any
-) -> int:
-    """The most steps of the model whose call fits the budget, by this machine's measurements (95th percentile of a call).
+) -> Choice:
+    """The most steps of the model, as one number or one a cell, whose call fits the budget, by this machine's measurements
+    (95th percentile of a call).
 
     The first question about a model, size and batch measures for some seconds; the answer is kept (`latency.kept_measurements`).
 
@@ -121,5 +131,5 @@ def steps_for(
     if asked.timed:
         cost = {n: value["p95"] for n, value in latencies(model, size, batch, precision, **each).items()}
     else:
-        cost = {n: float(macs(model, n, size, batch)) for n in model.steps}
+        cost = {n: float(macs(model, n, size, batch)) for n in model.choices}
     return choose_steps(asked, cost, f"at {size[1]}x{size[0]} pixels" + f", batch {batch}" * (batch > 1))

@@ -2,15 +2,17 @@
 
 from typing import Any
 
-from rcnet.cost.macs import macs, parameters
+from rcnet.cell import choice
+from rcnet.cost.counting import macs, parameters
 from rcnet.models import create_model, load
-from rcnet.models.registry import entry, task_of
+from rcnet.models.registry import entry
 
+OTHER = (64, 64)
 SIZES = {"denoise": (321, 481), "classify": (32, 32)}  # pixels: an image of BSD, of CIFAR
 METRICS = {"denoise": ("psnr", "dB"), "classify": ("error", "% error")}  # the key in a row of results, and its unit
 
 
-def measured(result: dict[str, Any]) -> str:
+def result_name(result: dict[str, Any]) -> str:
     """The name of a recorded result: its data, its noise, and what differs from the protocols."""
     noise = f" sigma {result['sigma']:g}" + ", 8-bit noise" * result["as_8bit"] if "sigma" in result else ""
     noise += ", blind" * result.get("blind", False)
@@ -19,33 +21,35 @@ def measured(result: dict[str, Any]) -> str:
 
 def describe_architecture(name: str) -> dict[str, Any]:
     """A row for each step count of the paper: the fixed-step network."""
-    task, steps = entry(name).task, []
-    for n in entry(name).steps:
+    found, steps = entry(name), []
+    size = SIZES.get(found.task, OTHER)
+    for n in found.steps:
         model = create_model(name, steps=n)
-        steps.append({"steps": n, "parameters": parameters(model), "macs": macs(model, n, SIZES[task])})
-    row: dict[str, Any] = {"name": name, "kind": "architecture", "task": task, "size": SIZES[task]}
-    if not name.startswith("s"):
-        row["parameters"] = parameters(create_model(name, steps=entry(name).steps))
-    return {**row, "steps": steps}
+        steps.append({"steps": n, "parameters": parameters(model), "macs": macs(model, n, size)})
+    whole = {"parameters": parameters(create_model(name, **found.usual))} if found.adjustable else {}
+    return {"name": name, "kind": "architecture", "task": found.task, "size": size, **whole, "steps": steps}
 
 
 def describe_weights(name: str) -> dict[str, Any]:
     """A row for each supported step count, with what was measured."""
     model = load(name)
-    task, steps = task_of(model), []
-    for n in model.steps:
-        metric = METRICS[task][0]
+    task, steps = model.about.task, []
+    size, metric = SIZES.get(task, OTHER), METRICS[task][0]
+    for n in model.choices:
         results = {
-            measured(result): row[metric] for result in model.metadata["results"] for row in result["rows"] if row["steps"] == n
+            result_name(result): row[metric]
+            for result in model.metadata["results"]
+            for row in result["rows"]
+            if choice(row["steps"]) == n and metric in row
         }
-        steps.append({"steps": n, "parameters": parameters(model), "macs": macs(model, n, SIZES[task]), "results": results})
+        steps.append({"steps": n, "parameters": parameters(model), "macs": macs(model, n, size), "results": results})
     return {
         "name": name,
         "kind": "weights",
         "task": task,
-        "size": SIZES[task],
+        "size": size,
         "parameters": parameters(model),
         "architecture": model.metadata["architecture"],
-        "preprocessing": model.metadata["preprocessing"],
+        "preprocessing": model.about.to_json(),
         "steps": steps,
     }

@@ -10,7 +10,7 @@ import torch
 from rcnet.data import imagefile
 from rcnet.errors import InputError
 
-SUFFIXES = {*imagefile.FORMATS, ".bmp"}
+SUFFIXES = imagefile.SUFFIXES
 # The gray version of BSD (BSD68) is this sum of the colour images, rounded; PIL's "L" differs by a level in a few pixels.
 GRAY_WEIGHTS = np.array([0.298936, 0.587043, 0.114021])
 
@@ -24,15 +24,19 @@ def list_images(folder: str | Path) -> list[Path]:
     """The image files below a folder, sorted by path, or `InputError` if there are none."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"no folder of images at {folder}")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        raise InputError(f"no folder of images at {folder}; to get some: rcnet data bsds500")
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")  # ._NAME is of macOS
+    )
     if not files:
-        raise InputError(f"{folder} holds no images: looked for {', '.join(sorted(SUFFIXES))}, in its subfolders too")
+        raise InputError(f"{folder} holds no images: looked for {imagefile.NAMES}, in its subfolders too")
     return files
 
 
 def read_image(path: str | Path, channels: int) -> np.ndarray:
-    """8-bit pixels [H, W, channels] of one file, gray (1) or RGB (3), upright, without its alpha; 16-bit ones are rounded.
+    """8-bit pixels [H, W, channels] of one file, gray (1) or RGB (3), upright, without its alpha; deeper ones are rounded.
 
     Raises:
         InputError: what `imagefile.read` raises.
@@ -41,6 +45,8 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
     pixels = np.ascontiguousarray(imagefile.upright(image, image.pixels))
     if pixels.dtype == np.uint16:
         pixels = np.rint(pixels / 257).astype(np.uint8)
+    elif pixels.dtype != np.uint8:
+        pixels = np.rint(255 * (pixels / imagefile.white_level(image)).clip(0, 1)).astype(np.uint8)
     if channels == 1:
         return to_gray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)[:, :, None]
     return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)

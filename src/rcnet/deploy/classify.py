@@ -6,29 +6,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rcnet.cell import RecurrentNet, Steps, evaluating, unroll
+from rcnet.calling import check_range, device_of, ready
+from rcnet.cell import RecurrentNet, Steps
 from rcnet.data.cifar import cifar_sets
 from rcnet.data.images import read_image
 from rcnet.data.labelled import Labelled, fit, read_labelled
-from rcnet.device import autocast, resolve_precision
 from rcnet.errors import InputError
-from rcnet.models.registry import task_of
 
 
 def class_names(model: RecurrentNet) -> list[str]:
     """What the outputs stand for, from the metadata of loaded weights, or `InputError` if this is no trained classifier."""
-    names = getattr(model, "metadata", {}).get("preprocessing", {}).get("classes")
-    if task_of(model) != "classify" or not isinstance(names, list):
+    if model.about.task != "classify" or not model.about.classes:
         raise InputError("this network does not classify, or its weights do not name their classes: take a trained classifier")
-    return [str(name) for name in names]
+    return list(model.about.classes)
 
 
 def image_size(model: RecurrentNet) -> int:
     """The side in pixels of the images that the weights were trained on, or `InputError` if they do not say."""
-    size = getattr(model, "metadata", {}).get("preprocessing", {}).get("size")
-    if not isinstance(size, list) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+    if model.about.size is None:
         raise InputError("these weights do not say which size of image they take")
-    return int(size[0])
+    return model.about.size[0]
 
 
 def read_fitting(path: str | Path, model: RecurrentNet) -> Tensor:
@@ -65,21 +62,20 @@ def classify(model: RecurrentNet, images: Tensor, steps: Steps = None, *, precis
     """The probability of each class, float [B, classes].
 
     Args:
-        images: [B, 3, H, W], uint8 or float in [0, 1].
+        images: [B, C, H, W], uint8 or float of any type in [0, 1].
         steps: the cost: any step count that the model supports; the largest unless given.
         precision: `fp32`, `bf16` or `auto`.
 
     Raises:
         InputError: unsupported steps, an unknown precision, or images of another shape.
     """
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise InputError(f"images are [B, 3, H, W], uint8 or float in [0, 1], not {list(images.shape)}")
-    device = next(model.parameters()).device
-    net = evaluating(unroll(model, steps))
-    x = images.to(device, memory_format=torch.channels_last)
-    with autocast(resolve_precision(precision, device), device):
-        logits = net(x.float() / 255 if x.dtype == torch.uint8 else x)
-    return logits.float().softmax(1).cpu()
+    if images.ndim != 4 or images.shape[1] != model.about.channels:
+        raise InputError(f"images are [B, {model.about.channels}, H, W], uint8 or float in [0, 1], not {list(images.shape)}")
+    if images.dtype == torch.uint8:
+        images = images.to(device_of(model), memory_format=torch.channels_last).float() / 255
+    else:
+        check_range(images)
+    return ready(model, steps, precision)(images).softmax(1).cpu()
 
 
 def best_classes(probabilities: Tensor, names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:

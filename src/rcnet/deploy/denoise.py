@@ -3,29 +3,29 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rcnet.cell import RecurrentNet, Steps, evaluating, unroll
-from rcnet.cost.budget import choose_steps, parse_budget, refuse_at_once
+from rcnet.calling import Call, check_range, device_of, ready
+from rcnet.cell import Choice, RecurrentNet, Steps
+from rcnet.cost.budget import choose_steps, fingerprint, parse_budget, refuse_at_once, steps_text
+from rcnet.cost.counting import macs
 from rcnet.cost.latency import interleaved, measured_once, summary
-from rcnet.cost.macs import macs
 from rcnet.deploy.optimize import Optimized
-from rcnet.device import autocast, resolve_precision
+from rcnet.device import resolve_precision
 from rcnet.errors import InputError
-from rcnet.models.denoise import Denoiser, Sigma
+from rcnet.models.denoise import Sigma
 
 TILE, SMALLEST_TILE = 512, 16  # pixels a side
-Call = Callable[[Tensor, Sigma], Tensor]
+Images = TypeVar("Images", Tensor, np.ndarray)
 
 
-@torch.inference_mode()
 def denoise(
     model: RecurrentNet | Optimized,
-    images: Tensor,
+    images: Images,
     steps: Steps = None,
     *,
     sigma: Sigma = None,
@@ -33,16 +33,17 @@ def denoise(
     tile: int = TILE,
     precision: str = "fp32",
     each: Callable[[], Any] = lambda: None,
-) -> Tensor:
-    """The denoised images, in float32.
+) -> Images:
+    """The denoised images, in the type of the images: a tensor on the CPU, or an array for an array.
 
     Tiles overlap by the network's receptive field, so that the result equals the untiled one (to 1e-5 in fp32) and memory
     does not grow with the image.
 
     Args:
         model: a denoiser, e.g. `rcnet.load("r3_fast.photo")`, or fast sessions of one (`rcnet.optimize`).
-        images: float [B, C, H, W] in [0, 1]. A gray network takes the channels of a colour image one by one; a colour network
-            takes a gray image three times, and the mean of what it gives.
+        images: a tensor or numpy array, float of any type [B, C, H, W] in [0, 1]. A gray network takes the channels of a
+            colour image one by one; a colour network takes a gray image three times, and the mean of what it gives. Gradients
+            pass to images that require them (not through sessions).
         steps: the cost: any step count that the model supports; the largest unless given.
         sigma: the noise level, in levels of 255, for networks that take one: a number, one an image [B] or a map [H, W] or
             [B, 1, H, W]; None or negative values: unknown.
@@ -52,28 +53,52 @@ def denoise(
         each: called after each tile, for a progress bar; see `count_tiles`.
 
     Raises:
-        InputError: not a denoiser, unsupported steps, a tile too small, an unknown precision, images of another type, shape or
-            number of channels, or a sigma for weights that take none.
+        InputError: not a denoiser, unsupported steps, a tile too small, an unknown precision, images of another type, shape,
+            range or number of channels, or a sigma for weights that take none.
     """
-    net, call = ready(model, steps, precision)
+    if isinstance(images, np.ndarray):
+        if images.dtype.kind != "f" or images.dtype.itemsize > 8:
+            raise InputError(f"images are float [B, C, H, W] in [0, 1], not {images.dtype} {list(images.shape)}")
+        x = torch.from_numpy(np.ascontiguousarray(images, images.dtype.newbyteorder("=")))
+        told = {"sigma": sigma, "strength": strength, "tile": tile, "precision": precision, "each": each}
+        return denoise(model, x, steps, **told).numpy()  # type: ignore[arg-type]
+    net = network_of(model)
     check_options(tile, strength)
     if images.ndim != 4 or not images.is_floating_point():
         raise InputError(f"images are float [B, C, H, W] in [0, 1], not {images.dtype} {list(images.shape)}")
+    check_range(images)
+    with torch.set_grad_enabled(images.requires_grad and torch.is_grad_enabled()):
+        return _denoised(model, net, images, steps, sigma, strength, tile, precision, each)
+
+
+def _denoised(
+    model: RecurrentNet | Optimized,
+    net: RecurrentNet,
+    images: Tensor,
+    steps: Steps,
+    sigma: Sigma,
+    strength: float,
+    tile: int,
+    precision: str,
+    each: Callable[[], Any],
+) -> Tensor:
+    """As `denoise`, of a checked tensor."""
+    call, kind = call_of(model, steps, precision), images.dtype
     batch, channels, height, width = images.shape
-    if net.channels == 1:
+    taken = net.about.channels
+    if taken == 1:
         images = images.reshape(batch * channels, 1, height, width)
-    elif channels not in (1, net.channels):
-        raise InputError(f"these weights take images of {net.channels} channels, and this one has {channels}")
+    elif channels not in (1, taken):
+        raise InputError(f"these weights take images of {taken} channels, and this one has {channels}")
     levels = levels_of(sigma, net, images, len(images) // batch)
-    device = next(net.parameters()).device
-    out = torch.empty(images.shape, dtype=torch.float32)
+    out = torch.empty(images.shape, dtype=kind)
     for rows, columns, seen, inner in tiles(net, steps, tile, height, width):
         for i, image in enumerate(images[..., seen[0], seen[1]]):
-            x = image.unsqueeze(0).to(device, memory_format=torch.channels_last)
-            level = None if levels is None else levels[i : i + 1, :, *(seen if levels.shape[-1] > 1 else ())].to(device)
-            y = call(x.expand(-1, net.channels, -1, -1), level).float()
-            y = y.mean(1, keepdim=True) if images.shape[1] < net.channels else y
-            out[i, :, rows, columns] = torch.lerp(x.float(), y, strength)[0][:, *inner].cpu()
+            x = image.unsqueeze(0)
+            level = {} if levels is None else {"sigma": levels[i : i + 1, :, *(seen if levels.shape[-1] > 1 else ())]}
+            y = call(x.expand(-1, taken, -1, -1), **level).cpu()
+            y = y.mean(1, keepdim=True) if images.shape[1] < taken else y
+            out[i, :, rows, columns] = torch.lerp(x.cpu().to(y.dtype), y, strength)[0][:, *inner].to(kind)
             each()
     return out.reshape(batch, channels, height, width)
 
@@ -107,7 +132,7 @@ def denoise_pixels(
         part = pixels[seen].astype(np.float32) / white
         x = torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1))).unsqueeze(0)
         level = sigma[..., *seen] if isinstance(sigma, Tensor) and sigma.ndim > 1 else sigma
-        y = denoise(model, x, steps, sigma=level, tile=0, precision=precision)
+        y = _denoised(model, net, x, steps, level, 1.0, 0, precision, lambda: None)
         removed = ((y - x)[0][:, *inner]).permute(1, 2, 0).numpy()
         squares += float(np.square(removed, dtype=np.float64).sum())
         values = part[inner] + strength * removed
@@ -118,27 +143,22 @@ def denoise_pixels(
     return out, 255 * float(np.sqrt(squares / pixels.size))
 
 
-def ready(model: RecurrentNet | Optimized, steps: Steps, precision: str) -> tuple[Denoiser, Call]:
-    """The denoiser, and what is called as `call(x, sigma)` at those steps."""
-    net = network_of(model)
+def call_of(model: RecurrentNet | Optimized, steps: Steps, precision: str) -> Call:
+    """What is called as `call(x, sigma=...)` at these steps."""
     if isinstance(model, Optimized):
-        return net, lambda x, sigma: model(x, steps, sigma)
-    device = next(net.parameters()).device
-    precision = resolve_precision(precision, device)
-    unrolled = evaluating(unroll(net, steps))
-
-    def call(x: Tensor, sigma: Sigma) -> Tensor:
-        with autocast(precision, device):
-            return unrolled(x, sigma=sigma)
-
-    return net, call
+        resolve_precision(precision, device_of(model.network))
+        return model.at(steps)
+    return ready(model, steps, precision)
 
 
-def network_of(model: RecurrentNet | Optimized) -> Denoiser:
+def network_of(model: RecurrentNet | Optimized) -> RecurrentNet:
     """The denoiser itself, or the one that the sessions are of, or `InputError` if it is none."""
     net = model.network if isinstance(model, Optimized) else model
-    if not isinstance(net, Denoiser):
-        raise InputError("this network does not denoise: take a denoiser, e.g. r3_fast.photo")
+    if net.about.task != "denoise":
+        raise InputError(
+            "this network does not denoise: take a denoiser, e.g. r3_fast.photo, or say that it is one: "
+            'net.about = rcnet.About("denoise")'
+        )
     return net
 
 
@@ -150,11 +170,11 @@ def check_options(tile: int, strength: float) -> None:
         raise InputError(f"strength={strength} is not valid: give a number from 0, nothing is removed, to 2; 1 is as trained")
 
 
-def levels_of(sigma: Sigma, net: Denoiser, images: Tensor, times: int) -> Tensor | None:
+def levels_of(sigma: Sigma, net: RecurrentNet, images: Tensor, times: int) -> Tensor | None:
     """The noise levels, [images, 1, 1 or H, 1 or W], each of the caller's images `times` over, or None if there are none."""
     if sigma is None:
         return None
-    if not net.noise_level:
+    if not net.about.takes_level:
         raise InputError("these weights take no noise level: leave sigma out, or take weights that do, e.g. r3_fast.photo")
     given = torch.as_tensor(sigma, dtype=torch.float32)
     levels = given.reshape(-1, 1, 1, 1) if given.ndim < 2 else given.reshape(-1, 1, *given.shape[-2:])
@@ -170,9 +190,10 @@ def levels_of(sigma: Sigma, net: Denoiser, images: Tensor, times: int) -> Tensor
 Place = tuple[slice, slice]
 
 
-def tiles(net: Denoiser, steps: Steps, tile: int, height: int, width: int) -> Iterator[tuple[slice, slice, Place, Place]]:
+def tiles(net: RecurrentNet, steps: Steps, tile: int, height: int, width: int) -> Iterator[tuple[slice, slice, Place, Place]]:
     """Rows and columns of each tile; those of the image that its call sees; and where in these the tile lies."""
-    halo, side = net.radius(steps), tile_side(net, tile, height, width)
+    side = tile_side(net, tile, height, width)
+    halo = net.about.radius(net.per_cell(steps)) if side < max(height, width) else 0
     for top in range(0, height, side):
         for left in range(0, width, side):
             rows, columns = slice(top, min(top + side, height)), slice(left, min(left + side, width))
@@ -189,8 +210,9 @@ def tiles(net: Denoiser, steps: Steps, tile: int, height: int, width: int) -> It
 
 def denoise_steps_for(
     model: RecurrentNet | Optimized, budget: str, shape: tuple[int, ...], *, tile: int = TILE, precision: str = "fp32"
-) -> int:
-    """The most steps with which `denoise` stays within the budget for images of this shape [B, C, H, W], e.g. `"50ms"`.
+) -> Choice:
+    """The most steps, as one number or one a cell, with which `denoise` stays within the budget for images of this shape
+    [B, C, H, W], e.g. `"50ms"`.
 
     As `rcnet.steps_for`, but for the whole image: its channels and its tiles, of which the largest is measured.
 
@@ -200,9 +222,9 @@ def denoise_steps_for(
     asked = parse_budget(budget)
     net = network_of(model)
     height, width = shape[-2:]
-    channels = net.channels if net.channels > 1 else 1
-    planes = shape[0] * (shape[1] if net.channels == 1 else 1)
-    seen = {n: Counter(size_of(place) for _, _, place, _ in tiles(net, n, tile, height, width)) for n in net.steps}
+    channels = net.about.channels
+    planes = shape[0] * (shape[1] if channels == 1 else 1)
+    seen = {n: Counter(size_of(place) for _, _, place, _ in tiles(net, n, tile, height, width)) for n in net.choices}
     where = f"for {width}x{height} pixels, {shape[1]} channel{'s' * (shape[1] > 1)}"
     if not asked.timed:
         by_macs = {
@@ -214,21 +236,17 @@ def denoise_steps_for(
         n: planes * sum(count * h * w for (h, w), count in sizes.items()) / (largest[n][0] * largest[n][1])
         for n, sizes in seen.items()
     }
-    device = next(net.parameters()).device
-    session = isinstance(model, Optimized)
-    how = model.precision if isinstance(model, Optimized) else resolve_precision(precision, device)
-    what = {"architecture": net.architecture, "tiles": [largest[n] for n in net.steps], "session": session, "precision": how}
+    how = model.precision if isinstance(model, Optimized) else resolve_precision(precision, device_of(net))
+    session, first = isinstance(model, Optimized), net.choices[0]
+    what = {"network": fingerprint(net), "tiles": list(largest.values()), "session": session, "precision": how}
 
     def measure() -> dict[str, float]:
-        calls = {
-            str(n): partial(denoise, model, torch.rand(1, channels, *largest[n]), n, tile=0, precision=how) for n in net.steps
-        }
-        first = str(net.steps[0])
-        refuse_at_once(asked, calls[first], times[net.steps[0]], net.steps[0], where)
-        return {n: summary(values)["p95"] for n, values in interleaved(calls).items()}
+        calls = {n: partial(denoise, model, torch.rand(1, channels, *largest[n]), n, tile=0, precision=how) for n in net.choices}
+        refuse_at_once(asked, calls[first], times[first], first, where)
+        return {steps_text(n): summary(values)["p95"] for n, values in interleaved(calls).items()}
 
     measured = measured_once(what, measure)
-    return choose_steps(asked, {int(n): value * times[int(n)] for n, value in measured.items()}, where)
+    return choose_steps(asked, {n: measured[steps_text(n)] * times[n] for n in net.choices}, where)
 
 
 def size_of(place: Place) -> tuple[int, int]:
@@ -236,15 +254,15 @@ def size_of(place: Place) -> tuple[int, int]:
     return place[0].stop - place[0].start, place[1].stop - place[1].start
 
 
-def tile_side(net: Denoiser, tile: int, height: int, width: int) -> int:
+def tile_side(net: RecurrentNet, tile: int, height: int, width: int) -> int:
     """The side of a tile in pixels: `tile` rounded up to whole sub-images, or the whole image for 0."""
-    return -(-tile // net.sub) * net.sub or max(height, width)
+    return -(-tile // net.about.sub) * net.about.sub or max(height, width)
 
 
 def count_tiles(model: RecurrentNet | Optimized, shape: tuple[int, ...], tile: int) -> int:
     """How many times `denoise` calls `each` for images of this shape [B, C, H, W]."""
     net = network_of(model)
     batch, channels, height, width = shape
-    planes = batch * (channels if net.channels == 1 else 1)
+    planes = batch * (channels if net.about.channels == 1 else 1)
     side = tile_side(net, tile, height, width)
     return planes * -(-height // side) * -(-width // side)

@@ -3,7 +3,6 @@
 The exported graph has an output for each step count; a loader cuts it to one. Uncut, a runtime would compute them all.
 """
 
-import contextlib
 import json
 import tempfile
 import zipfile
@@ -16,19 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 
-from rcnet.cell import RecurrentNet, Steps, evaluating, unroll
+from rcnet.calling import plain, ready, refused
+from rcnet.cell import Choice, RecurrentNet, Steps, choice, evaluating, unroll
+from rcnet.cost.budget import steps_text
 from rcnet.deploy.int8 import Fed, quantized
-from rcnet.deploy.optimize import optimize
+from rcnet.deploy.optimize import chosen, optimize
 from rcnet.deploy.packages import needed, quiet
 from rcnet.errors import InputError, unknown
-from rcnet.models.denoise import Denoiser
-from rcnet.models.files import preprocessing
-from rcnet.models.registry import architecture_of, task_of
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 OPSET = 20
 KEY = "rcnet"  # the metadata property, holding JSON
-INPUTS = ("image", "sigma")  # the second of networks that take the noise level
 Calibration = Iterable[Fed] | None
 Level = float | np.ndarray | None
 Runner = Callable[[dict[str, np.ndarray]], np.ndarray]
@@ -51,10 +48,10 @@ class _EveryStep(nn.Module):
         self.nets, self.sub = nn.ModuleList(nets), sub
 
     def forward(self, image: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, ...]:
-        if self.sub < 2 and sigma is None:
+        if self.sub == 1 and sigma is None:
             return tuple(net(image) for net in self.nets)
         sides = image.shape[-2:]
-        places = _filled(sides, max(self.sub, 1))
+        places = _filled(sides, self.sub)
         told = {}
         if sigma is not None:
             broadcast = [torch.minimum(i, _last(side)) for i, side in zip(places, sigma.shape[-2:], strict=True)]
@@ -69,7 +66,7 @@ def _last(side: int) -> Tensor:
 
 
 def _filled(sides: Sequence[int], sub: int) -> list[Tensor]:
-    """The rows and the columns of an image whose sides become multiples, as `add_to_input` pads it, at most one pixel a side."""
+    """The rows and the columns of an image whose sides become multiples, as `filled` pads it, at most one pixel a side."""
     ends = [_last(side) for side in sides]
     step = torch.minimum(*ends).clamp(max=1)  # back from the edge; an image of one row or column has nothing to reflect
     places = []
@@ -87,8 +84,7 @@ def _gather(x: Tensor, places: Sequence[Tensor]) -> Tensor:
 
 def output_name(steps: Steps) -> str:
     """`steps2`, or `steps4_3_3` of one number a cell."""
-    numbers = (steps,) if isinstance(steps, int) else tuple(steps or ())
-    return "steps" + "_".join(map(str, numbers))
+    return "steps" + steps_text(choice(steps)).replace(",", "_")
 
 
 def export(
@@ -128,22 +124,21 @@ def export(
         raise InputError(f"{path} cannot be written: there is no folder {path.parent}")
     if calibration is not None and to == "pt2":
         raise InputError("int8 is for onnx and openvino files, not for pt2")
-    counts = tuple(steps) or model.steps
-    metadata = {**getattr(model, "metadata", {}), "architecture": architecture_of(model), "task": task_of(model)}
-    metadata |= {"preprocessing": getattr(model, "metadata", {}).get("preprocessing") or preprocessing(model)}
-    metadata["inputs"] = INPUTS[: 1 + model.noise_level]
-    metadata["outputs"] = {output_name(n): n for n in counts}
+    counts, about = chosen(model, tuple(steps) or None), model.about
+    check_sides(model, counts)
+    metadata = {**model.metadata, "architecture": model.architecture, "task": about.task, "preprocessing": about.to_json()}
+    metadata |= {"inputs": about.inputs, "outputs": {output_name(n): n for n in counts}, "multiple": about.multiple}
     metadata["precision"] = "fp32" if calibration is None else "int8"
     nets: list[nn.Module]
     if calibration is None:
-        nets = [evaluating(unroll(model, n)) for n in counts]
+        still = plain(evaluating(model))
+        nets = [unroll(still, n) for n in counts]
     else:  # folded, so that each int8 convolution is followed by nothing that changes the scale of a channel
         sessions = optimize(model, counts, precision="fp32").sessions.values()
         nets = [session.to(memory_format=torch.contiguous_format) for session in sessions]  # type: ignore[call-overload]
-    net = _EveryStep(nets, model.sub if isinstance(model, Denoiser) else 0).eval()
-    metadata["multiple"] = _multiple(net, model.channels, len(metadata["inputs"]))
+    net = _EveryStep(nets, about.sub).eval()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        written = _WRITERS[to](net, Path(folder) / path.name, model.channels, metadata, calibration)
+        written = _WRITERS[to](net, Path(folder) / path.name, about.channels, metadata, calibration)
         for file in reversed(written):  # the file that names the others last
             file.replace(path.parent / file.name)
     return path
@@ -182,13 +177,14 @@ def _example(channels: int, inputs: int, height: int, width: int) -> tuple[Tenso
 
 
 @torch.no_grad()
-def _multiple(net: nn.Module, channels: int, inputs: int) -> int:
-    """Of what the sides have to be multiples: the least number of which odd multiples are taken."""
-    for multiple in (1, 2, 4):
-        with contextlib.suppress(RuntimeError):
-            net(*_example(channels, inputs, 3 * multiple, 5 * multiple))
-            return multiple
-    return 8
+def check_sides(model: RecurrentNet, counts: Iterable[Choice]) -> None:
+    """`InputError` if the network does not take the images that it says it takes."""
+    size = (3 * model.about.multiple, 5 * model.about.multiple)
+    for n in counts:
+        try:
+            ready(model, n)(torch.rand(2, model.about.channels, *size))
+        except RuntimeError as error:
+            raise refused(model, size, error) from error
 
 
 def _to_onnx(
@@ -221,11 +217,15 @@ def _to_onnx(
 
 def _name_sides(graph: Any) -> None:
     """Names the free sides of inputs and outputs, and leaves out what the exporter noted on the way."""
+    names: dict[str, str] = {}
     for value in (*graph.input, *graph.output):
-        prefix = "sigma_" * (value.name == "sigma")
-        for dim, name in zip(value.type.tensor_type.shape.dim, ("batch", "", f"{prefix}height", f"{prefix}width"), strict=False):
+        own = "" if value.name == "image" else f"{value.name}_"
+        sides = ("batch", f"{own}height", f"{own}width")
+        for place, dim in zip(
+            (0, 2, 3), value.type.tensor_type.shape.dim[:1] + value.type.tensor_type.shape.dim[2:], strict=False
+        ):
             if dim.dim_param:
-                dim.dim_param = name
+                dim.dim_param = names.setdefault(dim.dim_param, sides[max(place - 1, 0)])
     del graph.value_info[:]
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]
@@ -319,8 +319,8 @@ def load_exported(path: str | Path, steps: Steps = None, *, threads: int | None 
     """
     path = Path(path)
     metadata = read_exported(path)
-    held = {tuple(value) if isinstance(value, list) else value: name for name, value in metadata["outputs"].items()}
-    key = next(reversed(held)) if steps is None else steps if isinstance(steps, int) else tuple(steps)
+    held = {choice(value): name for name, value in metadata["outputs"].items()}
+    key = next(reversed(held)) if steps is None else choice(steps)
     if key not in held:
         raise InputError(f"steps={steps!r} is not in {path}: valid: {', '.join(map(str, held))}")
     valid = {".xml": {"fp32": "f32", "bf16": "bf16"}, ".onnx": {"fp32": "f32"}}.get(path.suffix, {})

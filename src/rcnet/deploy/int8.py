@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from rcnet.about import Noise
 from rcnet.cell import RecurrentNet
 from rcnet.data.camera import photograph
 from rcnet.data.images import list_images, read_image, split_folder, to_tensor
 from rcnet.data.noise import add_noise, draw_levels
 from rcnet.deploy.classify import read_matching
 from rcnet.deploy.packages import needed, quiet
-from rcnet.models.denoise import Denoiser
 
 Fed = np.ndarray | tuple[np.ndarray, ...]  # images, or images and the levels of their noise
 IMAGES, CROP = {"denoise": 16, "classify": 256}, 128  # taken of a folder; pixels a side of a denoiser's
@@ -130,19 +130,18 @@ def calibration_images(model: RecurrentNet, folder: str | Path) -> Iterator[Fed]
     Raises:
         InputError: no such folder, no images in it, or none that these weights can take.
     """
-    if isinstance(model, Denoiser):
+    if model.about.task == "denoise":
         return _noisy(model, list_images(split_folder(folder, "train")))
     images = read_matching(folder, "train", model).images
     chosen = images[_spread(len(images), IMAGES["classify"])]
     return ((batch.float() / 255).numpy() for batch in torch.split(chosen, 32))
 
 
-def _noisy(model: Denoiser, files: Sequence[Path]) -> Iterator[Fed]:
-    noise = getattr(model, "metadata", {}).get("preprocessing", {}).get("noise", {})
-    sigma, as_8bit, camera = noise.get("sigma", 25.0), noise.get("as_8bit", False), noise.get("camera", 0.0)
+def _noisy(model: RecurrentNet, files: Sequence[Path]) -> Iterator[Fed]:
+    sigma, as_8bit, camera = model.about.noise or Noise()
     generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
     for place in _spread(len(files), IMAGES["denoise"]):
-        image = read_image(files[place], model.channels)
+        image = read_image(files[place], model.about.channels)
         top, left = (max(side - CROP, 0) // 2 for side in image.shape[:2])
         clean = to_tensor(image[top : top + CROP, left : left + CROP])
         if rng.random() < camera and min(clean.shape[-2:]) >= SMALLEST:
@@ -150,11 +149,11 @@ def _noisy(model: Denoiser, files: Sequence[Path]) -> Iterator[Fed]:
             noisy = (noisy.clamp(0, 1) * 255).round() / 255
             level = 255 * (noisy - target).square().mean((1, 2, 3)).sqrt()
         else:
-            level = draw_levels(tuple(sigma), 1, generator) if isinstance(sigma, list) else torch.tensor([float(sigma)])
+            level = draw_levels(sigma, 1, generator) if isinstance(sigma, tuple) else torch.tensor([sigma])
             noisy = add_noise(clean, level, generator, as_8bit)
         told = torch.full_like(noisy[:, :1], float(level))
-        told.fill_(-1 if place % 2 else float(level))
-        yield (noisy.numpy(), told.numpy()) if model.noise_level else noisy.numpy()
+        told[..., told.shape[-1] // 2 :] = -1
+        yield (noisy.numpy(), told.numpy()) if model.about.takes_level else noisy.numpy()
 
 
 def _spread(there: int, count: int) -> list[int]:

@@ -1,17 +1,20 @@
 """Fast sessions for inference: one a step count, batch norms folded, over one set of weights."""
 
-import copy
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from rcnet.cell import RecurrentNet, Steps, evaluating, unroll
+from rcnet.calling import Call, caller, check_range, device_of, plain
+from rcnet.cell import Choice, RecurrentNet, Steps, choice, evaluating, unroll
 from rcnet.device import channels_last, resolve_precision
 from rcnet.errors import InputError
-from rcnet.models.denoise import Denoiser, Sigma, add_to_input, plane_of
+from rcnet.models.denoise import Sigma
+
+LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)  # what a session in bf16 casts by itself
 
 
 class Optimized:
@@ -23,7 +26,7 @@ class Optimized:
         precision: `fp32` or `bf16`.
     """
 
-    def __init__(self, sessions: dict[Any, nn.Module], network: RecurrentNet, precision: str) -> None:
+    def __init__(self, sessions: dict[Choice, nn.Module], network: RecurrentNet, precision: str) -> None:
         self.sessions, self.network, self.precision = sessions, network, precision
         self.steps = tuple(sessions)
 
@@ -34,13 +37,15 @@ class Optimized:
         Raises:
             InputError: other steps than there are sessions for, or a sigma for a network that takes no noise level.
         """
-        key = self.steps[-1] if steps is None else steps if isinstance(steps, int) else tuple(steps)
-        if key not in self.sessions and isinstance(key, tuple) and len(set(key)) == 1:
-            key = key[0]
+        key = self.steps[-1] if steps is None else choice(steps)
         if key not in self.sessions:
             raise InputError(f"steps={steps!r} is not optimized: valid: {', '.join(map(str, self.steps))}")
-        session, x = self.sessions[key], x.contiguous(memory_format=torch.channels_last)
-        return (session(x) if sigma is None else session(x, sigma)).float()
+        check_range(x)
+        return self.at(key)(x, **({} if sigma is None else {"sigma": sigma}))
+
+    def at(self, steps: Steps = None) -> Call:
+        """As `rcnet.calling.ready`: what one session is called by."""
+        return caller(self.sessions[self.steps[-1] if steps is None else choice(steps)], device_of(self.network))
 
 
 def optimize(
@@ -49,7 +54,8 @@ def optimize(
     """Sessions whose answers are those of the model (to 1e-4 in fp32), faster than its plain call.
 
     Each batch norm that follows a convolution is folded into kernels of that step's own; norms that stand before an activation
-    stay; the layout is channels_last. The model is not changed and later changes of it do not reach the sessions.
+    stay; the layout is channels_last. Parametrized and pruned kernels become plain ones. The model is not changed and later
+    changes of it do not reach the sessions. Networks that `torch.fx` cannot trace run as they are, with a warning.
 
     Args:
         steps: the step counts to make ready, one or several; all supported ones unless given.
@@ -60,50 +66,85 @@ def optimize(
     Raises:
         InputError: unsupported steps, or an unknown precision.
     """
-    wanted = list(model.steps) if steps is None else [steps] if isinstance(steps, int) else list(steps)
-    precision = resolve_precision(precision, next(model.parameters()).device)
-    sessions: dict[Any, nn.Module] = {}
-    for n in wanted:
-        key = n if isinstance(n, int) else model.per_cell(n)
-        net = evaluating(unroll(model, n))
-        learned = folded(net)
-        if precision == "bf16":
-            learned = in_bf16(learned)
-        session = Session(learned, net).eval().requires_grad_(False)
+    precision = resolve_precision(precision, device_of(model))
+    sessions: dict[Choice, nn.Module] = {}
+    for key in chosen(model, steps):
+        net = plain(evaluating(unroll(model, key)))
+        session = net.over(traced(net, precision)).eval().requires_grad_(False)
         channels_last(session)
-        sessions[key] = torch.compile(session, fullgraph=True, dynamic=False) if compile else session  # type: ignore[assignment]
+        if compile:  # sessions share the code of their classes, and so its limit of graphs
+            torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1 << 16
+            sessions[key] = torch.compile(session, fullgraph=True, dynamic=False)  # type: ignore[assignment]
+        else:
+            sessions[key] = session
     return Optimized(sessions, model, precision)
 
 
-class Session(nn.Module):
-    """A fast chain in the place of a network's own: a denoiser adds what it gives to the input image."""
+def chosen(model: RecurrentNet, steps: Steps | Iterable[Steps] = None) -> list[Choice]:
+    """The step counts that are asked for, one or several, as keys; all supported ones for None. `InputError` for others."""
+    if steps is None:
+        return list(model.choices)
+    return [choice(model.per_cell(n)) for n in (steps if isinstance(steps, Iterable) else [steps])]
 
-    def __init__(self, learned: nn.Module, net: RecurrentNet) -> None:
+
+def traced(net: RecurrentNet, precision: str) -> nn.Module:
+    """The chain of an unrolled network, without what its class does around it: folded, and in this precision."""
+    chain = net[:]
+    try:
+        graph = folded(_OneInput(chain))
+    except Exception as error:  # tracing runs the user's code on stand-ins, which may raise anything
+        warnings.warn(f"batch norms are not folded, as torch.fx cannot trace this network: {error}", stacklevel=3)
+        return _Autocast(_OneInput(chain)) if precision == "bf16" else _OneInput(chain)
+    if precision == "fp32":
+        return graph
+    return in_bf16(graph) if all(map(_casts, _nodes(graph))) else _Autocast(graph)
+
+
+class _OneInput(nn.Module):
+    """A network with a forward of one argument, for torch.fx."""
+
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.learned = learned
-        self.sub = net.sub if isinstance(net, Denoiser) else 0
-        self.noise_level = net.noise_level
-
-    def forward(self, x: Tensor, sigma: Sigma = None) -> Tensor:
-        if not self.sub:
-            return self.learned(x)
-        return add_to_input(x, self.sub, self.learned, plane_of(self.noise_level, x, sigma))
-
-
-class _Chain(nn.Module):
-    """The chain of an unrolled network, without what its class does around it: a forward of one argument, for torch.fx."""
-
-    def __init__(self, net: RecurrentNet) -> None:
-        super().__init__()
-        self.net = RecurrentNet(**dict(net.named_children()))
+        self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
 
-def folded(net: RecurrentNet) -> fx.GraphModule:
-    """The graph of an unrolled network in evaluation mode, each convolution with the batch norm that alone reads it made one."""
-    graph = fx.symbolic_trace(copy.deepcopy(_Chain(net)).eval())
+class _Autocast(nn.Module):
+    """A chain in bf16 by autocast, which knows attention and norms of every kind; its result in float32."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.net(x).float()
+
+
+def _nodes(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, Any]]:
+    """Each node, with the module or tensor that it stands for."""
+    modules = dict(graph.named_modules())
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            yield node, getattr(modules[owner], name)
+        else:
+            yield node, modules.get(str(node.target)) if node.op == "call_module" else None
+
+
+def _casts(found: tuple[fx.Node, Any]) -> bool:
+    """Whether `in_bf16` knows how: of modules with weights, the layers that it casts; no parameter outside modules."""
+    held = found[1]
+    if isinstance(held, nn.Module):
+        return type(held) in LAYERS or not any(True for _ in held.parameters())
+    return not isinstance(held, nn.Parameter)
+
+
+def folded(net: nn.Module) -> fx.GraphModule:
+    """The graph of a module in evaluation mode, each convolution with the batch norm that alone reads it made one."""
+    graph = fx.symbolic_trace(net.eval())
     modules = dict(graph.named_modules())
     for k, node in enumerate(list(graph.graph.nodes)):
         if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
@@ -125,14 +166,13 @@ def folded(net: RecurrentNet) -> fx.GraphModule:
 def in_bf16(graph: fx.GraphModule) -> fx.GraphModule:
     """The graph with bf16 convolutions, norms and linear layers. What reads the input before the first one stays fp32."""
     modules = dict(graph.named_modules())
-    layers = nn.Conv2d | nn.Linear | nn.BatchNorm2d
     for module in modules.values():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.bfloat16()
     low: set[fx.Node] = set()  # what is in bf16 already
     for node in list(graph.graph.nodes):
         inputs = node.all_input_nodes
-        if node.op == "call_module" and isinstance(modules[node.target], layers):
+        if node.op == "call_module" and isinstance(modules[node.target], LAYERS):
             source = node.args[0]
             if source not in low and not isinstance(modules[node.target], nn.BatchNorm2d):
                 with graph.graph.inserting_before(node):

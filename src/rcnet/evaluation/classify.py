@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rcnet.cell import RecurrentNet, Steps, evaluating, unroll
-from rcnet.device import autocast, resolve_precision
+from rcnet.calling import device_of, ready
+from rcnet.cell import RecurrentNet, Steps
 
 
 @torch.inference_mode()
@@ -33,18 +33,13 @@ def classification_results(
     Raises:
         InputError: steps that the model does not support.
     """
-    device = next(model.parameters()).device
-    precision = resolve_precision(precision, device)
+    device = device_of(model)
     rows = []
     for n in steps:
-        net = evaluating(unroll(model, n))
+        call = ready(model, n, precision)
         wrong, wrong5, loss = 0, 0, 0.0
         for pixels, target in zip(torch.split(images, batch), torch.split(labels, batch), strict=True):
-            x = pixels.to(device, memory_format=torch.channels_last).float() / 255
-            target = target.to(device)
-            with autocast(precision, device):
-                logits = net(x)
-            logits = logits.float()
+            logits, target = call(pixels.to(device, memory_format=torch.channels_last).float() / 255), target.to(device)
             best = logits.topk(min(5, logits.shape[1])).indices == target[:, None]
             wrong += int((~best[:, 0]).sum())
             wrong5 += int((~best.any(1)).sum())

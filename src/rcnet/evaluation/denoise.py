@@ -1,6 +1,7 @@
 """PSNR and SSIM by the protocol of BSD68: per image against the uint8 original, mean over images."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rcnet.cell import RecurrentNet, Steps, evaluating, unroll
+from rcnet.calling import device_of, ready
+from rcnet.cell import RecurrentNet, Steps
 from rcnet.data.images import to_tensor
 from rcnet.data.noise import protocol_noise
-from rcnet.device import autocast
 from rcnet.errors import InputError
 
 
@@ -116,8 +117,8 @@ def denoising_results(
         InputError: steps that the model does not support, or an image of less than 11 pixels a side.
     """
     check_sizes(images)
-    told = sigma if model.noise_level and not blind else None
-    device = next(model.parameters()).device
+    told = sigma if model.about.takes_level and not blind else None
+    device = device_of(model)
     return _rows(
         model,
         steps,
@@ -149,7 +150,7 @@ def pair_results(
     for noisy, clean in pairs:
         if noisy.shape != clean.shape:
             raise InputError(f"a pair has {noisy.shape[1]}x{noisy.shape[0]} and {clean.shape[1]}x{clean.shape[0]} pixels")
-    device = next(model.parameters()).device
+    device = device_of(model)
 
     def scores(call: Callable[[Tensor], Tensor]) -> tuple[float, float]:
         return pair_scores(call, ((to_tensor(noisy), to_tensor(clean)) for noisy, clean in pairs), device, each)
@@ -167,16 +168,9 @@ def _rows(
     scores: Callable[[Callable[[Tensor], Tensor]], tuple[float, float]],
 ) -> list[dict[str, Any]]:
     """A row a step count, of what `scores` says of the network called at it."""
-    device = next(model.parameters()).device
     told = {} if sigma is None else {"sigma": sigma}
     rows = []
     for n in steps:
-        net = evaluating(unroll(model, n))
-
-        def call(x: Tensor, net: RecurrentNet = net) -> Tensor:
-            with autocast(precision, device):
-                return net(x, **told)
-
-        db, similarity = scores(call)
+        db, similarity = scores(partial(ready(model, n, precision), **told))
         rows.append({"steps": n, "psnr": round(db, 4), "ssim": round(similarity, 5)})
     return rows

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rcnet.cell import RecurrentNet, Steps, evaluating, unroll
+from rcnet.calling import Call, device_of, ready
+from rcnet.cell import RecurrentNet, Steps
 from rcnet.data.drawn import draw_page
 from rcnet.data.images import to_tensor
 from rcnet.evaluation.denoise import psnr, to_uint8_levels
@@ -41,16 +42,14 @@ def harm(
         sigma: what a network that takes the noise level is told; None: nothing.
         each: called after each photograph at each step count.
     """
-    device = next(model.parameters()).device
-    drawn = cards(model.channels)
+    drawn, told = cards(model.about.channels), {"sigma": sigma} if model.about.takes_level else {}
     rows = []
     for n in steps:
-        net = evaluating(unroll(model, n))
+        call = ready(model, n)
 
-        def pair(image: np.ndarray, net: RecurrentNet = net) -> tuple[torch.Tensor, torch.Tensor]:
-            x = to_tensor(image).to(device)
-            told = {"sigma": sigma} if model.noise_level else {}
-            return to_uint8_levels(net(x.contiguous(memory_format=torch.channels_last), **told)), x
+        def pair(image: np.ndarray, call: Call = call) -> tuple[torch.Tensor, torch.Tensor]:
+            x = to_tensor(image).to(device_of(model))
+            return to_uint8_levels(call(x, **told)), x
 
         def kept(image: np.ndarray) -> float:
             return min(99.0, psnr(*pair(image)))

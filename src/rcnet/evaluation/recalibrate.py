@@ -1,7 +1,6 @@
-"""Measuring the statistics of batch norms again, e.g. after averaging weights, for every step count that reaches them."""
+"""Measuring the statistics of batch norms again, e.g. after averaging weights, for every setting that reaches them."""
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,20 +13,14 @@ from rcnet.cell import RecurrentNet, batch_norms, unroll
 def recalibrate(model: RecurrentNet, inputs: Iterable[Tensor], probabilities: Sequence[float] = ()) -> None:
     """Sets the running mean and variance of every batch norm that a call can reach to those of `inputs`, in place.
 
-    A norm that several step counts share (its input depends on where the cell pools) takes their mean, weighted by
-    `probabilities` (and keeps its statistics if those are 0); one that only mixtures of steps reach takes the mean of those.
+    A norm that several settings share takes their mean, weighted by `probabilities` (and keeps its statistics if those are 0).
 
     Args:
         inputs: batches [B, C, H, W], as training draws them.
-        probabilities: of each of the model's steps; even unless given.
+        probabilities: of each of `model.choices`; even unless given.
     """
-    weights = tuple(probabilities) or (1 / len(model.steps),) * len(model.steps)
-    paths = [(unroll(model, n), weight) for n, weight in zip(model.steps, weights, strict=True)]
-    mixtures = [setting for setting in model.settings if len(set(setting)) > 1]
-    unified = {id(norm) for net, _ in paths for norm in batch_norms(net)}
-    mixed = [(net, 1.0) for net in map(partial(unroll, model), mixtures) if {*map(id, batch_norms(net))} - unified]
-    of_mixtures = {id(norm) for net, _ in mixed for norm in batch_norms(net)} - unified
-    paths += mixed
+    weights = tuple(probabilities) or (1 / len(model.choices),) * len(model.choices)
+    paths = [(unroll(model, n), weight) for n, weight in zip(model.choices, weights, strict=True)]
     reached = {id(norm): norm for net, _ in paths for norm in batch_norms(net) if norm.track_running_stats}
     totals = {key: [0.0, 0.0, 0.0] for key in reached}  # sums of the weighted means, the variances and the weights
     modes = [(norm, norm.momentum, norm.training) for norm in batch_norms(model)]
@@ -39,10 +32,9 @@ def recalibrate(model: RecurrentNet, inputs: Iterable[Tensor], probabilities: Se
         for norm in reached.values():
             norm.momentum, norm.training = 1.0, True  # the running statistics are then those of the last batch
         for x in inputs:
-            for place, (net, weight) in enumerate(paths):
+            for net, weight in paths:
                 net(x)
-                own = of_mixtures if place >= len(paths) - len(mixed) else unified
-                for key in {id(norm) for norm in batch_norms(net)} & own & reached.keys():
+                for key in {id(norm) for norm in batch_norms(net)} & reached.keys():
                     terms = [*(weight * statistic for statistic in statistics[key]), weight]
                     totals[key] = [total + term for total, term in zip(totals[key], terms, strict=True)]
         measured |= {key: [mean / weight, variance / weight] for key, (mean, variance, weight) in totals.items() if weight}

@@ -1,23 +1,34 @@
-"""Writing what was measured into the file of weights, so that figures travel with them."""
+"""Writing what was measured into a file of weights, so that figures travel with them."""
 
 from pathlib import Path
 from typing import Any
 
 from rcnet.cell import RecurrentNet
-from rcnet.models.files import find, save
+from rcnet.errors import InputError
+from rcnet.models.files import bundled, read_metadata, save
 
 
 def record_result(model: RecurrentNet, name_or_path: str | Path, result: dict[str, Any]) -> Path:
-    """Adds a result to the metadata of the weights that `model` was loaded from; returns their file.
+    """Adds a result to the metadata of the weights that `model` was loaded from; returns the file that was written.
 
-    Rows of the same measurement (all of the result but its rows is equal) are joined by step count, the new ones first.
+    Weights that are named by their file are written there; of bundled ones, which belong to the installed package, a copy is
+    written to the current folder, or added to. Rows of the same measurement (all of the result but its rows is equal) are
+    joined by step count, the new ones first.
+
+    Raises:
+        InputError: a file in the place of the copy holds other weights.
     """
+    path, known = Path(name_or_path), list(model.metadata["results"])
+    if str(name_or_path) in bundled():
+        path = Path(f"{name_or_path}.safetensors")
+        if path.exists():
+            there = read_metadata(path)
+            if there.get("weights") != model.metadata["weights"]:
+                raise InputError(f"{path} holds other weights than {name_or_path}: the result would go there, so move it away")
+            known = there["results"]
     about = {key: value for key, value in result.items() if key != "rows"}
-    same = [r for r in model.metadata["results"] if {key: value for key, value in r.items() if key != "rows"} == about]
-    kept = [r for r in model.metadata["results"] if r not in same]
+    same = [r for r in known if {key: value for key, value in r.items() if key != "rows"} == about]
     measured = {str(row["steps"]): row for r in [*same, result] for row in r["rows"]}
     joined = {**about, "rows": sorted(measured.values(), key=lambda row: (isinstance(row["steps"], list | tuple), row["steps"]))}
-    metadata = {key: value for key, value in model.metadata.items() if key not in ("format", "architecture")}
-    path = find(name_or_path)
-    save(model, path, **{**metadata, "results": [*kept, joined]})
+    save(model, path, results=[*(r for r in known if r not in same), joined])
     return path

@@ -5,18 +5,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from rcnet.cell import RecurrentNet
+from rcnet.cell import RecurrentNet, Steps
+from rcnet.cost.budget import steps_text
 from rcnet.data.images import to_tensor
 from rcnet.data.noise import protocol_noise
 from rcnet.deploy.denoise import denoise
 from rcnet.evaluation.denoise import psnr, to_uint8_levels
-from rcnet.figures.side_by_side import Panel, centre, side_by_side
+from rcnet.figures.side_by_side import Panel, centre, in_rows, side_by_side
 
 SHOWN = 160  # pixels a side of the part that is shown, enlarged
 COLUMNS = 3
 
 
-def denoised(networks: Mapping[str, tuple[RecurrentNet, int]], images: Sequence[np.ndarray], sigma: float) -> Image.Image:
+def denoised(networks: Mapping[str, tuple[RecurrentNet, Steps]], images: Sequence[np.ndarray], sigma: float) -> Image.Image:
     """For each image: noisy, what each of `networks` (label -> network and steps) makes of it, clean; with the PSNR in dB.
 
     The PSNR is that of the whole image; its centre is shown, enlarged.
@@ -36,13 +37,13 @@ def denoised(networks: Mapping[str, tuple[RecurrentNet, int]], images: Sequence[
             output = denoise(network, noisy, steps)
             row.append(_panel(f"{label}: {psnr(to_uint8_levels(output), clean):.2f} dB", output[0].permute(1, 2, 0).numpy()))
         row.append(_panel("clean", image / 255))
-        rows += [row[i : i + COLUMNS] for i in range(0, len(row), COLUMNS)]
+        rows += in_rows(row, COLUMNS)
     return side_by_side(rows)
 
 
 def denoised_by_steps(model: RecurrentNet, images: Sequence[np.ndarray], sigma: float) -> Image.Image:
     """As `denoised`, by one network at each of its step counts."""
-    return denoised({f"{n} step{'s' * (n > 1)}": (model, n) for n in model.steps}, images, sigma)
+    return denoised({f"steps {steps_text(n)}": (model, n) for n in model.choices}, images, sigma)
 
 
 def _panel(label: str, image: np.ndarray) -> Panel:

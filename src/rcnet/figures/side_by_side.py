@@ -37,6 +37,13 @@ def side_by_side(rows: Sequence[Sequence[Panel]], gap: int = 8) -> Image.Image:
     return picture
 
 
+def in_rows(panels: Sequence[Panel], most: int = 6) -> list[list[Panel]]:
+    """One row, or as few rows of about as many panels each as are needed for `most` a row."""
+    count = -(-len(panels) // most)
+    length = -(-len(panels) // count)
+    return [list(panels[i : i + length]) for i in range(0, len(panels), length)]
+
+
 def save_picture(path: str | Path, picture: Image.Image) -> None:
     """Writes a PNG to a temporary file, then renames it."""
     path = Path(path)

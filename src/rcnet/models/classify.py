@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from rcnet.about import About
 from rcnet.cell import NormMode, RecurrentCell, RecurrentNet, Transition, supported_steps, untie
 from rcnet.models.layers import Normalize, PreActBody, conv3x3, init_weights
 from rcnet.models.registry import register
@@ -18,7 +19,11 @@ def _batch_norms(*channels: int) -> list[nn.Module]:
 
 @register(task="classify", steps=(1, 2, 3, 4))
 def r2(
-    steps: int | Iterable[int] = 4, norm: NormMode | None = None, classes: int = 10, width: float = 1.0, unified: bool = True
+    steps: int | Iterable[int] = 4,
+    norm_mode: NormMode | None = None,
+    num_classes: int = 10,
+    width: float = 1.0,
+    unified: bool = True,
 ) -> RecurrentNet:
     """R2 (Eq. 8): stem 3x3 to 64, cell 64, InvPool, cell 256, global average pooling, linear.
 
@@ -26,13 +31,13 @@ def r2(
 
     Args:
         steps: the supported steps: one number, or several for a cost-adjustable network.
-        norm: none, shared, independent or double; independent for one step count and double for several unless given.
-        classes: the outputs, [B, classes].
+        norm_mode: none, shared, independent or double; independent for one step count and double for several unless given.
+        num_classes: the outputs, [B, num_classes].
         width: multiplies the channels 64 and 256.
         unified: all cells take the same number of steps; otherwise the BN tables hold every mixture.
     """
     steps = supported_steps(steps)
-    mode = norm or ("double" if len(steps) > 1 else "independent")
+    mode = norm_mode or ("double" if len(steps) > 1 else "independent")
     channels = round(64 * width)
 
     def cell(channels: int, upstream: tuple[int, ...] = ()) -> RecurrentCell:
@@ -54,16 +59,17 @@ def r2(
         cell2=cell(4 * channels, upstream=steps),
         pool=nn.AdaptiveAvgPool2d(1),
         flatten=nn.Flatten(),
-        classifier=nn.Linear(4 * channels, classes),
+        classifier=nn.Linear(4 * channels, num_classes),
     )
+    net.about = About("classify", multiple=4)
     init_weights(net)
     return net
 
 
-@register(task="classify", steps=(1, 2, 3, 4))
-def s2(steps: int = 4, norm: NormMode = "independent", classes: int = 10, width: float = 1.0) -> RecurrentNet:
+@register(task="classify", steps=(1, 2, 3, 4), adjustable=False)
+def s2(steps: int = 4, norm_mode: NormMode = "independent", num_classes: int = 10, width: float = 1.0) -> RecurrentNet:
     """S2: the graph of R2 unrolled for `steps`, kernels not shared; `width` multiplies the channels 64 and 256."""
-    net = untie(r2(steps, norm, classes, width))
+    net = untie(r2(steps, norm_mode, num_classes, width))
     init_weights(net)
     return net
 
@@ -71,8 +77,8 @@ def s2(steps: int = 4, norm: NormMode = "independent", classes: int = 10, width:
 @register(task="classify", steps=(1, 2, 3))
 def r4(
     steps: int | Iterable[int] = (1, 2, 3),
-    norm: NormMode | None = None,
-    classes: int = 100,
+    norm_mode: NormMode | None = None,
+    num_classes: int = 100,
     width: float = 1.0,
     unified: bool = True,
 ) -> RecurrentNet:
@@ -81,7 +87,7 @@ def r4(
     Args: as for `r2`; the defaults are the paper's, for CIFAR-100.
     """
     steps = supported_steps(steps)
-    mode = norm or ("double" if len(steps) > 1 else "independent")
+    mode = norm_mode or ("double" if len(steps) > 1 else "independent")
     widths = [round(channels * width) for channels in (64, 128, 256, 512)]
     modules: dict[str, nn.Module] = {"normalize": Normalize(MEAN, STD), "stem": conv3x3(3, widths[0])}
     before, upstream = widths[0], ()  # type: int, tuple[int, ...]
@@ -101,14 +107,15 @@ def r4(
             unified=unified,
         )
         before, upstream = channels, steps
-    net = RecurrentNet(**modules, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), classifier=nn.Linear(before, classes))
+    net = RecurrentNet(**modules, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), classifier=nn.Linear(before, num_classes))
+    net.about = About("classify")
     init_weights(net)
     return net
 
 
-@register(task="classify", steps=(1, 2, 3))
-def s4(steps: int = 3, norm: NormMode = "independent", classes: int = 100, width: float = 1.0) -> RecurrentNet:
+@register(task="classify", steps=(1, 2, 3), adjustable=False)
+def s4(steps: int = 3, norm_mode: NormMode = "independent", num_classes: int = 100, width: float = 1.0) -> RecurrentNet:
     """S4: pre-activation ResNet-18, -26 and -34 for 1, 2 and 3 steps: the graph of R4, kernels not shared."""
-    net = untie(r4(steps, norm, classes, width))
+    net = untie(r4(steps, norm_mode, num_classes, width))
     init_weights(net)
     return net

@@ -1,20 +1,23 @@
 """R3 and S3, the paper's denoisers (Eq. 9), and r3_fast, ours: the same cells, residual, on 2x2 sub-images."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from rcnet.about import INPUTS, About
 from rcnet.cell import NormMode, RecurrentCell, RecurrentNet, Steps, supported_steps, untie
 from rcnet.errors import InputError
 from rcnet.models.layers import ConvBody, conv3x3, init_weights
 from rcnet.models.registry import register
 
 UNKNOWN = -0.25  # what the plane of the noise level holds where the level is not known; levels are in [0, 1] there
+SLIGHT = 2 / 255  # less noise than the networks' own error
 Sigma = float | Tensor | None
 
 
+@fx.wrap
 def level_plane(x: Tensor, sigma: Sigma) -> Tensor:
     """The input plane of the noise level, [B, 1, H, W] in [0, 1], `UNKNOWN` where `sigma` is None or negative.
 
@@ -41,66 +44,62 @@ def level_plane(x: Tensor, sigma: Sigma) -> Tensor:
     return torch.where(level < 0, torch.full_like(level, UNKNOWN), level / 255)
 
 
-def plane_of(noise_level: bool, x: Tensor, sigma: Sigma) -> Tensor | None:
-    """The plane of the noise level, or None for a network that takes none, to which no sigma may be given (`InputError`)."""
-    if noise_level:
-        return level_plane(x, sigma)
-    if sigma is not None:
-        raise InputError("these weights take no noise level: leave sigma out, or take weights that do, e.g. r3_fast.photo")
-    return None
-
-
-def add_to_input(x: Tensor, sub: int, learned: Callable[[Tensor], Tensor], plane: Tensor | None = None) -> Tensor:
-    """x + learned(x), with x padded for `learned` to sides that `sub` divides, and its result cut again.
-
-    `plane`, [B, 1, H, W], is one more channel of what `learned` reads.
-    """
-    seen = x if plane is None else torch.cat([x, plane], 1)
-    if sub == 1:
-        return x + learned(seen)
+@fx.wrap
+def filled(x: Tensor, sub: int) -> Tensor:
+    """x with sides filled up to multiples of `sub`, by reflection at the right and the bottom."""
     height, width = x.shape[-2:]
     # A side of one pixel has nothing to reflect: it repeats.
     mode = "reflect" if min(height, width) > 1 else "replicate"
-    return x + learned(F.pad(seen, (0, -width % sub, 0, -height % sub), mode=mode))[..., :height, :width]
+    return F.pad(x, (0, -width % sub, 0, -height % sub), mode=mode)
 
 
 class Denoiser(RecurrentNet):
     """A chain whose output is added to the input image (Eq. 7: the network learns the noise). [B, C, H, W] in [0, 1].
 
-    With `sub` > 1 the chain works on sub x sub sub-images: sizes that `sub` does not divide are padded by reflection at the
-    right and the bottom, and cut again. With `noise_level` the chain reads one plane more, the noise level of each pixel or
-    `UNKNOWN` (as FFDNet, Zhang et al. 2018, which knows no unknown).
+    With `about.sub` > 1 the chain works on sub x sub sub-images: sizes that `sub` does not divide are padded by reflection at the
+    right and the bottom, and cut again. Where `about.inputs` names `sigma`, the chain reads one plane more, the noise level of
+    each pixel or `UNKNOWN` (as FFDNet, Zhang et al. 2018, which knows no unknown).
     """
 
-    def __init__(self, channels: int, sub: int, convs: int, noise_level: bool = False, **modules: nn.Module) -> None:
-        self.channels, self.sub, self.convs, self.noise_level = channels, sub, convs, noise_level
+    def __init__(self, about: About, **modules: nn.Module) -> None:
         super().__init__(**modules)
+        self.about = about
 
     def forward(self, x: Tensor, steps: Steps = None, sigma: Sigma = None) -> Tensor:  # type: ignore[override]
         """x: [B, C, H, W] in [0, 1].
 
         Args:
-            sigma: the noise level in levels of 255, for networks that take one (`noise_level`): a number, one an image [B] or a
+            sigma: the noise level in levels of 255, for networks that take one: a number, one an image [B] or a
                 map [H, W] or [B, 1, H, W]; None or negative values: unknown.
 
         Raises:
             InputError: unsupported steps; a sigma for a network that takes none, or one of another shape.
         """
-        plane = plane_of(self.noise_level, x, sigma)
-        return add_to_input(x, self.sub, lambda seen: RecurrentNet.forward(self, seen, steps), plane)
+        if isinstance(sigma, fx.Proxy):
+            sigma = None
+        if sigma is not None and not self.about.takes_level:
+            raise InputError("these weights take no noise level: leave sigma out, or take weights that do, e.g. r3_fast.photo")
+        plane = level_plane(x, sigma) if self.about.takes_level else None
+        seen = x if plane is None else torch.cat([x, plane], 1)
+        if self.about.sub > 1:
+            seen = filled(seen, self.about.sub)
+        change = super().forward(seen, steps)[..., : x.shape[-2], : x.shape[-1]]
+        if plane is not None:  # told of little noise it does little: an image without stays as it is
+            change = change * torch.where(plane < 0, 1.0, (plane / SLIGHT).clamp(max=1))
+        return x + change
 
     def radius(self, steps: Steps = None) -> int:
         """How many pixels away, at most, a pixel of the input can change the output: the halo that a tile needs.
 
         A multiple of `sub`, so that tiles that start on one keep their sub-images.
         """
-        return self.sub * (2 + self.convs * sum(self.per_cell(steps)) + (self.sub > 1))
+        return self.about.radius(self.per_cell(steps))
 
 
 def _denoiser(
     steps: int | Iterable[int],
-    norm: NormMode | None,
-    channels: int,
+    norm_mode: NormMode | None,
+    in_chans: int,
     width: int,
     convs: int,
     residual: bool,
@@ -109,7 +108,7 @@ def _denoiser(
     noise_level: bool = False,
 ) -> Denoiser:
     steps = supported_steps(steps)
-    mode = norm or ("double" if len(steps) > 1 else "independent")
+    mode = norm_mode or ("double" if len(steps) > 1 else "independent")
 
     def cell(upstream: tuple[int, ...]) -> RecurrentCell:
         return RecurrentCell(
@@ -123,16 +122,17 @@ def _denoiser(
 
     modules: dict[str, nn.Module] = {} if sub == 1 else {"unshuffle": nn.PixelUnshuffle(sub)}
     modules |= {
-        "stem": conv3x3((channels + noise_level) * sub**2, width, bias=True),
+        "stem": conv3x3((in_chans + noise_level) * sub**2, width, bias=True),
         "relu": nn.ReLU(),
         "cell1": cell(()),
         "cell2": cell(steps),
         "cell3": cell(steps),
-        "head": conv3x3(width, channels * sub**2, bias=True),
+        "head": conv3x3(width, in_chans * sub**2, bias=True),
     }
     if sub > 1:
         modules["shuffle"] = nn.PixelShuffle(sub)
-    net = Denoiser(channels, sub, convs, noise_level, **modules)
+    about = About("denoise", in_chans, INPUTS[: 1 + noise_level], sub=sub, reach=(sub * (2 + (sub > 1)), sub * convs))
+    net = Denoiser(about, **modules)
     _init_denoiser(net)
     return net
 
@@ -144,23 +144,23 @@ def _init_denoiser(net: Denoiser) -> None:
 
 @register(task="denoise", steps=(1, 2, 3, 4))
 def r3(
-    steps: int | Iterable[int] = (1, 2, 3, 4), norm: NormMode | None = None, channels: int = 1, unified: bool = True
+    steps: int | Iterable[int] = (1, 2, 3, 4), norm_mode: NormMode | None = None, in_chans: int = 1, unified: bool = True
 ) -> Denoiser:
     """R3 (Eq. 9): convolution and ReLU to 64 channels, three cells of convolution, BN and ReLU, convolution to the image.
 
     Args:
         steps: the supported steps: one number, or several for a cost-adjustable network.
-        norm: none, shared, independent or double; independent for one step count and double for several unless given.
-        channels: of the image: 1 gray, 3 colour.
+        norm_mode: none, shared, independent or double; independent for one step count and double for several unless given.
+        in_chans: channels of the image: 1 gray, 3 colour.
         unified: all cells take the same number of steps; otherwise the BN tables hold every mixture.
     """
-    return _denoiser(steps, norm, channels, 64, 1, residual=False, sub=1, unified=unified)
+    return _denoiser(steps, norm_mode, in_chans, 64, 1, residual=False, sub=1, unified=unified)
 
 
-@register(task="denoise", steps=(1, 2, 3, 4))
-def s3(steps: int = 4, norm: NormMode = "independent", channels: int = 1) -> Denoiser:
+@register(task="denoise", steps=(1, 2, 3, 4), adjustable=False)
+def s3(steps: int = 4, norm_mode: NormMode = "independent", in_chans: int = 1) -> Denoiser:
     """S3: the graph of R3 unrolled for `steps`, kernels not shared."""
-    net = untie(_denoiser(steps, norm, channels, 64, 1, residual=False, sub=1, unified=True))
+    net = untie(_denoiser(steps, norm_mode, in_chans, 64, 1, residual=False, sub=1, unified=True))
     _init_denoiser(net)
     return net
 
@@ -168,8 +168,8 @@ def s3(steps: int = 4, norm: NormMode = "independent", channels: int = 1) -> Den
 @register(task="denoise", steps=(1, 2, 3))
 def r3_fast(
     steps: int | Iterable[int] = (1, 2, 3),
-    norm: NormMode | None = None,
-    channels: int = 1,
+    norm_mode: NormMode | None = None,
+    in_chans: int = 1,
     width: int = 48,
     convs: int = 2,
     residual: bool = True,
@@ -184,4 +184,4 @@ def r3_fast(
         residual: x = relu(x + f(x)) instead of relu(f(x)), f being convolution and norm, `convs` times, with ReLU between.
         noise_level: the noise level is an input, `model(x, steps, sigma=25)`, which may be unknown.
     """
-    return _denoiser(steps, norm, channels, width, convs, residual, sub=2, unified=unified, noise_level=noise_level)
+    return _denoiser(steps, norm_mode, in_chans, width, convs, residual, sub=2, unified=unified, noise_level=noise_level)

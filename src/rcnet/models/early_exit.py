@@ -5,7 +5,8 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from rcnet.cell import RecurrentNet, Steps, supported_steps
+from rcnet.about import About
+from rcnet.cell import Cell, RecurrentNet, Steps, supported_steps
 from rcnet.errors import InputError
 from rcnet.models.classify import s4
 from rcnet.models.layers import init_weights
@@ -15,11 +16,11 @@ CELLS = ("cell2", "cell3", "cell4")  # where the exits are
 
 
 class Exit(nn.Module):
-    """Global average pooling and a linear classifier, [B, C, H, W] to [B, classes]; `number`: which exit it is, from 1."""
+    """Global average pooling and a linear classifier, [B, C, H, W] to [B, num_classes]; `number`: which exit it is, from 1."""
 
-    def __init__(self, channels: int, classes: int, number: int) -> None:
+    def __init__(self, channels: int, num_classes: int, number: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(channels, classes)
+        self.linear = nn.Linear(channels, num_classes)
         self.number = number
 
     @property
@@ -33,44 +34,44 @@ class Exit(nn.Module):
 class EarlyExitNet(RecurrentNet):
     """A chain of standard cells with exits between them: `steps` is the exit at which a call stops, and nothing after it runs."""
 
-    def _find_steps(self) -> None:
+    def find_steps(self) -> None:
         self.steps = tuple(module.number for module in self if isinstance(module, Exit))
         self.settings = tuple((n,) * len(self.recurrent_cells()) for n in self.steps)
 
-    def _holds(self, own: tuple[int, ...]) -> bool:
+    def holds(self, own: tuple[int, ...]) -> bool:
         return len(own) == len(self.recurrent_cells()) and len(set(own)) == 1 and own[0] in self.steps
 
     def forward(self, x: Tensor, steps: Steps = None) -> Tensor:  # type: ignore[override]
-        """x: [B, 3, H, W] to [B, classes]. Raises `InputError`, which names the exits, for any other."""
+        """x: [B, 3, H, W] to [B, num_classes]. Raises `InputError`, which names the exits, for any other."""
         own = self.per_cell(steps)
-        for module, n, upstream in self._walk(own):
+        for module, n, upstream in self.walk(own):
             if not isinstance(module, Exit):
-                x = module(x, n, upstream) if n else module(x)
+                x = module(x, n, upstream) if isinstance(module, Cell) else module(x)
             elif module.number == own[0]:
                 x = module(x)
                 break
         return x
 
-    def _replace(self, change: Callable[[nn.Module, int, int], nn.Module], own: tuple[int, ...]) -> Self:
+    def replace(self, change: Callable[[Cell, int, int], Cell], own: tuple[int, ...]) -> Self:
         """As of any network, and without what the exit asked for does not use."""
-        net = super()._replace(change, own)
+        net = super().replace(change, own)
         passed = False
         for name, module in self._modules.items():
             stops = isinstance(module, Exit) and module.number == own[0]
             if passed or (isinstance(module, Exit) and not stops):
                 del net._modules[name]
             passed = passed or stops
-        net._find_steps()
+        net.find_steps()
         return net
 
 
 @register(task="classify", steps=(1, 2, 3))
-def s4_exits(steps: int | Iterable[int] = (1, 2, 3), classes: int = 100, width: float = 1.0) -> EarlyExitNet:
+def s4_exits(steps: int | Iterable[int] = (1, 2, 3), num_classes: int = 100, width: float = 1.0) -> EarlyExitNet:
     """S4^3 with exits after its cells C2, C3 and C4 (Sec. 5.3); train it on all of them, with objective = "aggregated".
 
     Args:
         steps: the exits that there are, of 1, 2 and 3; the chain ends with the last.
-        classes: the outputs, [B, classes].
+        num_classes: the outputs, [B, num_classes].
         width: multiplies the channels.
     """
     exits = supported_steps(steps)
@@ -82,9 +83,10 @@ def s4_exits(steps: int | Iterable[int] = (1, 2, 3), classes: int = 100, width: 
         number = CELLS.index(name) + 1 if name in CELLS else 0
         if number in exits:
             last = number == exits[-1]
-            chain["classifier" if last else f"exit{number}"] = Exit(round(64 * 2**number * width), classes, number)
+            chain["classifier" if last else f"exit{number}"] = Exit(round(64 * 2**number * width), num_classes, number)
             if last:
                 break
     net = EarlyExitNet(**chain)
+    net.about = About("classify")
     init_weights(net)
     return net

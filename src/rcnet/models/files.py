@@ -1,17 +1,21 @@
 """`save` and `load`: a network in one safetensors file whose metadata says what it is, how to feed it and what it reached."""
 
+import copy
 import json
+import zlib
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
+from torch import Tensor
 
 from rcnet.cell import RecurrentNet
 from rcnet.errors import InputError, unknown
-from rcnet.models.registry import architecture_of, create_model
+from rcnet.models.registry import architecture_of, build_model, entry
 from rcnet.replacing import replacing
 
 KEY = "rcnet"  # the one metadata key, holding JSON
@@ -59,57 +63,91 @@ def read_metadata(name_or_path: str | Path) -> dict[str, Any]:
 def save(model: RecurrentNet, path: str | Path, **metadata: Any) -> None:
     """Writes the model's weights and `metadata` (JSON values, e.g. `results`, `training`) to one safetensors file, atomically.
 
-    Each kernel is stored once. `preprocessing` is filled in from the architecture unless given.
+    Each kernel is stored once. What `load` read of the model's file is kept; of weights that have changed since, `results` are
+    not, and `training` becomes its `before`. `preprocessing` is what the model says of itself, completed by what is given.
 
     Raises:
-        InputError: the model was not made by `create_model` or `load`.
+        InputError: the model was not made by `create_model` or `load`, or was changed so that `load` could not read it.
     """
     model = getattr(model, "_orig_mod", model)
-    architecture = architecture_of(model)
+    architecture, state = architecture_of(model), _plain_state(model)
     with torch.device("meta"):
-        fresh = create_model(architecture["name"], **architecture["config"])
-    if fresh.state_dict().keys() != model.state_dict().keys():
-        raise InputError("this network is not as create_model made it (unrolled?): save the network that it was made from")
+        fresh = build_model(entry(architecture["name"]), architecture["config"]).state_dict()
+    if different := _difference(fresh, state):
+        raise InputError(
+            f"this network is not as create_model({architecture['name']!r}) makes it: {different} (unrolled, pruned, a new head?)"
+            "; save the network that it was made from, or create it with the options that it has now, e.g. num_classes"
+        )
+    known = dict(model.metadata)
+    checksum = _checksum(state)
+    if known.get("weights", checksum) != checksum:
+        known |= {"results": [], "training": {"before": known.get("training")}}
+    about = model.about.completed(metadata.get("preprocessing", {})).to_json()
+    metadata = {**known, **metadata, "preprocessing": {**metadata.get("preprocessing", {}), **about}}
+    metadata |= {"format": 1, "architecture": architecture, "weights": checksum}
+    if sorted(model.settings) != sorted(_usual_settings(model)):
+        metadata["settings"] = model.settings
     path = Path(path)
-    metadata = {"format": 1, "architecture": architecture_of(model), "preprocessing": preprocessing(model), **metadata}
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        save_file(state, temporary, metadata={KEY: json.dumps(metadata)})
+        temporary.write_bytes(to_bytes(state, {KEY: json.dumps(metadata)}))
 
 
-def preprocessing(model: RecurrentNet) -> dict[str, Any]:
-    """What the network expects: RGB or gray in [0, 1]; mean and standard deviation are applied inside."""
-    about = {"range": [0.0, 1.0], "channels": model.channels, "layout": "RGB" if model.channels == 3 else "gray"}
-    return about | ({"inputs": ["image", "sigma"]} if model.noise_level else {})
+def _usual_settings(model: RecurrentNet) -> tuple[tuple[int, ...], ...]:
+    """The settings of a network that nobody offered others for."""
+    fresh = copy.copy(model)
+    fresh.find_steps()
+    return fresh.settings
+
+
+def _plain_state(model: RecurrentNet) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _checksum(state: Mapping[str, Tensor]) -> str:
+    """CRC-32 of the tensors, in the order of their names."""
+    crc32 = 0
+    for name in sorted(state):
+        crc32 = zlib.crc32(state[name].reshape(-1).view(torch.uint8).numpy().tobytes(), crc32)
+    return f"{crc32:08x}"
+
+
+def _difference(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """How many tensors differ in name or shape, and the first; empty if none does."""
+    wrong = sorted(expected.keys() ^ state.keys()) or [name for name in expected if expected[name].shape != state[name].shape]
+    if not wrong:
+        return ""
+    shapes = [str(list(part[wrong[0]].shape)) if wrong[0] in part else "missing" for part in (expected, state)]
+    return f"{len(wrong)} tensors differ, the first is {wrong[0]}: {shapes[0]} there, {shapes[1]} here"
 
 
 def load(name_or_path: str | Path) -> RecurrentNet:
     """A network with its trained weights, in evaluation mode: bundled weights by name, or a file written by `save`.
 
-    The file's metadata is on the model as `metadata`.
+    The file's metadata is on the model as `metadata`; what it says of images is also in `about`.
 
     Raises:
-        InputError: no such weights, not a file of weights, or weights of another architecture than the file claims.
+        InputError: no such weights, not a file of weights, weights of another architecture than the file claims, or of one
+            that is not registered.
     """
     path = find(name_or_path)
     metadata = read_metadata(path)
     architecture = metadata["architecture"]
-    model = create_model(architecture["name"], **architecture["config"])
+    model = build_model(entry(architecture["name"]), architecture["config"])
     with safe_open(path, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     load_state(model, state, path)
-    model.metadata = metadata
+    model.about = model.about.completed(metadata.get("preprocessing", {}))
+    if "settings" in metadata:
+        model.offer(metadata["settings"])
+    model.metadata = {"weights": _checksum(state), **metadata}
     return model.eval()
 
 
-def load_state(model: RecurrentNet, state: dict[str, torch.Tensor], source: object) -> None:
+def load_state(model: RecurrentNet, state: dict[str, Tensor], source: object) -> None:
     """Copies tensors into the model, or `InputError` that says which names or shapes do not fit."""
-    own = model.state_dict()
-    wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
-    if wrong:
-        name = architecture_of(model)["name"]
-        raise InputError(f"{source} does not hold weights of this {name}: {len(wrong)} tensors differ, the first is {wrong[0]}")
+    if different := _difference(model.state_dict(), state):
+        raise InputError(f"{source} does not hold weights of this {architecture_of(model)['name']}: {different}")
     if not all(torch.isfinite(tensor).all() for tensor in state.values()):
         raise InputError(f"{source} holds numbers that are not finite: the training that wrote it diverged")
     model.load_state_dict(state)

@@ -1,58 +1,129 @@
-"""`create_model` and `list_models`: every architecture by name."""
+"""`register`, `create_model` and `list_models`: every architecture by name."""
 
+import dataclasses
+import importlib
 import inspect
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rcnet.cell import RecurrentNet, supported_steps
 from rcnet.errors import InputError, unknown
 
+# Names of options in files and recipes of old.
+OLD_OPTIONS = {"norm": "norm_mode", "classes": "num_classes", "channels": "in_chans"}
+Build = Callable[..., RecurrentNet]
+
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered architecture: its task, the step counts that the paper runs it at, and the function that builds it."""
+    """A registered architecture: its task, the step counts that it is usually run at, and the function that builds it.
+
+    `adjustable`: one network can have them all.
+    """
 
     name: str
     task: str
     steps: tuple[int, ...]
-    build: Callable[..., RecurrentNet]
+    build: Build
+    adjustable: bool = True
+
+    @property
+    def usual(self) -> dict[str, Any]:
+        """The configuration with all steps, or the most that a network can have."""
+        return {"steps": self.steps if self.adjustable else self.steps[-1]} if self.steps else {}
 
 
 _ENTRIES: dict[str, Entry] = {}
 
 
-def register(task: str, steps: tuple[int, ...]) -> Callable[[Callable[..., RecurrentNet]], Callable[..., RecurrentNet]]:
-    """Adds the decorated function to the registry under its own name."""
+def register(
+    task: str, steps: tuple[int, ...] = (), *, adjustable: bool = True, replace: bool = False
+) -> Callable[[Build], Build]:
+    """Makes the decorated function known under its own name to `create_model`, `save`, `load` and the command line.
 
-    def add(build: Callable[..., RecurrentNet]) -> Callable[..., RecurrentNet]:
-        _ENTRIES[build.__name__] = Entry(build.__name__, task, steps, build)
+    The function returns a `RecurrentNet`, whose `about` says what it takes. A process that loads its weights imports it
+    first; the command line imports the modules that the environment names in `RCNET_MODULES`, e.g. `RCNET_MODULES=my.networks`.
+
+    Args:
+        task: `classify`, `denoise` or one of your own.
+        steps: the step counts that the network is usually run at, its option `steps`.
+        adjustable: one network can have all of them.
+        replace: take the place of a function of that name, e.g. in a notebook.
+
+    Raises:
+        InputError: when decorating, another network has the name.
+    """
+
+    def add(build: Build) -> Build:
+        if build.__name__ in _ENTRIES and not replace:
+            raise InputError(f"there is a network {build.__name__!r} already: take another name, or register(..., replace=True)")
+        _ENTRIES[build.__name__] = Entry(build.__name__, task, steps, build, adjustable)
         return build
 
     return add
 
 
+def _known() -> dict[str, Entry]:
+    """All entries, those of the modules in `RCNET_MODULES` too."""
+    for module in filter(None, os.environ.get("RCNET_MODULES", "").split(",")):
+        _imported(module)
+    return _ENTRIES
+
+
 def list_models(task: str | None = None) -> list[str]:
     """The names that `create_model` takes, sorted; those of one task (`classify`, `denoise`) if given."""
-    return sorted(name for name, entry in _ENTRIES.items() if task in (None, entry.task))
+    return sorted(name for name, entry in _known().items() if task in (None, entry.task) and ":" not in name)
 
 
 def entry(name: str) -> Entry:
     """The registry's entry, or `InputError` that names the valid ones."""
-    if not isinstance(name, str) or name not in _ENTRIES:
+    if not isinstance(name, str) or name not in _known():
         raise unknown("model", name, list_models())
-    return _ENTRIES[name]
+    return _known()[name]
+
+
+def _imported(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"the module {module!r} cannot be imported: {error}") from error
+
+
+def find_builder(name: str) -> Entry:
+    """As `entry`, and imports `package.module:function`. Never of a name that a file of weights brings: to import is to run."""
+    module, colon, function = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if colon and name not in _ENTRIES:
+        build = getattr(_imported(module), function, None)
+        if not callable(build):
+            raise InputError(f"the module {module!r} has no function {function!r}")
+        known = next((entry for entry in _ENTRIES.values() if entry.build is build), Entry(name, "", (), build))
+        _ENTRIES[name] = dataclasses.replace(known, name=name)
+    return entry(name)
 
 
 def create_model(name: str, **config: Any) -> RecurrentNet:
     """A network with fresh weights, e.g. `create_model("r2", steps=(2, 3, 4))`; `config` goes to the function of that name.
 
+    Args:
+        name: one of `list_models()`, or `package.module:function`, which is imported.
+
     Raises:
         InputError: an unknown name or key of `config`, or a value that the architecture refuses.
     """
-    build = entry(name).build
+    return build_model(find_builder(name), config)
+
+
+def build_model(found: Entry, config: Mapping[str, Any]) -> RecurrentNet:
+    """The network of a registry's entry, which then knows its name and configuration."""
+    name, build, config = found.name, found.build, dict(config)
     valid = inspect.signature(build).parameters
+    for old, new in OLD_OPTIONS.items():
+        if old in config and old not in valid and new in valid:
+            value = config.pop(old)
+            config.setdefault(new, value)
     for key, value in config.items():
         if key not in valid:
             raise unknown(f"option of {name}", key, valid)
@@ -66,7 +137,10 @@ def create_model(name: str, **config: Any) -> RecurrentNet:
         raise InputError(f"{name} cannot be built with {config}: {error}") from error
     whole = {key: option.default for key, option in valid.items()} | config  # a default may change: files name every option
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in whole.items()}  # as JSON has it
+    if not isinstance(net, RecurrentNet):
+        raise InputError(f"{name} builds {type(net).__name__}: it has to return a RecurrentNet")
     net.architecture = {"name": name, "config": plain}
+    net.about = dataclasses.replace(net.about, task=net.about.task or found.task)
     return net
 
 
@@ -80,14 +154,11 @@ def _check_option(what: str, value: object, kind: object) -> None:
         raise InputError(f"{what} is a positive number, not {value!r}")
 
 
-def task_of(model: RecurrentNet) -> str:
-    """`classify` or `denoise`."""
-    return entry(architecture_of(model)["name"]).task
-
-
 def architecture_of(model: RecurrentNet) -> dict[str, Any]:
     """{"name": ..., "config": ...} of a model made by `create_model`, or `InputError`."""
-    architecture = getattr(model, "architecture", None)
-    if architecture is None:
-        raise InputError("this network was not made by create_model or load, so that its architecture has no name")
-    return architecture
+    if model.architecture is None:
+        raise InputError(
+            "this network was not made by create_model or load, so that it has no name to be saved under: decorate the function "
+            "that builds it with @rcnet.register(task), and make it by rcnet.create_model(NAME)"
+        )
+    return model.architecture

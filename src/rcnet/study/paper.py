@@ -54,7 +54,7 @@ class Key(NamedTuple):
     steps: int
 
 
-class Cell(NamedTuple):
+class Published(NamedTuple):
     """A cell: where it stands, what it measures, what the paper has there."""
 
     row: str
@@ -67,14 +67,14 @@ class Table(NamedTuple):
     """A table of the paper."""
 
     title: str
-    cells: list[Cell]
+    cells: list[Published]
     parameters: Mapping[str, float] = MappingProxyType({})  # row -> millions, where the table has them
 
 
-def _cells(rows: Mapping[str, tuple[str, int, tuple[float, ...]]], data: tuple[str, ...]) -> list[Cell]:
+def _cells(rows: Mapping[str, tuple[str, int, tuple[float, ...]]], data: tuple[str, ...]) -> list[Published]:
     """The cells of rows: name -> network, steps and its figures on each of `data`."""
     return [
-        Cell(row, DATA[d], Key(network, d, steps), figure)
+        Published(row, DATA[d], Key(network, d, steps), figure)
         for row, (network, steps, figures) in rows.items()
         for d, figure in zip(data, figures, strict=True)
     ]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rcnet.cost.macs import macs, parameters
+from rcnet.cost.counting import macs, parameters
 from rcnet.data.cifar import RECORDS, cifar_sets
 from rcnet.device import autocast, best_device, channels_last, hardware, resolve_precision
 from rcnet.errors import InputError, unknown
@@ -133,7 +133,7 @@ def survey(runs: Mapping[Run, tuple[str, ...]], folders: Folders) -> list[State]
     """The state of each run."""
     states = []
     for run, places in runs.items():
-        recipe, result = run.recipe(folders), read_result(run.result(folders))
+        recipe, result = run.recipe(folders), kept_result(run.result(folders))
         done = 1.0 if result else progress_of(run, recipe, folders)
         busy = not result and is_busy(run.work(folders))
         states.append(State(run, places, done, busy, result, training_flop(run, recipe) / 1e15))
@@ -162,7 +162,7 @@ def training_flop(run: Run, recipe: Recipe) -> float:
     side = recipe.classification.size if run.data in CIFAR else recipe.denoising.patch
     cost = {n: 6.0 * value for n, value in costs(run.network, run.data, run.profile, (side, side)).items()}
     probabilities = check_probabilities(recipe.probabilities, tuple(cost))
-    return planned_iterations(recipe) * recipe.batch * expected_cost(cost, probabilities, recipe.objective)
+    return planned_iterations(recipe) * recipe.batch * expected_cost(list(cost.values()), probabilities, recipe.objective)
 
 
 def planned_iterations(recipe: Recipe) -> int:
@@ -198,7 +198,7 @@ def progress_of(run: Run, recipe: Recipe, folders: Folders) -> float:
         return 0.0
 
 
-def read_result(path: Path) -> dict[str, Any] | None:
+def kept_result(path: Path) -> dict[str, Any] | None:
     """What a result file holds, None if there is none, or `InputError` if it is damaged."""
     try:
         result = json.loads(path.read_text())

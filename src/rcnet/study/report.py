@@ -27,7 +27,7 @@ from rcnet.models.files import load
 from rcnet.replacing import replacing
 from rcnet.study.claims import CURVES, relative, verdicts
 from rcnet.study.paper import BSD, CIFAR, DATA, FIGURES, NETWORKS, R3, S3, TABLES, Key, metric, published
-from rcnet.study.plan import Folders, Run, costs, declared, parameters_of, read_result
+from rcnet.study.plan import Folders, Run, costs, declared, kept_result, parameters_of
 from rcnet.study.profiles import PROFILES, find_profile
 
 MISSING = "not yet measured"
@@ -57,12 +57,12 @@ class Measured:
         return costs(key.network, key.data, self.profile, SIZES["classify" if key.data in CIFAR else "denoise"])[key.steps]
 
 
-def measured(profile: str, folders: Folders) -> Measured:
+def results_of(profile: str, folders: Folders) -> Measured:
     """What the result files of a profile hold; a run that diverged is nan at each of its steps."""
     seeds: dict[Key, list[float]] = {}
     results = []
     for run in declared(profile):
-        result = read_result(run.result(folders))
+        result = kept_result(run.result(folders))
         if result is None:
             continue
         results.append(result)
@@ -85,7 +85,7 @@ def write(folders: Folders, profiles: Sequence[str] = ()) -> list[Path]:
     """
     for name in profiles:
         find_profile(name)
-    all_measured = {name: measured(name, folders) for name in profiles or ("full", "lite")}
+    all_measured = {name: results_of(name, folders) for name in profiles or ("full", "lite")}
     shown = [m for m in all_measured.values() if m.results or profiles] or [all_measured["full"]]
     folder = folders.results / "study" / "figures"
     written, notes = [], {}

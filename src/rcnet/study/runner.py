@@ -22,7 +22,7 @@ from rcnet.evaluation.denoise import denoising_results
 from rcnet.models.files import load
 from rcnet.replacing import replacing
 from rcnet.study.paper import CIFAR
-from rcnet.study.plan import Folders, Run, State, held, label, read_result, result_text
+from rcnet.study.plan import Folders, Run, State, held, kept_result, label, result_text
 from rcnet.study.profiles import find_profile
 from rcnet.training.loop import commit, train
 
@@ -40,13 +40,13 @@ def perform(run: Run, folders: Folders, progress: bool = True) -> dict[str, Any]
     """
     path, work = run.result(folders), run.work(folders)
     with held(work):
-        if finished := read_result(path):
+        if finished := kept_result(path):
             return finished
         recipe = run.recipe(folders)
         training: dict[str, Any] = {}
         try:
             training = train(recipe, run.source(folders), work, resume=True, progress=progress)
-            rows = training["validation"] if run.data in CIFAR else denoised(run, folders)
+            rows = training["validation"] if run.data in CIFAR else denoising_rows(run, folders)
             status = "done"
         except InputError as error:
             if not (str(error).startswith("the loss is ") or "diverged" in str(error)):
@@ -69,7 +69,7 @@ def perform(run: Run, folders: Folders, progress: bool = True) -> dict[str, Any]
     return result
 
 
-def denoised(run: Run, folders: Folders) -> list[dict[str, Any]]:
+def denoising_rows(run: Run, folders: Folders) -> list[dict[str, Any]]:
     """PSNR and SSIM of a trained denoiser on the test images in gray, by the protocol of BSD68."""
     model = load(run.work(folders) / "weights.safetensors").to(best_device())
     images = read_folder(folders.bsd / "test", 1)
@@ -112,7 +112,7 @@ def execute(states: Sequence[State], folders: Folders, *, jobs: int = 1, minutes
     for state in [state for state in queue if state.busy]:
         say(f"{state.run.name}: left to the process that is at it")
         queue.remove(state)
-    do = one_by_one if jobs == 1 else side_by_side
+    do = one_by_one if jobs == 1 else run_at_once
     return do(queue, folders, jobs, deadline, say)
 
 
@@ -151,7 +151,7 @@ def interrupted_at(deadline: float) -> Iterator[Callable[[], bool]]:
         timer.cancel()
 
 
-def side_by_side(queue: Sequence[State], folders: Folders, jobs: int, deadline: float, say: Say) -> bool:
+def run_at_once(queue: Sequence[State], folders: Folders, jobs: int, deadline: float, say: Say) -> bool:
     """Runs in `jobs` processes; what each prints is in output.txt in the folder of the run."""
     waiting, running, failed, count = list(queue), dict[int, tuple[State, "subprocess.Popen[bytes]"]](), [], 0
     with sigterm_as_interrupt():
@@ -166,7 +166,7 @@ def side_by_side(queue: Sequence[State], folders: Folders, jobs: int, deadline: 
                 for slot, (state, process) in list(running.items()):
                     if process.poll() is not None:
                         del running[slot]
-                        result = read_result(state.run.result(folders))
+                        result = kept_result(state.run.result(folders))
                         if result is None:
                             failed.append(state.run.name)
                         say(f"    {state.run.name}: {result_text(result) or last_line(state.run.work(folders) / 'output.txt')}")

@@ -27,19 +27,19 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rcnet.cell import RecurrentNet, batch_norms
-from rcnet.cost.macs import macs
+from rcnet.cell import Choice, RecurrentNet, batch_norms
+from rcnet.cost.counting import macs
 from rcnet.device import autocast, best_device, channels_last, hardware, keep_freed_memory, resolve_precision
 from rcnet.errors import InputError
 from rcnet.evaluation.recalibrate import recalibrate
-from rcnet.models.files import load, preprocessing, save
+from rcnet.models.files import load, save
 from rcnet.models.registry import create_model
 from rcnet.replacing import replacing
 from rcnet.training.checkpoint import cut_log, read_checkpoint, write_checkpoint
 from rcnet.training.optimizer import make_optimizers, set_learning_rate
 from rcnet.training.parallel import average, join, leave, share
 from rcnet.training.recipe import Recipe
-from rcnet.training.steps import check_probabilities, draw_steps, expected_cost
+from rcnet.training.steps import check_probabilities, draw_steps, expected_cost, offer
 from rcnet.training.tasks import Batch, Task, make_task
 
 FILES = ("checkpoint.pt", "log.jsonl", "weights.safetensors", "result.json")
@@ -102,12 +102,13 @@ class Run:
         self.precision = resolve_precision(recipe.precision, self.device)
         self.task: Task = make_task(recipe, data, self.device)
         model = create_model(**{**self.task.config, **recipe.model})
+        offer(model, recipe.settings)
         self.task.prepare(model)
         x = self.task.batch(np.random.default_rng(0), 0)[0]
         check_batch(model, x[: recipe.batch // self.world.size // recipe.accumulate])
         self.size = (x.shape[-2], x.shape[-1])  # of the images, height and width in pixels
         self.model: RecurrentNet = channels_last(model.to(self.device))
-        self.probabilities = check_probabilities(recipe.probabilities, self.model.steps)
+        self.probabilities = check_probabilities(recipe.probabilities, self.model.choices)
         self.iterations = recipe.iterations
         if recipe.epochs > 0:
             self.iterations = max(1, round(recipe.epochs * self.task.data["images"] / recipe.batch))
@@ -230,7 +231,7 @@ class Run:
         """One iteration of Alg. 2, the aggregated loss or the sandwich rule; returns the loss."""
         recipe = self.recipe
         rng = np.random.default_rng([recipe.seed, self.iteration])
-        weights = draw_steps(self.model.steps, self.probabilities, recipe.objective, rng)
+        weights = draw_steps(self.model.choices, self.probabilities, recipe.objective, rng)
         whole = self.task.batch(rng, self.iteration)
         share = len(whole.x) // self.world.size
         own = whole.part(self.world.rank * share, (self.world.rank + 1) * share)
@@ -266,7 +267,7 @@ class Run:
                 own.load_state_dict({**own.state_dict(), "running_mean": kept.running_mean, "running_var": kept.running_var})
         self.frozen = True
 
-    def backward(self, batch: Batch, weights: dict[int, float]) -> float:
+    def backward(self, batch: Batch, weights: dict[Choice, float]) -> float:
         """Adds the gradients of one part of a batch; returns its share of the loss."""
         x, told = batch.x.contiguous(memory_format=torch.channels_last), {} if batch.sigma is None else {"sigma": batch.sigma}
         total = 0.0
@@ -328,15 +329,14 @@ class Run:
             "recalibrated": recalibrated,
             "before": self.before,  # the training of the weights that this one started from
         }
-        expects = preprocessing(model) | self.task.preprocessing
-        save(model, self.out / "weights.safetensors", preprocessing=expects, training=result)
+        save(model, self.out / "weights.safetensors", preprocessing=self.task.preprocessing, training=result)
         with replacing(self.out / "result.json") as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n")
         return result
 
     def flop(self) -> float:
         """Floating-point operations of the convolutions so far: three times those of the forward, as steps are drawn."""
-        cost = {n: 6 * macs(self.model, n, self.size) for n in self.model.steps}
+        cost = [6 * macs(self.model, n, self.size) for n in self.model.choices]
         return self.iteration * self.recipe.batch * expected_cost(cost, self.probabilities, self.recipe.objective)
 
     def inputs(self) -> Iterator[Tensor]:
@@ -348,7 +348,7 @@ class Run:
 def check_batch(model: RecurrentNet, x: Tensor) -> None:
     """`InputError` if the network cannot train on batches of this shape."""
     net = copy.deepcopy(model).to("meta").train()
-    for n in net.steps:
+    for n in net.choices:
         try:
             net(torch.empty_like(x, device="meta"), n)
         except (RuntimeError, ValueError) as error:
@@ -359,7 +359,7 @@ def check_batch(model: RecurrentNet, x: Tensor) -> None:
 
 def compiled(model: RecurrentNet) -> Callable[..., Tensor]:
     """The model with one compiled graph a step count."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(model.steps))
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(model.choices))
     return torch.compile(model, fullgraph=True, dynamic=False)
 
 

@@ -78,7 +78,10 @@ class Recipe:
     minutes: float = 0.0
     warmup: float = 0.02  # part of the run in which the learning rate rises from zero
     decay: float = 1.0  # part of the run, its last, in which the learning rate falls to zero along a half cosine
-    # Of each supported step count, in ascending order; evenly unless given (Alg. 2). A network of one step count needs none.
+    # What is trained, and then offered: all cells take the same steps (Alg. 2); one cell at a time takes one step more, and those
+    # after it are left out at the cheap end; every number of every cell (model.unified = false); or a list of steps a cell.
+    settings: Literal["unified", "staircase", "free"] | tuple[tuple[int, ...], ...] = "unified"
+    # Of each setting, cheapest first; evenly unless given (Alg. 2). A network of one step count needs none.
     probabilities: tuple[float, ...] = ()
     # Alg. 2; the weighted sum over all steps (Sec. 4.2); or the largest, which teaches the smallest and a third (US-Nets 2019).
     objective: Literal["sampled", "aggregated", "sandwich"] = "sampled"

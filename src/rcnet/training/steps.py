@@ -1,15 +1,43 @@
-"""Which steps an iteration takes: Alg. 2 with a distribution, all of them (Sec. 4.2), or the sandwich rule."""
+"""Which settings a network is trained at, and which of them an iteration takes: Alg. 2, all (Sec. 4.2), or the sandwich rule."""
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from rcnet.cell import Choice, RecurrentNet
 from rcnet.errors import InputError
 
+Settings = str | Sequence[Sequence[int]]
 
-def check_probabilities(probabilities: Sequence[float], steps: Sequence[int]) -> tuple[float, ...]:
-    """One probability for each step count, summing to 1; even if none are given or there is nothing to choose."""
+
+def offer(model: RecurrentNet, settings: Settings) -> None:
+    """Makes a network offer what it will be trained at.
+
+    Args:
+        settings: `unified`, all cells take the same number of steps; `staircase`, one cell at a time takes one step more, from
+            the first alone to all at their most; `free`, every number of every cell; or a list of them.
+
+    Raises:
+        InputError: settings for which the network has no batch norms.
+    """
+    cells = model.recurrent_cells()
+    if settings == "staircase":
+        own, stairs = [0] * len(cells), []
+        for level in range(max(len(cell.steps) for cell in cells)):
+            for place, cell in enumerate(cells):
+                own[place] = cell.steps[min(level, len(cell.steps) - 1)]
+                stairs.append(tuple(own))
+        settings = [setting for setting in dict.fromkeys(stairs) if model.holds(setting)]
+    elif settings == "free":
+        settings = list(itertools.product(*(cell.steps for cell in cells)))
+    if not isinstance(settings, str):
+        model.offer(settings)
+
+
+def check_probabilities(probabilities: Sequence[float], steps: Sequence[Choice]) -> tuple[float, ...]:
+    """One probability for each setting, summing to 1; even if none are given or there is nothing to choose."""
     if not probabilities or len(steps) == 1:
         return (1 / len(steps),) * len(steps)
     if len(probabilities) != len(steps) or min(probabilities) < 0 or not math.isclose(sum(probabilities), 1, abs_tol=1e-6):
@@ -21,9 +49,9 @@ def check_probabilities(probabilities: Sequence[float], steps: Sequence[int]) ->
 
 
 def draw_steps(
-    steps: Sequence[int], probabilities: Sequence[float], objective: str, rng: np.random.Generator
-) -> dict[int, float]:
-    """Step count -> weight of its loss, in the order in which they run.
+    steps: Sequence[Choice], probabilities: Sequence[float], objective: str, rng: np.random.Generator
+) -> dict[Choice, float]:
+    """Setting -> weight of its loss, in the order in which they run; `steps` are from the cheapest to the dearest.
 
     `sampled`: one drawn, with weight 1. `aggregated`: all, with their probabilities. `sandwich`: the largest, the smallest and
     one drawn from the others, with equal weights (Yu & Huang 2019, "Universally slimmable networks"); the first teaches.
@@ -32,17 +60,16 @@ def draw_steps(
         return {n: p for n, p in zip(steps, probabilities, strict=True) if p > 0}
     if objective == "sandwich":
         between = list(steps[1:-1])
-        chosen = dict.fromkeys([steps[-1], steps[0], *([int(rng.choice(between))] if between else [])])
+        chosen = dict.fromkeys([steps[-1], steps[0], *([between[rng.choice(len(between))]] if between else [])])
         return dict.fromkeys(chosen, 1 / len(chosen))
-    return {int(rng.choice(steps, p=probabilities)): 1.0}
+    return {steps[rng.choice(len(steps), p=probabilities)]: 1.0}
 
 
-def expected_cost(cost: Mapping[int, float], probabilities: Sequence[float], objective: str) -> float:
-    """The mean cost of an iteration, from that of each step count in ascending order."""
-    values = list(cost.values())
+def expected_cost(values: Sequence[float], probabilities: Sequence[float], objective: str) -> float:
+    """The mean cost of an iteration, from that of each setting in ascending order."""
     if objective == "aggregated":
         return sum(value for value, p in zip(values, probabilities, strict=True) if p > 0)
     if objective == "sandwich":
         between = values[1:-1]
-        return sum({min(cost): values[0], max(cost): values[-1]}.values()) + (sum(between) / len(between) if between else 0)
+        return sum({0: values[0], len(values) - 1: values[-1]}.values()) + (sum(between) / len(between) if between else 0)
     return sum(value * p for value, p in zip(values, probabilities, strict=True))

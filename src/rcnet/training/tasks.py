@@ -94,7 +94,7 @@ def denoising_task(recipe: Recipe, data: str | Path, device: torch.device) -> Ta
     """
     config = recipe.denoising
     sigma = check_sigma(config.sigma)
-    channels = int(recipe.model.get("channels", 1))
+    channels = int(recipe.model.get("in_chans", recipe.model.get("channels", 1)))
     if channels not in (1, 3):
         raise InputError(f"model.channels = {channels} is not valid: images are gray (1) or colour (3)")
     folder = split_folder(data, "train")
@@ -136,7 +136,7 @@ def denoising_task(recipe: Recipe, data: str | Path, device: torch.device) -> Ta
         levels = [level for level in MEASURED_AT if low <= level <= high] or [(low + high) / 2]
         levels = levels if isinstance(sigma, tuple) else [sigma]
         as_8bit = config.as_8bit > 0.5
-        results = [(at, denoising_results(model, validation, at, model.steps, as_8bit=as_8bit)) for at in levels if validation]
+        results = [(at, denoising_results(model, validation, at, model.choices, as_8bit=as_8bit)) for at in levels if validation]
         return [{"sigma": at, **row} for at, rows in results for row in rows]
 
     return Task(
@@ -218,7 +218,7 @@ def classification_task(recipe: Recipe, data: str | Path, device: torch.device) 
     def evaluate(model: RecurrentNet) -> Rows:
         if validation is None:
             return []
-        rows = classification_results(model, validation.images, validation.labels, model.steps, precision=recipe.precision)
+        rows = classification_results(model, validation.images, validation.labels, model.choices, precision=recipe.precision)
         return [{"data": validation.name, **row} for row in rows]
 
     def prepare(model: RecurrentNet) -> None:

@@ -1,12 +1,10 @@
 """Parameters and multiply-accumulates (MACs) of a network at a step count."""
 
-import copy
-
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from rcnet.calling import plain, ready, refused
 from rcnet.cell import RecurrentNet, Steps, unroll
-from rcnet.models.files import preprocessing
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -20,9 +18,14 @@ def macs(model: RecurrentNet, steps: Steps, size: tuple[int, int], batch: int = 
     Args:
         steps: a supported step count, or one number a cell.
         size: height and width of the input in pixels.
+
+    Raises:
+        InputError: unsupported steps, or images that the network does not take.
     """
-    net = copy.deepcopy(unroll(model, steps)).to("meta").eval()
-    channels = preprocessing(model)["channels"]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(torch.empty(batch, channels, *size, device="meta"))
+    call = ready(plain(unroll(model, steps)).to("meta"))
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            call(torch.empty(batch, model.about.channels, *size, device="meta"))
+    except RuntimeError as error:
+        raise refused(model, size, error) from error
     return int(counter.get_total_flops()) // 2

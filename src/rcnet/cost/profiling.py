@@ -1,15 +1,16 @@
 """What each step count of a network costs."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
-from rcnet.cell import RecurrentNet, evaluating, unroll
+from rcnet.calling import device_of, ready
+from rcnet.cell import RecurrentNet, unroll
 from rcnet.cost.budget import latencies
-from rcnet.cost.macs import macs, parameters
+from rcnet.cost.counting import macs, parameters
 from rcnet.cost.memory import peak_memory
-from rcnet.models.files import preprocessing
 
 
 def profile(
@@ -22,19 +23,16 @@ def profile(
     """A row a step count: `steps`, `macs`, `parameters` (that the call touches), `memory` (bytes, of a fp32 call's tensors),
     `ms` and `p95` (milliseconds of a warm call, median and 95th percentile; see `latencies`).
     """
+    counted = {n: macs(model, n, size, batch) for n in model.choices}
     times = latencies(model, size, batch, precision, each)
-    device = next(model.parameters()).device
-    x = torch.rand(batch, preprocessing(model)["channels"], *size, device=device)
-    rows = []
-    for n in model.steps:
-        net = evaluating(unroll(model, n))
-        rows.append(
-            {
-                "steps": n,
-                "macs": macs(model, n, size, batch),
-                "parameters": parameters(net),
-                "memory": peak_memory(lambda net=net: net(x)),  # type: ignore[misc]
-                **times[n],
-            }
-        )
-    return rows
+    x = torch.rand(batch, model.about.channels, *size, device=device_of(model))
+    return [
+        {
+            "steps": n,
+            "macs": counted[n],
+            "parameters": parameters(unroll(model, n)),
+            "memory": peak_memory(partial(ready(model, n), x)),
+            **times[n],
+        }
+        for n in model.choices
+    ]

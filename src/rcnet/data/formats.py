@@ -1,0 +1,127 @@
+"""The formats of image files: what each holds and keeps, and what an image in memory is. One table for all messages and help."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, features
+
+from rcnet.errors import InputError
+
+
+class Format(NamedTuple):
+    """One kind of image file.
+
+    Attributes:
+        suffixes: of its names.
+        modes: the values of `ImageFile.mode` that it holds.
+        keeps: the attributes of `ImageFile` that it keeps; `own` only of a file of its kind.
+        plugin: what Pillow calls it.
+        side: the most pixels a side.
+        options: for Pillow's writer.
+    """
+
+    suffixes: tuple[str, ...]
+    modes: str
+    keeps: tuple[str, ...] = ()
+    plugin: str = ""
+    side: int = 1 << 31
+    options: dict[str, Any] = {}  # noqa: RUF012
+
+
+_8BIT, _16BIT = "L LA RGB RGBA", "I;16 LA;16 RGB;16 RGBA;16"
+_COMMON = ("exif", "icc", "xmp")
+FORMATS = {
+    "PNG": Format((".png",), f"{_8BIT} {_16BIT}", (*_COMMON, "density", "own")),
+    "JPEG": Format(
+        (".jpg", ".jpeg", ".jpe", ".jfif"),
+        "L RGB",
+        (*_COMMON, "density", "own"),
+        side=65500,
+        options={"quality": 95, "subsampling": "4:4:4"},
+    ),
+    "TIFF": Format((".tif", ".tiff"), f"{_8BIT} {_16BIT} F LA;F RGB;F RGBA;F", (*_COMMON, "density", "own")),
+    "WebP": Format((".webp",), _8BIT, _COMMON, side=16383, options={"lossless": True, "exact": True}),
+    "BMP": Format((".bmp",), "L RGB", ("density",)),
+    "PNM": Format((".ppm", ".pgm", ".pnm"), "L RGB I;16 RGB;16", plugin="PPM"),
+    "JPEG 2000": Format((".jp2",), f"{_8BIT} I;16", plugin="JPEG2000"),
+    "AVIF": Format((".avif",), _8BIT, _COMMON, side=65536, options={"quality": 95, "subsampling": "4:4:4"}),
+    "HEIC": Format((".heic", ".heif"), _8BIT, _COMMON, "HEIF", 16384, {"quality": 95, "subsampling": "4:4:4"}),
+}
+SUFFIXES = {suffix: kind for kind, form in FORMATS.items() for suffix in form.suffixes}
+KINDS = {form.plugin or kind.upper(): kind for kind, form in FORMATS.items()} | {"MPO": "JPEG"}
+NAMES = f"{', '.join([*FORMATS][:-1])} and {[*FORMATS][-1]}"
+_VALID = f"valid: one gray or RGB image, with or without alpha, as {NAMES}"
+LABELS = {"exif": "EXIF", "icc": "the ICC profile", "xmp": "XMP", "density": "the resolution"}
+# What only files of the same kind keep, as it stands: chunks of a PNG, segments of a JPEG, tags of a TIFF.
+CHUNKS = {"tEXt": "text", "zTXt": "text", "iTXt": "text", "gAMA": "gamma", "cHRM": "the primaries", "sRGB": ""}
+CHUNKS |= {"cICP": "the colour space (cICP)", "mDCV": "HDR levels", "cLLI": "HDR levels"}
+SEGMENTS = {"COM": "comments", "APP13": "IPTC"}
+OWN_TAGS = {269: "the document's name", 285: "the page's name", 33723: "IPTC", 34377: "Photoshop's resources"}
+OWN_TAGS |= dict.fromkeys((50838, 50839), "ImageJ's metadata")
+OWN_TAGS |= dict.fromkeys((33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113), "the place on a map (GeoTIFF)")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageFile:
+    """The pixels of a file, and what has to be written back with them.
+
+    Attributes:
+        pixels: gray or RGB, [H, W, 1 or 3] of uint8, uint16 or float32, as stored: the EXIF orientation is not applied.
+        alpha: [H, W] of the same dtype, or None.
+        exif: the EXIF block, orientation included, without the prefix that JPEG gives it; empty if there is none.
+        icc: the ICC colour profile; empty if there is none.
+        density: pixels per `unit` across and down, or None.
+        unit: inch, cm, or empty: only the ratio counts, or a description says what the unit is.
+        xmp: the XMP packet; empty if there is none.
+        kind: the format it was read from, a key of `FORMATS`; empty if it was not read.
+        own: what only that format keeps: (name of the chunk or segment, or number of the tag; value).
+        notes: what reading changed or left out, each a short sentence.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    exif: bytes = b""
+    icc: bytes = b""
+    density: tuple[float, float] | None = None
+    unit: str = "inch"
+    xmp: bytes = b""
+    kind: str = ""
+    own: tuple[tuple[str | int, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def mode(self) -> str:
+        """What is written back: L, LA, RGB or RGBA; I;16, LA;16, RGB;16 or RGBA;16; of floats F, LA;F, RGB;F or RGBA;F."""
+        mode = ("L" if self.pixels.shape[2] == 1 else "RGB") + ("" if self.alpha is None else "A")
+        deep = {1: "", 2: ";16", 4: ";F"}[self.pixels.dtype.itemsize]
+        return {"L;16": "I;16", "L;F": "F"}.get(mode + deep, mode + deep)
+
+
+def refused(name: str, problem: str) -> InputError:
+    """The error of a file that cannot be read."""
+    return InputError(f"{name} {' '.join(problem.split())}; {_VALID}")
+
+
+@functools.cache
+def load_heif() -> None:
+    """Makes all of Pillow's formats known to it, HEIC among them if it is installed."""
+    Image.init()
+    try:
+        import pillow_heif
+    except ImportError:
+        return
+    pillow_heif.register_heif_opener(thumbnails=False)
+
+
+def lacking(kind: str) -> str:
+    """What to install for a format, or the empty string."""
+    load_heif()
+    if kind == "HEIC" and "HEIF" not in Image.SAVE:
+        return "HEIC needs pillow-heif: pip install 'rcnet[heic]'"
+    if kind == "AVIF" and "AVIF" not in Image.SAVE:
+        return "AVIF needs Pillow 11.3 or newer, as its wheels are: pip install --upgrade pillow"
+    if kind == "JPEG 2000" and not features.check("jpg_2000"):
+        return "JPEG 2000 needs a Pillow with OpenJPEG, as its wheels are: pip install --upgrade pillow"
+    return ""

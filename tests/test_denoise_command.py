@@ -1,0 +1,223 @@
+"""`rcnet denoise` on what people have: any noise, none at all, and the options that say what is known of it."""
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from rcnet.data.imagefile import NAMES
+
+from .conftest import IMAGES
+
+CLEAN = data.astronaut()[60:220, 160:360]
+
+
+def save_noisy(path, sigma, clean=CLEAN, seed=0):
+    noisy = clean / 255 + np.random.default_rng(seed).normal(0, 1, clean.shape) * np.asarray(sigma) / 255
+    Image.fromarray(np.rint(noisy.clip(0, 1) * 255).astype(np.uint8)).save(path)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(float)
+
+
+def psnr(path, clean=CLEAN):
+    return -10 * np.log10(np.mean((pixels(path) - clean) ** 2) / 255**2)
+
+
+def removed(err):
+    return float(re.findall(r"amounts to sigma ([\d.]+)", err)[-1])
+
+
+@pytest.mark.parametrize("steps", ["1", "2", "3"])
+def test_clean_pictures_stay(run, tmp_path, steps):
+    Image.fromarray(CLEAN).save("clean.png")
+    Image.fromarray(CLEAN[..., 1]).save("gray.png")
+    for level in (0, 128, 255):
+        Image.fromarray(np.full((64, 64, 3), level, np.uint8)).save(f"flat{level}.png")
+    status, _, err = run("denoise", ".", "--out-dir", "out", "--steps", steps)
+    assert status == 0, err
+    assert psnr("out/clean.png") > 38
+    assert psnr("out/gray.png", CLEAN[..., 1]) > 38
+    for level in (0, 128, 255):
+        assert np.abs(pixels(f"out/flat{level}.png") - level).mean() <= 1
+    assert "flat128.png: nearly no noise found" in err
+
+
+@pytest.mark.parametrize("sigma", [10, 25, 50])
+def test_any_noise_is_found_and_removed(run, tmp_path, sigma):
+    save_noisy("a.png", sigma)
+    status, _, err = run("denoise", "a.png")
+    assert status == 0, err
+    assert psnr("a-denoised.png") > psnr("a.png") + {10: 3, 25: 7, 50: 10}[sigma]
+    assert 0.7 * sigma < removed(err) < 1.1 * sigma
+
+
+def test_a_known_level_is_told(run, tmp_path):
+    Image.fromarray(CLEAN).save("clean.png")
+    save_noisy("a.png", 25)
+    assert run("denoise", "clean.png", "--sigma", "0", "--model", "r3_fast.color")[0] == 0
+    assert psnr("clean-denoised.png") > 45
+    for sigma in ("5", "25"):
+        assert run("denoise", "a.png", "--sigma", sigma, "-o", f"{sigma}.png")[0] == 0
+    assert psnr("25.png") > psnr("5.png") + 2
+
+
+def test_a_map_tells_the_level_of_each_pixel(run, tmp_path):
+    level = np.zeros(CLEAN.shape[:2], np.uint8)
+    level[:, 100:] = 30
+    Image.fromarray(level).save("map.png")
+    save_noisy("a.png", level[..., None])
+    assert run("denoise", "a.png", "--sigma-map", "map.png", "--model", "r3_fast.color")[0] == 0
+    error = np.square(pixels("a-denoised.png") - CLEAN).mean((0, 2))
+    assert error[:90].max() == 0
+    assert 15 < error[110:].mean() < 0.2 * 30**2
+
+
+def test_strength_scales_what_is_removed(run, tmp_path):
+    save_noisy("a.png", 25)
+    for strength in ("0", "0.5", "1"):
+        assert run("denoise", "a.png", "--strength", strength, "-o", f"{strength}.png")[0] == 0
+    before, half, after = (pixels(f"{name}.png") for name in ("0", "0.5", "1"))
+    assert np.array_equal(before, pixels("a.png"))
+    inside = (after > 0) & (after < 255)
+    assert np.abs(half - (before + after) / 2)[inside].max() <= 1
+
+
+def test_gray_files_in_colour_come_back_gray(run, tmp_path):
+    save_noisy("gray.png", 25, CLEAN[..., 1])
+    Image.open("gray.png").convert("RGB").save("rgb.png")
+    status, _, err = run("denoise", "gray.png", "rgb.png", "--out-dir", "out")
+    assert status == 0, err
+    assert Image.open("out/rgb.png").mode == "RGB"
+    assert np.array_equal(pixels("out/rgb.png"), pixels("out/gray.png")[..., None].repeat(3, 2))
+
+
+def test_sixteen_bits_that_use_a_part_of_their_range(run, tmp_path):
+    save_noisy("a.png", 20, CLEAN[..., 1])
+    deep = np.asarray(Image.open("a.png")).astype(np.uint16)
+    Image.fromarray(deep * 257).save("16.png")
+    Image.fromarray(np.rint(deep * (4095 / 255)).astype(np.uint16)).save("12.png")
+    status, _, err = run("denoise", "12.png", "16.png", "--precision", "fp32")
+    assert status == 0
+    assert "12.png: 16-bit pixels that go to 4095: 4095 is taken for white" in err
+    assert "16.png: 16-bit" not in err
+    assert np.abs(pixels("12-denoised.png") / 4095 - pixels("16-denoised.png") / 65535).max() < 2e-3
+    assert run("denoise", "12.png", "--white", "65535", "-o", "dark.png")[0] == 0
+    assert pixels("dark.png").max() < 4500
+
+
+def test_weights_of_one_level_warn_of_another(run, tmp_path):
+    Image.fromarray(CLEAN[..., 1]).save("clean.png")
+    save_noisy("right.png", 25, CLEAN[..., 1])
+    status, _, err = run("denoise", "clean.png", "right.png", "--model", "r3_fast.bsd-gray-25", "--out-dir", "out")
+    assert status == 0
+    assert "clean.png: these weights know noise of sigma 25 alone" in err
+    assert "right.png: these weights" not in err
+
+
+def test_wrong_words_about_the_noise(refused, tmp_path):
+    save_noisy("a.png", 25)
+    Image.fromarray(np.zeros((3, 4), np.uint8)).save("small.png")
+    assert "from 0 to 255" in refused("denoise", "a.png", "--sigma", "-3")
+    assert "either" in refused("denoise", "a.png", "--sigma", "3", "--sigma-map", "small.png")
+    assert "not 4x3" in refused("denoise", "a.png", "--sigma-map", "small.png")
+    assert "takes no noise level" in refused("denoise", "a.png", "--sigma", "25", "--model", "r3_fast.bsd-gray-25")
+    assert "from 0" in refused("denoise", "a.png", "--strength", "2.5")
+    assert "from 1" in refused("denoise", "a.png", "--threads", "0")
+    assert "--white" in refused("denoise", "a.png", "--white", "256")
+    assert "the cheapest, 1, takes" in refused("denoise", "a.png", "--budget", "1us")
+
+
+# Files and pipes
+
+
+def rcnet(*arguments, **options):
+    return subprocess.run([sys.executable, "-m", "rcnet", *arguments], capture_output=True, check=False, **options)
+
+
+def test_a_folder_says_what_it_skips_and_passes_over_hidden_files(run, tmp_path):
+    (tmp_path / "in").mkdir()
+    save_noisy("in/a.png", 25)
+    (tmp_path / "in" / "._a.png").write_bytes(b"Mac OS X resource fork")
+    for name in ("notes.txt", "raw.nef"):
+        (tmp_path / "in" / name).touch()
+    status, out, err = run("denoise", "in", "--steps", "1")
+    assert status == 0, err
+    assert out.split() == ["in/a-denoised.png"]
+    assert f"in: skipped notes.txt, raw.nef (not {NAMES})" in err
+
+
+def test_names_that_cannot_be_printed(tmp_path):
+    for name in (b"\xff\xfe.png", "\u732b.png".encode()):
+        save_noisy(os.path.join(os.fsencode(tmp_path), name), 25)
+    done = rcnet(
+        "denoise", ".", "--out-dir", "out", "--steps", "1", cwd=tmp_path, env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert len(os.listdir(tmp_path / "out")) == 2
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [("png", "PNG"), ("jpg", "JPEG"), ("ppm", "PPM")])
+def test_from_a_pipe_to_a_pipe(tmp_path, suffix, kind):
+    save_noisy(tmp_path / f"a.{suffix}", 25)
+    done = rcnet("denoise", "-", "--steps", "1", input=(tmp_path / f"a.{suffix}").read_bytes())
+    assert done.returncode == 0, done.stderr
+    with Image.open(io.BytesIO(done.stdout)) as image:
+        assert image.format == kind
+        assert np.square(np.asarray(image) - CLEAN.astype(float)).mean() < 0.3 * 25**2
+    to_pipe = rcnet("denoise", tmp_path / f"a.{suffix}", "-o", "-", "--steps", "1")
+    assert to_pipe.stdout == done.stdout
+
+
+def test_pipes_that_cannot_be(tmp_path):
+    for words, arguments in (
+        (b"no name", ("-", "--out-dir", "out")),
+        (b"--compare", ("-", "--compare")),
+        (b"<stdin> is empty", ("-",)),
+    ):
+        done = rcnet("denoise", *arguments, input=b"", cwd=tmp_path)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert done.stderr.count(b"\n") == 1
+        assert not done.stdout
+
+
+def test_control_c_says_interrupted_and_leaves_no_half_file(tmp_path):
+    Image.fromarray(np.tile(CLEAN, (10, 10, 1))).save(tmp_path / "a.png")
+    command = [sys.executable, "-m", "rcnet", "denoise", "a.png", "--threads", "1"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        time.sleep(4)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130, err
+    assert err.endswith(b"rcnet: interrupted\n")
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_what_a_format_does_not_keep_is_said(run, tmp_path):
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    Image.fromarray(CLEAN).save("a.png", exif=exif, dpi=(300, 300))
+    Image.fromarray(CLEAN).convert("CMYK").save("cmyk.jpg")
+    status, _, err = run("denoise", "a.png", "-o", "b.ppm", "--steps", "1")
+    assert status == 0, err
+    assert "a.png: PNM does not keep EXIF, the resolution" in err
+    status, _, err = run("denoise", "cmyk.jpg", "--steps", "1")
+    assert status == 0, err
+    assert "cmyk.jpg: CMYK became RGB" in err
+
+
+def test_help_and_readme_name_the_formats(run):
+    for command in ("denoise", "classify"):
+        assert NAMES in " ".join(run(command, "--help")[1].split())
+    assert NAMES in " ".join((IMAGES.parent.parent / "README.md").read_text().split())

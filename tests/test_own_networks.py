@@ -1,0 +1,501 @@
+"""What takes a bundled network takes a user's own: other cells, norms, kernels and shapes of chains; or it says why not."""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.nn.utils import parametrizations, prune
+
+import rcnet
+from rcnet import About, Cell, InputError, RecurrentCell, RecurrentNet, Transition, unroll
+from rcnet.calling import ready
+from rcnet.cell import norms_of
+from rcnet.cost import latencies, macs, profile, steps_for
+from rcnet.deploy.export import export, load_exported, read_exported
+from rcnet.evaluation import denoising_results
+from rcnet.models import bundled, read_metadata, registry
+
+from .conftest import IMAGES
+
+
+class Depthwise(nn.Module):
+    """Depthwise 5x5, group norm, two pointwise convolutions: of a user's own."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.spatial = nn.Conv2d(channels, channels, 5, padding=2, groups=channels, bias=False)
+        self.up, self.down = nn.Conv2d(channels, 2 * channels, 1), nn.Conv2d(2 * channels, channels, 1)
+
+    def forward(self, x, norms):
+        return x + self.down(F.gelu(self.up(norms[0](self.spatial(x)))))
+
+
+def dwnet(steps: tuple[int, ...] = (1, 2, 3), width: int = 8):
+    """A gray denoiser of one cell."""
+    cell = RecurrentCell(Depthwise(width), lambda: [nn.GroupNorm(2, width)], steps)
+    net = RecurrentNet(nn.Conv2d(1, width, 3, padding=1), cell, nn.Conv2d(width, 1, 3, padding=1))
+    net.about = About("denoise", channels=1, noise=rcnet.about.Noise(15.0))
+    return net
+
+
+@pytest.fixture
+def registered():
+    known = dict(registry._ENTRIES)
+    yield rcnet.register("denoise", steps=(1, 2, 3))
+    registry._ENTRIES.clear()
+    registry._ENTRIES.update(known)
+
+
+@torch.inference_mode()
+def test_a_network_of_ones_own_goes_everywhere(registered, tmp_path, run):
+    registered(dwnet)
+    model, x = rcnet.create_model("dwnet").eval(), torch.rand(2, 1, 21, 34)
+    assert [row["macs"] for row in profile(model, (24, 32))] == [24 * 32 * 8 * (18 + n * (25 + 32)) for n in (1, 2, 3)]
+    assert steps_for(model, f"{macs(model, 2, (24, 32))}MAC", (24, 32)) == 2
+    assert steps_for(model, f"{latencies(model, (24, 32))[3]['p95'] + 0.01}ms", (24, 32)) == 3
+    rcnet.save(model, tmp_path / "dw.safetensors", results=[])
+    again = rcnet.load(tmp_path / "dw.safetensors")
+    assert again.about == model.about
+    for n in (1, 2, 3):
+        assert torch.equal(again(x, n), model(x, n))
+        torch.testing.assert_close(rcnet.optimize(model, n, precision="fp32")(x, n), model(x, n), rtol=1e-4, atol=1e-5)
+        assert (rcnet.optimize(model, precision="bf16")(x, n) - model(x, n)).abs().max() < 0.03
+    path = export(model, tmp_path / "dw.onnx")
+    for shape in ((1, 1, 9, 7), (1, 1, 1, 1)):
+        x = torch.rand(shape)
+        np.testing.assert_allclose(load_exported(path, np.int64(2))(x.numpy()), model(x, 2).numpy(), atol=1e-5)
+    assert read_exported(path)["preprocessing"]["noise"] == {"sigma": 15.0, "as_8bit": False, "camera": 0.0}
+    torch.testing.assert_close(rcnet.denoise(model, x, 2, tile=0), model(x, 2))
+    with pytest.raises(InputError, match=r"does not say how far it sees .*tile=0"):
+        rcnet.denoise(model, torch.rand(1, 1, 64, 64), tile=16)
+    images = [np.full((16, 16, 1), 90, np.uint8)]
+    assert [row["steps"] for row in denoising_results(model, images, 15, model.steps)] == [1, 2, 3]
+    assert len(norms_of(model)) == 3
+    status, out, err = run("eval", tmp_path / "dw.safetensors", "--data", IMAGES / "bsd", "--steps", "2", "--json")
+    assert status == 0, err
+    assert json.loads(out)["rows"][0]["steps"] == 2
+
+
+def test_the_command_line_finds_a_network_of_ones_own(run, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import rcnet, tests.test_own_networks as t\nrcnet.register('denoise', (1, 2, 3))(t.dwnet)\n"
+    )
+    folders = ":".join([str(tmp_path), *filter(None, sys.path), str(IMAGES.parent.parent)])
+    environment = {**os.environ, "PYTHONPATH": folders, "RCNET_MODULES": "mine"}
+    command = [sys.executable, "-m", "rcnet", "profile", "dwnet", "--size", "8x8", "--json"]
+    by_name = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert by_name.returncode == 0, by_name.stderr
+    by_function = run("profile", "tests.test_own_networks:dwnet", "--size", "8x8", "--json")[1]
+    for out in (by_name.stdout, by_function):
+        assert [row["steps"] for row in json.loads(out)["rows"]] == [1, 2, 3]
+    del registry._ENTRIES["tests.test_own_networks:dwnet"]
+
+
+def test_names_are_taken_once(registered):
+    registered(dwnet)
+    with pytest.raises(InputError, match="network 'dwnet' already"):
+        registered(dwnet)
+
+    def r2():
+        return dwnet()
+
+    with pytest.raises(InputError, match="network 'r2' already"):
+        registered(r2)
+    assert rcnet.register("denoise", replace=True)(dwnet) is dwnet
+    with pytest.raises(InputError, match="has no function 'nothing'"):
+        rcnet.create_model("rcnet.cell:nothing")
+    with pytest.raises(InputError, match="cannot be imported"):
+        rcnet.create_model("no_such_module:build")
+
+
+def test_a_file_of_weights_imports_nothing(tmp_path):
+    model = rcnet.create_model("tests.test_own_networks:dwnet")
+    rcnet.save(model, tmp_path / "dw.safetensors")
+    del registry._ENTRIES["tests.test_own_networks:dwnet"]
+    with pytest.raises(InputError, match=r"unknown model 'tests\.test_own_networks:dwnet'"):
+        rcnet.load(tmp_path / "dw.safetensors")
+    model.architecture = None
+    with pytest.raises(InputError, match=r"@rcnet\.register\(task\)"):
+        rcnet.save(model, tmp_path / "other.safetensors")
+
+
+def test_a_network_that_takes_other_images_than_it_says_is_told_so(tmp_path):
+    model = dwnet()
+    model.about = About()
+    for use in (
+        lambda: profile(model, (8, 8)),
+        lambda: steps_for(model, "1GMAC", (8, 8)),
+        lambda: export(model, tmp_path / "x.onnx"),
+    ):
+        with pytest.raises(InputError, match=r"channels=3.*rcnet\.About"):
+            use()
+
+
+# Networks that were loaded, changed and saved
+
+
+def test_loaded_weights_keep_their_description(tmp_path, run, cifar_folder):
+    model = rcnet.load("r2.cifar10")
+    rcnet.save(model, tmp_path / "same.safetensors")
+    same, first = read_metadata(tmp_path / "same.safetensors"), read_metadata("r2.cifar10")
+    assert (same["results"], same["training"]) == (first["results"], first["training"])
+    assert rcnet.load(tmp_path / "same.safetensors").about == model.about
+    image = next((cifar_folder / "test").glob("*/*.png"))
+    by_name, by_file = run("classify", image), run("classify", image, "--model", tmp_path / "same.safetensors")
+    assert by_name[0] == 0
+    assert by_name == by_file
+    with torch.no_grad():
+        model.classifier.bias += 0.1
+    rcnet.save(model, tmp_path / "tuned.safetensors")
+    tuned = rcnet.load(tmp_path / "tuned.safetensors")
+    assert tuned.about == model.about
+    assert tuned.metadata["results"] == []
+    assert tuned.metadata["training"] == {"before": first["training"]}
+
+
+def test_a_changed_head_is_saved_only_if_it_will_load(tmp_path):
+    model = rcnet.load("r2.cifar10")
+    model.classifier = nn.Linear(256, 5)
+    with pytest.raises(InputError, match=r"classifier\.\w+: \[10.*\] there, \[5.*\] here"):
+        rcnet.save(model, tmp_path / "head.safetensors")
+    assert not (tmp_path / "head.safetensors").exists()
+
+
+def test_offered_settings_are_saved(tmp_path):
+    model = rcnet.create_model("r2", steps=(2, 3), width=0.125)
+    model.offer([(2, 2), (3, 2)])
+    rcnet.save(model, tmp_path / "w.safetensors")
+    again = rcnet.load(tmp_path / "w.safetensors")
+    assert again.settings == ((2, 2), (3, 2))
+    assert again.choices == (2, (3, 2))
+    rows = profile(again, (16, 16))
+    assert [row["steps"] for row in rows] == [2, (3, 2)]
+    assert steps_for(again, f"{rows[1]['macs']}MAC", (16, 16)) == (3, 2)
+
+
+def test_results_of_bundled_weights_go_to_a_copy(run, refused, tmp_path):
+    installed = {path: path.stat().st_mtime_ns for path in bundled().values()}
+    arguments = ("eval", "r3_fast.bsd-gray-25", "--data", IMAGES / "bsd", "--steps", "1", "--record")
+    status, _, err = run(*arguments, "--sigma", "15")
+    assert status == 0, err
+    assert run(*arguments, "--sigma", "50")[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in bundled().values()} == installed
+    results = read_metadata(tmp_path / "r3_fast.bsd-gray-25.safetensors")["results"]
+    assert [result["sigma"] for result in results] == [25.0, 15.0, 50.0]
+    shutil.copy(bundled()["r3_fast.gray"], tmp_path / "r3_fast.bsd-gray-25.safetensors")
+    assert "holds other weights" in run(*arguments)[2]
+
+
+# Cells that do not fit
+
+
+def conv_cell(steps=(1, 2), norms=lambda: [nn.BatchNorm2d(4)], channels=4, **options):
+    class Body(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, channels, 3, padding=1)
+
+        def forward(self, x, norms):
+            return norms[1](self.conv(x)) if options.get("two") else norms[0](self.conv(x))
+
+    body = Body()
+    return RecurrentCell(body, norms, steps, **{key: value for key, value in options.items() if key != "two"})
+
+
+@pytest.mark.parametrize(
+    "norms",
+    [lambda: nn.BatchNorm2d(4), lambda: None, lambda: [4], lambda: nn.Sequential(nn.BatchNorm2d(4)), lambda: nn.BatchNorm2d],
+)
+def test_norm_gives_a_list_of_modules(norms):
+    with pytest.raises(InputError, match=r"it gives a list of the norms of one step, e\.g\. \[nn\.BatchNorm2d\(64\)\]"):
+        conv_cell(norms=norms)
+
+
+def test_norm_makes_new_ones():
+    one = nn.BatchNorm2d(4)
+    with pytest.raises(InputError, match="norm gives the same module again"):
+        conv_cell(norms=lambda: [one])
+
+
+def test_a_body_that_does_not_fit_is_named():
+    x = torch.rand(1, 4, 8, 8)
+    with pytest.raises(InputError, match="Body asks for more norms than the 1 that norm gives"):
+        RecurrentNet(conv_cell(two=True))(x)
+    with pytest.raises(InputError, match=r"Body makes \[1, 6, 8, 8\] of \[1, 4, 8, 8\]"):
+        RecurrentNet(conv_cell(1, lambda: [nn.BatchNorm2d(6)], channels=6))(x)
+    wider = Transition(conv_cell(channels=6).body, lambda: [nn.BatchNorm2d(6)])
+    assert RecurrentNet(conv_cell(), wider)(x).shape == (1, 6, 8, 8)
+
+
+def test_cells_are_children_of_the_network():
+    for inside in (nn.Sequential(conv_cell()), RecurrentNet(conv_cell())):
+        with pytest.raises(InputError, match=r"\d\.0 is a cell inside another module"):
+            RecurrentNet(conv_cell(), inside)
+
+
+@pytest.mark.parametrize(
+    ("upstream", "message"),
+    [((), "upstream=(1, 2), the steps of the cell before"), ((1,), "upstream=(1, 2)"), ((2,), "upstream=(1, 2)")],
+)
+def test_the_cell_upstream_is_the_one_that_runs(upstream, message):
+    cells = conv_cell(norm_mode="double"), conv_cell(norm_mode="double", upstream=upstream)
+    with pytest.raises(InputError) as error:
+        RecurrentNet(first=cells[0], second=cells[1])
+    assert message in str(error.value)
+    assert str(error.value).startswith("second has no norms for")
+    if upstream:
+        with pytest.raises(InputError, match="no upstream, as no cell runs before it"):
+            RecurrentNet(first=cells[1])
+
+
+def test_a_cell_of_another_kind():
+    class Doubling(Cell):
+        steps = (1, 2)
+
+        def forward(self, x, steps, upstream=0):
+            return x * 2**steps
+
+    net = RecurrentNet(nn.Conv2d(3, 4, 1), Doubling(), conv_cell(norm_mode="double", upstream=(1, 2))).eval()
+    x = torch.rand(1, 3, 4, 4)
+    torch.testing.assert_close(net[1:2](net[0](x), 2), 4 * net[0](x))
+    assert torch.equal(unroll(net, 2)(x), net(x, 2))
+
+
+# A RecurrentNet is an nn.Sequential
+
+
+def test_slices():
+    net = rcnet.create_model("r2", steps=(2, 3), width=0.125).eval()
+    x = torch.rand(2, 3, 16, 16)
+    stem, cells, rest = net[:2], net[:6], net[5:]
+    assert (type(stem), type(cells), type(rest)) == (nn.Sequential, RecurrentNet, nn.Sequential)
+    assert list(dict(cells.named_children())) == ["normalize", "stem", "cell1", "invpool", "cell2", "pool"]
+    with torch.no_grad():
+        for n in (2, 3):
+            assert torch.equal(net[6:](cells(x, n)), net(x, n))
+        fixed = unroll(net, 3)
+        assert torch.equal(fixed[4:](fixed[:4](x)), net(x, 3))
+    assert net[1] is net.stem
+    with pytest.raises(InputError, match="no cell runs before it"):
+        net[4:]
+
+
+@pytest.mark.parametrize("name", ["r2.cifar10", "r3.bsd-gray-25", "r3_fast.photo"])
+def test_features_by_tracing(name):
+    """What torchvision's create_feature_extractor does: it traces the network, and takes the values of some nodes."""
+    model = rcnet.load(name)
+    net, x = unroll(model, 2), torch.rand(1, model.about.channels, 13, 18) if "r3" in name else torch.rand(1, 3, 32, 32)
+    graph = fx.symbolic_trace(net)
+    torch.testing.assert_close(graph(x), model(x, 2))
+    held = []
+    body = net.cell2.body
+    body.register_forward_hook(lambda module, inputs, output: held.append(output))
+    net(x)
+    last = [node for node in graph.graph.nodes if str(node.target).startswith("cell2.body")][-1]
+    after = next(iter(last.users))
+    while "relu" not in str(after.target) and "add" not in str(after.target):
+        after = next(iter(after.users))
+    assert len(held) == 2
+    with pytest.raises(InputError, match=r"trace unroll\(model, steps\)"):
+        fx.symbolic_trace(model)
+
+
+# Calls
+
+
+@pytest.fixture(scope="module")
+def denoiser():
+    return rcnet.load("r3_fast.gray")
+
+
+def test_steps_are_one_key_everywhere(denoiser):
+    x = torch.rand(1, 1, 16, 16)
+    session = rcnet.optimize(denoiser, np.array([1, 3]), precision="fp32")
+    for steps in (3, np.int64(3), (3, 3, 3), np.array([3, 3, 3])):
+        assert torch.equal(session(x, steps), session(x, 3))
+    assert rcnet.optimize(denoiser, np.int64(2)).steps == (2,)
+    assert torch.equal(rcnet.denoise(denoiser, x, np.int64(2)), rcnet.denoise(denoiser, x, 2))
+
+
+def test_an_unknown_precision_is_an_error_everywhere(denoiser, tmp_path):
+    classifier, x = rcnet.load("r2.cifar10"), torch.rand(1, 1, 16, 16)
+    for call in (
+        lambda: ready(denoiser, 1, "fp8"),
+        lambda: rcnet.optimize(denoiser, precision="fp8"),
+        lambda: rcnet.denoise(denoiser, x, precision="fp8"),
+        lambda: rcnet.denoise(rcnet.optimize(denoiser, 1), x, precision="fp8"),
+        lambda: rcnet.classify(classifier, torch.rand(1, 3, 32, 32), precision="fp8"),
+        lambda: denoising_results(denoiser, [np.zeros((16, 16, 1), np.uint8)], 25, [1], precision="fp8"),
+        lambda: latencies(denoiser, (16, 16), precision="fp8"),
+        lambda: steps_for(denoiser, "1s", (16, 16), precision="fp8"),
+    ):
+        with pytest.raises(InputError, match="unknown precision 'fp8'"):
+            call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_images_of_any_float_type_are_right(denoiser, dtype):
+    x = torch.rand(1, 1, 20, 30).to(dtype)
+    expected = rcnet.denoise(denoiser, x.float(), 2)
+    assert rcnet.denoise(denoiser, x, 2).dtype == dtype
+    assert torch.equal(rcnet.denoise(denoiser, x, 2), expected.to(dtype))
+    session = rcnet.optimize(denoiser, 2, precision="fp32")
+    assert torch.equal(session(x, 2), session(x.float(), 2))
+    classifier = rcnet.load("r2.cifar10")
+    colour = torch.rand(1, 3, 32, 32).to(dtype)
+    assert torch.equal(rcnet.classify(classifier, colour), rcnet.classify(classifier, colour.float()))
+
+
+def test_networks_in_double_answer_too(denoiser):
+    x, model = torch.rand(1, 1, 20, 30), copy.deepcopy(denoiser).double()
+    torch.testing.assert_close(rcnet.denoise(model, x, 2), rcnet.denoise(denoiser, x, 2), atol=1e-4, rtol=0)
+
+
+def test_levels_up_to_255_are_refused(denoiser):
+    levels = (torch.rand(1, 1, 16, 16) * 255).round()
+    dark = torch.zeros(1, 1, 16, 16)
+    dark[..., :3] = 7.0
+    session, classifier = rcnet.optimize(denoiser, 1), rcnet.load("r2.cifar10")
+    for x in (levels, levels + 0.5, dark):
+        for call in (session, lambda x: rcnet.denoise(denoiser, x), lambda x: rcnet.classify(classifier, x.expand(1, 3, -1, -1))):
+            with pytest.raises(InputError, match="divide them by 255"):
+                call(x)
+    noisy = torch.rand(1, 1, 16, 16) + torch.randn(1, 1, 16, 16) * 0.5
+    assert rcnet.denoise(denoiser, noisy).isfinite().all()
+
+
+def test_denoise_takes_arrays(denoiser):
+    x = torch.rand(2, 1, 20, 30)
+    expected = rcnet.denoise(denoiser, x, 2, sigma=20).numpy()
+    for dtype in (np.float32, np.float64, ">f4"):
+        answer = rcnet.denoise(denoiser, x.numpy().astype(dtype), 2, sigma=20)
+        assert isinstance(answer, np.ndarray)
+        np.testing.assert_array_equal(answer, expected)
+    flipped = rcnet.denoise(denoiser, x.numpy()[..., ::-1], 2)
+    np.testing.assert_array_equal(flipped, rcnet.denoise(denoiser, x.flip(-1), 2).numpy())
+    with pytest.raises(InputError, match="float"):
+        rcnet.denoise(denoiser, (x.numpy() * 255).astype(np.uint8))
+
+
+def test_gradients_pass_if_asked_for(denoiser):
+    """As plug-and-play restoration needs them."""
+    model = copy.deepcopy(denoiser).double()
+    x = torch.rand(1, 1, 24, 40, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(rcnet.denoise(model, x, 2, tile=16).square().sum(), x)
+    (expected,) = torch.autograd.grad(model(x, 2).square().sum(), x)
+    torch.testing.assert_close(gradient, expected)
+    plain = rcnet.denoise(model, x.detach(), 2)
+    assert not plain.requires_grad
+    (plain * x).sum().backward()  # and what is no gradient's may be used where there are some
+
+
+# Sessions of cells of other kinds
+
+
+class Attention(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(channels, 2, batch_first=True)
+        self.mix = nn.Linear(channels, channels)
+
+    def forward(self, x, norms):
+        tokens = norms[0](x.flatten(2).transpose(1, 2))
+        tokens = self.mix(self.attention(tokens, tokens, tokens, need_weights=False)[0])
+        return x + tokens.transpose(1, 2).unflatten(2, x.shape[-2:])
+
+
+class Branching(nn.Module):
+    """What torch.fx cannot trace."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x, norms):
+        return norms[0](self.conv(x)) if x.mean() > -100 else x
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("body", "norm"), [(Attention, nn.LayerNorm), (Branching, nn.BatchNorm2d)], ids=["attention and layer norm", "branches"]
+)
+@pytest.mark.filterwarnings("ignore:batch norms are not folded")
+def test_sessions_of_other_cells(body, norm):
+    net = RecurrentNet(nn.Conv2d(3, 8, 3, padding=1), RecurrentCell(body(8), lambda: [norm(8)], (1, 2)), nn.Conv2d(8, 3, 1))
+    net, x = net.eval(), torch.rand(1, 3, 12, 10)
+    for n in (1, 2):
+        expected = net(x, n)
+        torch.testing.assert_close(rcnet.optimize(net, precision="fp32")(x, n), expected, rtol=1e-4, atol=1e-5)
+        fast = rcnet.optimize(net, precision="bf16")(x, n)
+        assert fast.dtype == torch.float32
+        assert 0 < (fast - expected).abs().max() < 0.03
+
+
+def test_what_cannot_be_traced_is_said():
+    net = RecurrentNet(RecurrentCell(Branching(3), lambda: [nn.BatchNorm2d(3)], 2)).eval()
+    with pytest.warns(UserWarning, match=r"not folded, as torch\.fx cannot trace"):
+        rcnet.optimize(net)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda conv: prune.l1_unstructured(conv, "weight", 0.5),
+        lambda conv: parametrizations.weight_norm(conv),
+        lambda conv: parametrizations.spectral_norm(conv),
+    ],
+    ids=["pruned", "weight norm", "spectral norm"],
+)
+def test_parametrized_and_pruned_kernels_are_folded(change, tmp_path):
+    model, x = rcnet.create_model("r3_fast", width=8, steps=(1, 2)), torch.rand(1, 1, 17, 20)
+    nn.init.normal_(model.head.weight, std=0.1)
+    for conv in model.cell2.body.convs:
+        change(conv)
+    model.eval()
+    with torch.no_grad():
+        expected = model(x, 2)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        torch.testing.assert_close(rcnet.optimize(model, 2, precision="fp32")(x, 2), expected, rtol=0, atol=1e-4)
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in rcnet.optimize(model, 2).sessions[2].modules())
+        assert torch.equal(model(x, 2), expected)
+    assert macs(model, 2, (8, 8)) == macs(rcnet.create_model("r3_fast", width=8), 2, (8, 8))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(InputError, match="not as create_model"):
+        rcnet.save(model, tmp_path / "x.safetensors")
+
+
+def test_pruned_kernels_are_exported(tmp_path):
+    model, x = RecurrentNet(conv_cell(1)).eval(), torch.rand(1, 4, 7, 8)
+    prune.l1_unstructured(model[0].body.conv, "weight", 0.5)
+    model.about = About(channels=4)
+    path = export(model, tmp_path / "x.onnx")
+    np.testing.assert_allclose(load_exported(path)(x.numpy()), model(x).detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_any_number_of_pairs_of_steps_and_size_compiles():
+    torch._dynamo.reset()
+    net = RecurrentNet(RecurrentCell(Branchless(3), lambda: [nn.BatchNorm2d(3)], (1, 2))).eval()
+    with torch._dynamo.config.patch(recompile_limit=1), torch.no_grad():  # 8 of torch's own, which take long
+        session = rcnet.optimize(net, precision="fp32", compile=True)
+        for n, side in ((1, 4), (2, 5)):
+            x = torch.rand(1, 3, side, side)
+            torch.testing.assert_close(session(x, n), net(x, n), rtol=1e-4, atol=1e-4)
+    torch._dynamo.reset()
+
+
+class Branchless(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x, norms):
+        return norms[0](self.conv(x)).relu()
