@@ -4,7 +4,6 @@ import dataclasses
 import io
 import math
 import warnings
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -72,18 +71,13 @@ def decode(data: bytes, most: int) -> Picture:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=(kind.upper(),)) as opened:
                 _check_size(*opened.size, most)
-            return Picture(_read(data, kind), kind)
+        return Picture(imagefile.read(data), kind)
     except InputError:
         raise
     except UnidentifiedImageError as error:
         raise InputError(f"the body is a damaged {kind}") from error
     except Exception as error:  # decoders raise nearly anything on a damaged file
         raise InputError(f"the image cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
-
-
-def _read(data: bytes, kind: str) -> ImageFile:
-    with Image.open(io.BytesIO(data), formats=(kind.upper(),)) as opened:
-        return imagefile._decode(Path("the image"), opened)
 
 
 def _check_size(width: int, height: int, most: int) -> None:
@@ -175,4 +169,4 @@ def encode(picture: Picture, pixels: np.ndarray, kind: str) -> bytes:
         image = dataclasses.replace(image, pixels=np.rint(pixels * 255).astype(np.uint8))
     if kind == "JPEG" and (image.alpha is not None or image.pixels.dtype != np.uint8):
         raise InputError("JPEG holds neither 16 bits nor alpha: ask for image/png")
-    return imagefile._encode(kind, image)
+    return imagefile.encode(image, kind)

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from rcnet.cell import RecurrentNet
-from rcnet.cost.macs import macs, parameters
+from rcnet.cost.counting import macs, parameters
 from rcnet.data.labelled import fit
 from rcnet.deploy.classify import best_classes, class_names, image_size
 from rcnet.deploy.denoise import TILE, denoise_pixels
 from rcnet.deploy.optimize import Optimized, optimize
 from rcnet.models import load
-from rcnet.models.registry import task_of
 from rcnet.serve.served import Classification, Denoised, Served, Work, label, name_of
 
 ASSUMED = 0.05  # relative error that a setting is taken to remove more than the one before, where no results are known
@@ -39,7 +38,7 @@ def open_model(source: str, device: str, precision: str) -> Model:
     """
     network = load(source).to(torch.device(device))
     session = optimize(network, list(network.settings), precision=precision)
-    task = task_of(network)
+    task = network.about.task
     side = image_size(network) if task == "classify" else 64
     cost = {setting: macs(network, setting, (side, side)) / side**2 for setting in network.settings}
     settings = tuple(sorted(cost, key=lambda setting: cost[setting]))
@@ -54,8 +53,8 @@ def open_model(source: str, device: str, precision: str) -> Model:
         results=results,
         quality=quality(metric, results, len(settings)),
         parameters=parameters(network),
-        channels=network.channels,
-        noise_level=network.noise_level,
+        channels=network.about.channels,
+        noise_level=network.about.takes_level,
         size=side if task == "classify" else 0,
         classes=tuple(class_names(network)) if task == "classify" else (),
         precision=session.precision,
@@ -92,7 +91,7 @@ def quality(metric: str, results: Sequence[float], count: int) -> tuple[float, .
 def denoise(session: Optimized, setting: tuple[int, ...], work: Sequence[Work]) -> list[Denoised]:
     """Each picture without its noise; several of one small shape go through the network at once."""
     height, width, channels = work[0].pixels.shape
-    if len(work) == 1 or max(height, width) > TILE or channels != session.network.channels:
+    if len(work) == 1 or max(height, width) > TILE or channels != session.network.about.channels:
         done = [
             denoise_pixels(session, item.pixels, setting, sigma=item.sigma, strength=item.strength, white=item.white)
             for item in work
