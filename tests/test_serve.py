@@ -1,8 +1,8 @@
 """The real server, as a process, over real connections."""
 
-import contextlib
 import base64
 import concurrent.futures
+import contextlib
 import io
 import json
 import os

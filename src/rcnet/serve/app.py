@@ -23,7 +23,14 @@ from rcnet.serve.load import make_load
 from rcnet.serve.scheduler import Refused
 from rcnet.serve.schemas import BODY, HEADERS, IMAGES, Class, Classified, DenoisedImage, Load, ModelInfo, model_info, problems
 
-PAGE = {"": "index.html", "page.js": "page.js", "page.css": "page.css"}
+PAGE = {
+    "": "serve/page/index.html",
+    "page.js": "serve/page/page.js",
+    "page.css": "serve/page/page.css",
+    "sample.png": "assets/cameraman.png",
+}
+POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+POLICY += "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 ABOUT = (
     "Denoises and classifies images with networks that have a cost dial. A setting is a place of that dial. Unless a client "
     "names one, the server takes the best that keeps its objective for everybody; what even the least would make late is "
@@ -182,11 +189,11 @@ def _add_handlers(app: FastAPI, desk: Desk) -> None:
 
 def _add_page(app: FastAPI) -> None:
     """The page at / and its files."""
-    folder = resources.files("rcnet") / "serve" / "page"
     for path, file in PAGE.items():
-        data, kind = (folder / file).read_bytes(), mimetypes.guess_type(file)[0]
+        data, kind = (resources.files("rcnet") / file).read_bytes(), mimetypes.guess_type(file)[0]
 
         def page(data: bytes = data, kind: str | None = kind) -> Response:
-            return Response(data, media_type=kind, headers={"cache-control": "no-cache"})
+            headers = {"cache-control": "no-cache", "content-security-policy": POLICY, "x-content-type-options": "nosniff"}
+            return Response(data, media_type=kind, headers=headers)
 
         app.add_api_route(f"/{path}", page, include_in_schema=False, response_class=Response)
