@@ -42,11 +42,9 @@ function addNoise(pixels, sigma) {
   let seed = 1;
   const uniform = () => ((seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0) + 0.5) / 2 ** 32;
   const out = new ImageData(new Uint8ClampedArray(pixels.data), pixels.width, pixels.height);
-  const gray = pixels.data.every((value, i) => i % 4 === 3 || value === pixels.data[i - (i % 4)]);
   for (let i = 0; i < out.data.length; i += 4) {
-    let z = 0;
     for (let c = 0; c < 3; c++) {
-      if (c === 0 || !gray) z = Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform());
+      const z = Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform());
       out.data[i + c] = Math.round(pixels.data[i + c] + sigma * z);
     }
   }
