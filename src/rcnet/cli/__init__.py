@@ -19,6 +19,7 @@ from rcnet.cli.export import export
 from rcnet.cli.figures import figures
 from rcnet.cli.models import models
 from rcnet.cli.profile import profile
+from rcnet.cli.serve import serve
 from rcnet.cli.study import study
 from rcnet.cli.train import train
 from rcnet.errors import InputError
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "data": data,
     "export": export,
+    "serve": serve,
     "figures": figures,
     "study": study,
     "doctor": doctor,
