@@ -211,7 +211,7 @@ def test_a_run_may_be_fine_tuned_to_the_same_classes_only(cifar_folder, weights,
     shutil.copytree(cifar_folder, tmp_path / "nine")
     shutil.rmtree(tmp_path / "nine" / "train" / "ship")
     shutil.rmtree(tmp_path / "nine" / "test" / "ship")
-    with pytest.raises(InputError, match="'classes': 9"):
+    with pytest.raises(InputError, match="'num_classes': 9"):
         Run(small(f"init={weights}", "model.width=0.25"), tmp_path / "nine", tmp_path / "run", False)
 
 

@@ -380,7 +380,7 @@ def test_image_folders_with_something_wrong_are_refused(tmp_path):
     (tmp_path / "train" / "stray.png").unlink()
     refused(read, f"{tmp_path / 'train' / 'cat'} holds no images")
     (tmp_path / "train" / "cat" / "0.png").write_bytes(b"no image")
-    refused(read, f"{tmp_path / 'train' / 'cat' / '0.png'} is not such an image")
+    refused(read, f"{tmp_path / 'train' / 'cat' / '0.png'} is no image that can be read")
     shutil.rmtree(tmp_path / "test")
     refused(lambda: read("test"), f"{tmp_path} holds a folder named train but none named test")
     refused(lambda: read("val"), "unknown split 'val'")

@@ -116,7 +116,7 @@ def test_folders_and_files(tmp_path):
     with pytest.raises(InputError, match="holds no images"):
         list_images(tmp_path)
     (tmp_path / "letter.png").write_text("dear reader")
-    with pytest.raises(InputError, match="is not such an image"):
+    with pytest.raises(InputError, match="is no image that can be read"):
         read_image(tmp_path / "letter.png", 1)
     assert read_image(IMAGES / "cat.png", 3).shape == (300, 451, 3)
     assert read_image(IMAGES / "cat.png", 1).shape == (300, 451, 1)

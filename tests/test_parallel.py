@@ -94,7 +94,7 @@ def test_killing_one_process_ends_the_run_and_another_number_goes_on(cifar_folde
     process = torchrun("-m", "rcnet", *arguments, "--resume", "--json")
     out_text, errors = process.communicate(timeout=90)
     assert process.returncode == 0, errors
-    assert json.loads(out_text)["iterations"] == 60  # once, not once a process
+    assert json.loads(out_text[out_text.index("{") :])["iterations"] == 60  # once, not once a process; older Gloo talks first
 
 
 def test_a_batch_is_shared_evenly(cifar_folder, tmp_path, monkeypatch):

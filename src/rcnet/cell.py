@@ -295,7 +295,7 @@ class RecurrentNet(nn.Sequential):
                 raise InputError("a trace follows one step count: trace unroll(model, steps)")
             steps = None
         if steps is None:
-            return max(self.settings, key=lambda own: (sum(own), own))
+            return max((sum(own), own) for own in self.settings)[1]
         own = _whole(steps) if isinstance(steps, Iterable) else _whole(steps) * len(self.recurrent_cells())
         if own not in self.settings:
             kept = "; the network was not trained at it, and its batch norms would destroy the output" if self.holds(own) else ""

@@ -3,14 +3,17 @@
 import difflib
 from collections.abc import Iterable
 
+LISTED_BY = {"weights": "rcnet models", "model": "rcnet models", "run": "rcnet study list"}
+
 
 class InputError(ValueError):
     """What the caller gave is wrong; the message is one line that says what was wrong and what is valid."""
 
 
 def unknown(what: str, given: object, valid: Iterable[object]) -> InputError:
-    """An `InputError` for a name that does not exist, with the nearest valid one first."""
+    """An `InputError` for a name that does not exist, with the nearest valid one first and the command that lists them."""
     names = [str(name) for name in valid]
     near = difflib.get_close_matches(str(given), names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return InputError(f"unknown {what} {str(given)!r}: {hint}valid: {', '.join(names) or 'none'}")
+    listed = f" ({LISTED_BY[what]} lists them)" if what in LISTED_BY else ""
+    return InputError(f"unknown {what} {str(given)!r}: {hint}valid: {', '.join(names) or 'none'}{listed}")

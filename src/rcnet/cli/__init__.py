@@ -2,7 +2,9 @@
 
 import io
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
@@ -11,18 +13,21 @@ from cyclopts import App, CycloptsError, Parameter
 from rcnet.cli.classify import classify
 from rcnet.cli.data import data
 from rcnet.cli.denoise import denoise
+from rcnet.cli.doctor import doctor
 from rcnet.cli.evaluate import evaluate
 from rcnet.cli.export import export
 from rcnet.cli.figures import figures
 from rcnet.cli.models import models
 from rcnet.cli.profile import profile
+from rcnet.cli.serve import serve
 from rcnet.cli.study import study
 from rcnet.cli.train import train
 from rcnet.errors import InputError
 
 app = App(
     name="rcnet",
-    help="Compact networks with a cost dial: denoise and classify images, train, evaluate. More steps cost more and do better.",
+    help="Compact networks with a cost dial: denoise and classify images, train, evaluate. More steps cost more and do better. "
+    "Start with rcnet denoise --demo; when something fails, rcnet doctor.",
     version=lambda: version("rcnet"),
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
@@ -37,22 +42,25 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "data": data,
     "export": export,
+    "serve": serve,
     "figures": figures,
     "study": study,
+    "doctor": doctor,
 }
 PIPE = "./-"  # a lone hyphen, which the parser takes for an option
 
 for name, command in COMMANDS.items():
     app.command(command, name=name)
+app.register_install_completion_command(help="Let the shell complete commands and options: bash, zsh, fish or powershell.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command and exits: 0 done, 2 bad input (one line on stderr), 130 interrupted."""
+    """Runs one command and exits: 0 done, 1 a fault of rcnet, 2 bad input (one line on stderr), 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):  # a file's name may hold what the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        given = sys.argv[1:] if arguments is None else arguments
         app(
             [PIPE if argument == "-" else argument for argument in given],
             exit_on_error=False,
@@ -60,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             result_action="return_value",
         )
     except InputError as error:
-        fail(error)
+        fail(with_next(str(error), given))
     except BrokenPipeError:  # the reader of our output, e.g. head, has gone
         sys.stderr.close()
         sys.exit(0)
@@ -71,6 +79,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("rcnet: interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception:
+        traceback.print_exc()
+        print(
+            "rcnet: this is a fault of rcnet: please report it, with the lines above and what rcnet doctor prints",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
+def with_next(message: str, given: Sequence[str]) -> str:
+    """The message, and where it names no command, one that helps."""
+    if re.search(r"\brcnet [a-z]|\bpip install", message) or not given or given[0] not in COMMANDS:
+        return message
+    return f"{message} (see rcnet {given[0]} --help)"
 
 
 def fail(message: object) -> None:

@@ -56,7 +56,7 @@ def denoise(
       rcnet denoise photo.png --sigma 15    noise of a level that you know
       rcnet denoise photo.jpg -o clean.png --steps 1
       rcnet denoise photo.png --budget 200ms
-      rcnet denoise scans/ --out-dir clean/ every image in a folder
+      rcnet denoise scans/ --out-dir clean/  every image in a folder
       scan | rcnet denoise - > clean.png    from a pipe to a pipe
       rcnet denoise photo.png --compare     a picture of every step, too
       rcnet denoise --demo                  what each step costs and gains
@@ -272,8 +272,7 @@ def warn_of_level(file: Path, model: "Optimized", pixels: "np.ndarray", white: f
     """Says on stderr that weights made for one noise level are far from that of this picture."""
     from rcnet.data.noise import estimate_sigma
 
-    noise = model.network.about.noise
-    trained = noise.sigma if noise else None
+    trained = model.network.about.noise.sigma if model.network.about.noise else None
     if not isinstance(trained, float):
         return
     top, left = (max(side - JUDGED, 0) // 2 for side in pixels.shape[:2])

@@ -10,6 +10,12 @@ def models(*, json_output: Json = False) -> None:
 
     MACs are those of one image: 321x481 pixels (denoise) or 32x32 (classify).
 
+    Examples::
+
+      rcnet models
+      rcnet models --json
+      rcnet models --json | jq '.[] | select(.task == "denoise") | .name'
+
     Parameters
     ----------
     json_output

@@ -40,7 +40,7 @@ def describe_weights(name: str) -> dict[str, Any]:
             result_name(result): row[metric]
             for result in model.metadata["results"]
             for row in result["rows"]
-            if choice(row["steps"]) == n
+            if choice(row["steps"]) == n and metric in row
         }
         steps.append({"steps": n, "parameters": parameters(model), "macs": macs(model, n, size), "results": results})
     return {

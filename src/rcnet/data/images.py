@@ -24,7 +24,7 @@ def list_images(folder: str | Path) -> list[Path]:
     """The image files below a folder, sorted by path, or `InputError` if there are none."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"no folder of images at {folder}")
+        raise InputError(f"no folder of images at {folder}; to get some: rcnet data bsds500")
     files = sorted(
         path
         for path in folder.rglob("*")

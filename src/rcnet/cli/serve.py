@@ -1,0 +1,140 @@
+"""rcnet serve"""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from rcnet.errors import InputError
+
+
+def serve(
+    models: Annotated[list[str], Parameter(name="MODEL")],
+    /,
+    *,
+    slo: str = "150ms",
+    least: Annotated[list[str] | None, Parameter(negative="")] = None,
+    policy: str = "slack",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    device: Annotated[list[str] | None, Parameter(negative="")] = None,
+    threads: int = 0,
+    precision: str = "auto",
+    queue: int = 256,
+    batch: int = 8,
+    max_mb: int = 32,
+    max_pixels: int = 4_000_000,
+    requests: int = 64,
+    patience: float = 10.0,
+    token_file: Path | None = None,
+) -> None:
+    """Serve networks over HTTP, at the best settings that answer everybody in time.
+
+    Under load the server lowers the cost of its networks before it is late; what
+    even the least settings would make late is refused at once. SIGTERM finishes
+    what is in progress. The page at / shows it; /openapi.json says the rest.
+
+    Examples::
+
+      rcnet serve r3_fast.photo
+      rcnet serve r3_fast.photo r2.cifar10 --slo 150ms
+      curl --data-binary @photo.png http://127.0.0.1:8000/v1/denoise -o clean.png
+      curl --data-binary @cat.png http://127.0.0.1:8000/v1/classify
+
+    Parameters
+    ----------
+    models
+        Bundled weights (see rcnet models) or files of weights.
+    slo
+        The objective: in which time answers are promised, e.g. 150ms or 2s.
+    least
+        The least setting that the policy may take, e.g. 2, or r2.cifar10=3 for one of several models.
+    policy
+        slack, the best with which all that wait are in time; hysteresis, which changes seldom; fixed, the largest; least; or a
+        function of your own as package.module:function.
+    host
+        Address to listen on. Other machines reach the server only if you name another than the default.
+    port
+        0 takes a free one.
+    device
+        A worker process for each, e.g. cuda:0. The first GPU unless given, or the processor.
+    threads
+        Threads of the processor for each worker; what torch takes unless given.
+    precision
+        auto, fp32 or bf16.
+    queue
+        Requests that may wait.
+    batch
+        Images computed at once, at most.
+    max_mb
+        Largest body in megabytes.
+    max_pixels
+        Largest image.
+    requests
+        Requests at once, at most.
+    patience
+        Seconds in which a body has to arrive.
+    token_file
+        File with a token that clients must send as Authorization: Bearer TOKEN. RCNET_TOKEN, unless given.
+    """
+    from rcnet.cost.budget import parse_budget
+
+    objective = parse_budget(slo)
+    if not objective.timed:
+        raise InputError(f"--slo {slo} is not valid: give a time, e.g. 150ms or 2s")
+    for name, value, lowest in (("port", port, 0), ("threads", threads, 0), ("queue", queue, 1), ("batch", batch, 1)):
+        check(name, value, lowest)
+    for name, value in (("max-mb", max_mb), ("max-pixels", max_pixels), ("requests", requests)):
+        check(name, value, 1)
+    try:
+        from rcnet.serve.desk import Limits
+        from rcnet.serve.run import Settings, run
+    except ImportError as error:
+        raise InputError(f"serving needs {error.name}: pip install 'rcnet[serve]'") from error
+    from rcnet.device import best_device, resolve_precision
+    from rcnet.serve.served import name_of
+
+    resolve_precision(precision, best_device())
+    settings = Settings(
+        models=models,
+        objective=objective.amount / 1000,
+        policy=policy,
+        least=read_least(least or [], [name_of(source) for source in models]),
+        host=host,
+        port=port,
+        devices=device or [str(best_device())],
+        threads=threads,
+        precision=precision,
+        queue=queue,
+        batch=batch,
+        limits=Limits(body=max_mb << 20, pixels=max_pixels, requests=requests, patience=patience),
+        token=read_token(token_file),
+    )
+    run(settings)
+
+
+def check(name: str, value: int, lowest: int) -> None:
+    if value < lowest:
+        raise InputError(f"--{name} {value} is not valid: give a whole number from {lowest}")
+
+
+def read_least(given: list[str], names: list[str]) -> dict[str, str]:
+    """By model: `2` is for all, `NAME=2` for one."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, setting = text.rpartition("=")
+        if name and name not in names:
+            raise InputError(f"--least {text} names no model that is served: valid: {', '.join(names)}")
+        found |= {each: setting for each in ([name] if name else names)}
+    return found
+
+
+def read_token(file: Path | None) -> str:
+    """The token of a file, or of RCNET_TOKEN, or none."""
+    if file is None:
+        return os.environ.get("RCNET_TOKEN", "")
+    token = file.read_text().strip()
+    if not token:
+        raise InputError(f"{file} holds no token: write one into it")
+    return token

@@ -1,0 +1,199 @@
+"""The server: HTTP in front of an engine."""
+
+import asyncio
+import base64
+import hmac
+import mimetypes
+from importlib import resources
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+import rcnet
+from rcnet.errors import InputError
+from rcnet.serve import codec
+from rcnet.serve.desk import Desk, Failure, Limits, Watch, as_headers, facts, failure_of
+from rcnet.serve.engine import Engine
+from rcnet.serve.load import make_load
+from rcnet.serve.scheduler import Refused
+from rcnet.serve.schemas import BODY, HEADERS, IMAGES, Class, Classified, DenoisedImage, Load, ModelInfo, model_info, problems
+
+PAGE = {
+    "": "serve/page/index.html",
+    "page.js": "serve/page/page.js",
+    "page.css": "serve/page/page.css",
+    "sample.png": "assets/cameraman.png",
+}
+POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+POLICY += "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+ABOUT = (
+    "Denoises and classifies images with networks that have a cost dial. A setting is a place of that dial. Unless a client "
+    "names one, the server takes the best that keeps its objective for everybody; what even the least would make late is "
+    "refused at once."
+)
+Model = Annotated[str | None, Query(max_length=200, description="One of `GET /v1/models`, or the first for the task.")]
+Steps = Annotated[str | None, Query(max_length=100, description="A setting of the model, e.g. 2, whatever the policy says.")]
+Sigma = Annotated[float | None, Query(ge=0, le=255, description="The noise level in levels of 255, where it is known.")]
+Strength = Annotated[float, Query(ge=0, le=2, description="How much of the noise that is found goes away; 1 as trained.")]
+Top = Annotated[int, Query(ge=1, le=100, description="How many classes.")]
+DeadlineMs = Annotated[
+    float | None, Query(gt=0, description="Milliseconds in which an answer is of use; the objective unless given.")
+]
+
+
+def create_app(engine: Engine, *, limits: Limits | None = None, token: str = "", demonstration: bool = False) -> FastAPI:
+    """The application, for an engine that was started.
+
+    Args:
+        token: what clients have to send as `Authorization: Bearer TOKEN`; none unless given.
+        demonstration: whether a client may make load (`POST /v1/load`): for a server on loopback.
+    """
+    desk = Desk(engine, limits or Limits())
+    engine.each = desk.metrics.batch
+    bearer = HTTPBearer(auto_error=False, description="Needed if the server was started with a token.")
+
+    async def authorized(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+        if token and not hmac.compare_digest((given.credentials if given else "").encode(), token.encode()):
+            raise Failure(401, "this server needs a token: send it as Authorization: Bearer TOKEN", reason="token")
+
+    app = FastAPI(title="rcnet", version=rcnet.__version__, description=ABOUT, docs_url=None, redoc_url=None)
+    app.add_middleware(Watch, desk=desk)  # type: ignore[arg-type]
+    _add_handlers(app, desk)
+    guarded: dict[str, Any] = {"dependencies": [Depends(authorized)]}
+    refusals = problems(400, 401, 404, 408, 413, 415, 422, 429, 503)
+
+    @app.post(
+        "/v1/denoise",
+        **guarded,
+        openapi_extra=BODY,
+        response_class=Response,
+        responses={
+            200: {
+                "description": "The image in the format of the Accept header, else as it came in.",
+                "headers": HEADERS,
+                "content": IMAGES,
+            }
+            | {"model": DenoisedImage},
+            **refusals,
+        },
+    )
+    async def denoise(
+        request: Request,
+        model: Model = None,
+        steps: Steps = None,
+        sigma: Sigma = None,
+        strength: Strength = 1.0,
+        deadline_ms: DeadlineMs = None,
+    ) -> Response:
+        """Remove noise from an image."""
+        about = desk.admit(request, "denoise", model, steps, deadline_ms)
+        if sigma is not None and not about.noise_level:
+            raise InputError(f"{about.name} takes no noise level: leave out sigma")
+        picture = await desk.picture(request)
+        kind = codec.answer_kind(request.headers.get("accept", ""), picture.kind)
+        answer = await desk.compute(request, about, codec.work_of(picture, sigma, strength), steps, kind)
+        height, width = answer.result.pixels.shape[:2]
+        fields = facts(about, answer, height * width) | {"level": round(answer.result.level, 3)}
+        data = await desk.encode(picture, answer, "PNG" if kind == "JSON" else kind)
+        if kind == "JSON":
+            png = base64.b64encode(data).decode()
+            return JSONResponse(DenoisedImage(**fields, width=width, height=height, png=png).model_dump())
+        return Response(data, headers=as_headers(fields), media_type=codec.TYPES[kind])
+
+    @app.post("/v1/classify", **guarded, openapi_extra=BODY, responses={200: {"headers": HEADERS}, **refusals})
+    async def classify(
+        request: Request,
+        response: Response,
+        model: Model = None,
+        steps: Steps = None,
+        top: Top = 1,
+        deadline_ms: DeadlineMs = None,
+    ) -> Classified:
+        """Name what an image shows."""
+        about = desk.admit(request, "classify", model, steps, deadline_ms)
+        picture = await desk.picture(request)
+        answer = await desk.compute(request, about, codec.work_to_classify(picture, top), steps, "JSON")
+        fields = facts(about, answer, about.size**2)
+        response.headers.update(as_headers(fields))
+        return Classified(**fields, classes=[Class(name=name, probability=value) for name, value in answer.result.classes])
+
+    @app.get("/v1/models", **guarded, responses=problems(401))
+    async def models() -> list[ModelInfo]:
+        """The networks that are served, what their settings cost and reach."""
+        return [model_info(about, engine) for about in engine.models.values()]
+
+    loads: set[asyncio.Task[None]] = set()
+
+    @app.get("/v1/load", **guarded, responses=problems(401))
+    async def load() -> Load:
+        """How busy the server is."""
+        return desk.load("running" if loads else "idle" if demonstration else "off")
+
+    @app.post("/v1/load", **guarded, status_code=202, responses=problems(401, 409, 422))
+    async def load_start(model: Model = None) -> Load:
+        """Make load for some seconds, for a demonstration; only where the server listens on loopback."""
+        if loads or not demonstration:
+            raise Failure(409, "load is being made already" if loads else "this server makes no load: it is not on loopback")
+        name = model if model in engine.models else next(iter(engine.models))
+        task = asyncio.create_task(make_load(engine, name))
+        loads.add(task)
+        task.add_done_callback(loads.discard)
+        return desk.load("running")
+
+    @app.get("/healthz", response_class=PlainTextResponse)
+    async def healthz() -> str:
+        """Whether the server answers."""
+        return "ok\n"
+
+    @app.get("/readyz", response_class=PlainTextResponse, responses=problems(503))
+    async def readyz() -> str:
+        """Whether a worker is up."""
+        if not engine.ready:
+            raise Failure(503, "no worker is up", 1.0, "down")
+        return "ok\n"
+
+    @app.get("/metrics", **guarded, response_class=PlainTextResponse, responses=problems(401))
+    async def metrics() -> Response:
+        """Counters, in the format of Prometheus."""
+        return Response(desk.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    _add_page(app)
+    return app
+
+
+def _add_handlers(app: FastAPI, desk: Desk) -> None:
+    """Every error is answered with one sentence."""
+
+    async def failed(_: Request, error: Exception) -> Response:
+        failure = failure_of(error)
+        desk.metrics.rejection(failure.reason)
+        return JSONResponse({"detail": str(failure)}, failure.status, failure.headers)
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        first = error.errors()[0]  # type: ignore[attr-defined]
+        return await failed(request, Failure(422, f"{first['loc'][-1]}: {first['msg'][:1].lower()}{first['msg'][1:]}"))
+
+    async def other(_: Request, error: Exception) -> Response:
+        return JSONResponse({"detail": str(error.detail)}, error.status_code, error.headers)  # type: ignore[attr-defined]
+
+    for kind in (Failure, Refused, InputError, ClientDisconnect):
+        app.add_exception_handler(kind, failed)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, other)
+
+
+def _add_page(app: FastAPI) -> None:
+    """The page at / and its files."""
+    for path, file in PAGE.items():
+        data, kind = (resources.files("rcnet") / file).read_bytes(), mimetypes.guess_type(file)[0]
+
+        def page(data: bytes = data, kind: str | None = kind) -> Response:
+            headers = {"cache-control": "no-cache", "content-security-policy": POLICY, "x-content-type-options": "nosniff"}
+            return Response(data, media_type=kind, headers=headers)
+
+        app.add_api_route(f"/{path}", page, include_in_schema=False, response_class=Response)

@@ -1,0 +1,243 @@
+"""The way of a request from its body to its answer: limits, decoding, the engine, encoding."""
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rcnet.errors import unknown
+from rcnet.serve import codec
+from rcnet.serve.costs import Costs
+from rcnet.serve.engine import Answer, Engine
+from rcnet.serve.metrics import Metrics
+from rcnet.serve.scheduler import Refused
+from rcnet.serve.schemas import Load
+from rcnet.serve.served import Served, Work
+
+T = TypeVar("T")
+STATUS = {"busy": 429, "large": 413, "late": 503, "down": 503, "failed": 503}
+THREADS = 2  # that decode and encode
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+SAFETY = {"content-security-policy": POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a client may ask for.
+
+    Attributes:
+        body: bytes.
+        pixels: of an image; a request waits for the one that is computed before it, so that this bounds the wait too.
+        requests: that are read, computed or written at once.
+        patience: seconds in which a body has to arrive.
+        deadline: the latest one, in seconds.
+    """
+
+    body: int = 32 << 20
+    pixels: int = 4_000_000
+    requests: int = 64
+    patience: float = 10.0
+    deadline: float = 60.0
+
+
+class Failure(Exception):
+    """An answer without a result: status, sentence, seconds until another try, and why, for the count of rejections."""
+
+    def __init__(self, status: int, detail: str, retry: float | None = None, reason: str = "invalid") -> None:
+        super().__init__(detail)
+        self.status, self.retry, self.reason = status, retry, reason
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Those that go with it."""
+        retry = {} if self.retry is None else {"retry-after": str(max(1, math.ceil(self.retry)))}
+        return retry | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
+
+
+def failure_of(error: Exception) -> Failure:
+    """The answer to what a request raised."""
+    detail = " ".join(str(error).split())
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, Refused):
+        return Failure(STATUS[error.reason], detail, None if error.reason == "large" else error.retry, error.reason)
+    if isinstance(error, codec.TooLarge):
+        return Failure(413, detail, reason="large")
+    if isinstance(error, codec.UnknownFormat):
+        return Failure(415, detail)
+    if isinstance(error, ClientDisconnect):
+        return Failure(400, "the client went away", reason="gone")
+    return Failure(422, detail)
+
+
+class Desk:
+    """What the requests of one server share."""
+
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        self.engine, self.limits, self.metrics = engine, limits, Metrics(engine)
+        self.open = 0
+        self._threads = ThreadPoolExecutor(THREADS, "images")
+        self._encoding = Costs()
+        for kind in codec.ANSWERS:
+            self._encoding.add(kind, (1.0,))
+
+    def model(self, task: str, name: str | None) -> Served:
+        """The model of this name, or the first of this task."""
+        fitting = {about.name: about for about in self.engine.models.values() if about.task == task}
+        if name is None and fitting:
+            return next(iter(fitting.values()))
+        if name not in fitting:
+            raise Failure(404, str(unknown(f"model to {task}", name or "", fitting)))
+        return fitting[name]
+
+    def admit(self, request: Request, task: str, name: str | None, steps: str | None, deadline_ms: float | None) -> Served:
+        """The model of a request, before anything of its body is read.
+
+        Raises:
+            Failure: no such model, a deadline later than the limit, or too many requests at once.
+            InputError: the model has no such setting.
+        """
+        about, visit = self.model(task, name), request.scope["rcnet"]
+        visit.model = about.name
+        visit.objective = self.engine.objective if deadline_ms is None else deadline_ms / 1000
+        if visit.objective > max(self.limits.deadline, self.engine.objective):
+            raise Failure(422, f"deadline_ms: give at most {1000 * self.limits.deadline:.0f}")
+        if steps is not None:
+            about.place(steps)
+        if self.open > self.limits.requests:
+            raise Failure(429, "too many requests at once", self.engine.scheduler.load(self.engine.clock()), "busy")
+        return about
+
+    async def picture(self, request: Request) -> codec.Picture:
+        """The image that the request brings."""
+        data = await self._body(request)
+        return await self._aside(codec.decode, data, self.limits.pixels)
+
+    async def _body(self, request: Request) -> bytes:
+        most = self.limits.body
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > most:
+            raise codec.TooLarge(f"the body has {declared} bytes and this server takes at most {most}")
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(self.limits.patience):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > most:
+                        raise codec.TooLarge(f"the body has more than the {most} bytes that this server takes")
+                    parts.append(part)
+        except TimeoutError:
+            raise Failure(408, f"the body did not arrive within {self.limits.patience:g} s", reason="slow") from None
+        return b"".join(parts)
+
+    async def compute(self, request: Request, about: Served, work: Work, steps: str | None, kind: str) -> Answer:
+        """The engine's answer, in time to be encoded before the deadline; the place is freed if the client goes away."""
+        visit = request.scope["rcnet"]
+        encoding = self._encoding.seconds(kind, 0, work.pixels.shape[0] * work.pixels.shape[1])
+        deadline = visit.arrived + visit.objective - min(1.3 * encoding, visit.objective / 2)
+        return await unless_gone(request, self.engine.submit(about.name, work, deadline, steps))
+
+    async def encode(self, picture: codec.Picture, answer: Answer, kind: str) -> bytes:
+        """The denoised image as PNG, JPEG or npy."""
+        started = self.engine.clock()
+        data = await self._aside(codec.encode, picture, answer.result.pixels, kind)
+        height, width = answer.result.pixels.shape[:2]
+        self._encoding.observe(kind, 0, height * width, 1, self.engine.clock() - started)
+        return data
+
+    def load(self, demonstration: Literal["off", "idle", "running"]) -> Load:
+        """What `GET /v1/load` says."""
+        engine, scheduler, served = self.engine, self.engine.scheduler, self.metrics.served
+        return Load(
+            objective_ms=1000 * engine.objective,
+            waiting=len(scheduler.waiting),
+            load_ms=round(1000 * scheduler.load(engine.clock()), 1),
+            slowness=round(scheduler.costs.slow, 3),
+            restarts=engine.restarts,
+            settings={name: engine.models[name].labels[place] for name, place in scheduler.settings().items()},
+            served={about.name: {label: served[about.name, label] for label in about.labels} for about in engine.models.values()},
+            refused=self.metrics.refused,
+            demonstration=demonstration,
+        )
+
+    async def _aside(self, call: Callable[..., T], *arguments: Any) -> T:
+        """A call in a thread, so that others are answered meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of the work, which is cancelled if the client goes away; the body has been read."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+def facts(about: Served, answer: Answer, pixels: int) -> dict[str, Any]:
+    """The fields of `schemas.Facts`."""
+    return {
+        "model": about.name,
+        "setting": answer.setting,
+        "macs": about.macs[about.place(answer.setting)] * pixels,
+        "queue_ms": round(1000 * answer.queued, 3),
+        "compute_ms": round(1000 * answer.computing, 3),
+        "batch": answer.batch,
+    }
+
+
+def as_headers(fields: dict[str, Any]) -> dict[str, str]:
+    """Facts as response headers."""
+    texts = {name: f"{value:.12g}" if isinstance(value, float) else str(value) for name, value in fields.items()}
+    return {f"rcnet-{name.replace('_', '-')}": text for name, text in texts.items()}
+
+
+@dataclass
+class Visit:
+    """What is kept of a request while it is answered: when it came, the seconds that it may take, the model."""
+
+    arrived: float
+    objective: float | None = None
+    model: str = ""
+
+
+class Watch:
+    """Around the application: counts and times requests, adds the safety headers."""
+
+    def __init__(self, app: ASGIApp, desk: Desk) -> None:
+        self.app, self.desk = app, desk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        desk, clock = self.desk, self.desk.engine.clock
+        visit = scope["rcnet"] = Visit(clock())
+        status = 0
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in SAFETY.items())]
+            await send(message)
+
+        desk.open += 1
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            desk.open -= 1
+            route = getattr(scope.get("route"), "path", "other")
+            desk.metrics.request(route, visit.model, status, clock() - visit.arrived, visit.objective)

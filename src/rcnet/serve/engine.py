@@ -1,0 +1,217 @@
+"""The engine: requests in, results out, over the scheduler and its workers. asyncio, and no transport."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from rcnet.errors import InputError
+from rcnet.serve.policies import Policy, fixed
+from rcnet.serve.scheduler import Batch, Dials, Refused, Request, Scheduler
+from rcnet.serve.served import Served, Work, name_of
+from rcnet.serve.worker import Job, Plan, Worker, WorkerDied
+
+PATIENCE = 30.0  # seconds, and 20 times the expected ones, after which a worker that gives no answer is ended
+TRIES = 3  # of a worker to start, one after the other, before the engine gives up
+log = logging.getLogger(__name__)
+
+
+class Answer(NamedTuple):
+    """A result, the label of its setting, and the seconds in the queue and of computing (of its whole batch)."""
+
+    result: Any
+    setting: str
+    queued: float
+    computing: float
+    batch: int
+
+
+class Engine:
+    """Serves models within an objective: `start`, then `submit` from any number of tasks, then `stop`.
+
+    Args:
+        workers: what each worker loads: the same models, one worker a device.
+        policy: see `rcnet.serve.policies`.
+        objective: seconds in which an answer is promised.
+        least: by model, the label of the least setting that the policy may take.
+        bound: requests that may wait.
+        most: requests in one batch.
+        each: called after each batch, with its (model, label of the setting, requests, seconds).
+    """
+
+    def __init__(
+        self,
+        workers: Sequence[Plan],
+        policy: Policy,
+        objective: float,
+        *,
+        least: dict[str, str] | None = None,
+        bound: int = 256,
+        most: int = 8,
+        each: Callable[[str, str, int, float], object] = lambda *_: None,
+    ) -> None:
+        self.workers = [Worker(plan) for plan in workers]
+        self.policy, self.objective, self.least = policy, objective, least or {}
+        self.bound, self.most, self.each = bound, most, each
+        self.models: dict[str, Served] = {}
+        self.restarts = 0
+        self.clock = time.perf_counter
+        self._tasks: list[asyncio.Task[None]] = []
+        self._open: set[Request] = set()
+        self._work = asyncio.Event()
+
+    async def start(self) -> None:
+        """Starts the workers; returns when all models are ready.
+
+        Raises:
+            InputError: models that cannot be loaded, two of one name, or a least setting that a model does not have.
+        """
+        names = [name_of(source) for source in self.workers[0].plan.models]
+        if len(set(names)) < len(names):
+            raise InputError(f"two models have one name: {', '.join(names)}")
+        try:
+            await asyncio.gather(*(worker.start() for worker in self.workers))
+        except WorkerDied:
+            raise InputError("a worker ended while it loaded the models; its messages are above") from None
+        except InputError:
+            await self._end_workers()
+            raise
+        served = self.workers[0].served
+        self.models = {about.name: about for about in served}
+        dials = {about.name: self._dials(about) for about in served}
+        self.scheduler = Scheduler(dials, self.policy, self.objective, self.bound, self.most, len(self.workers))
+        for about, timed in zip(served, self.workers[0].timed, strict=True):
+            for setting, pixels, batch, seconds in timed:
+                self.scheduler.costs.observe(about.name, setting, pixels, batch, seconds)
+        self._places = list(self.models)
+        self._tasks = [asyncio.create_task(self._serve(place)) for place in range(len(self.workers))]
+
+    def _dials(self, about: Served) -> Dials:
+        dials = about.dials(self.least.get(about.name))
+        return dials._replace(offered=dials.offered[-1:]) if self.policy is fixed else dials
+
+    async def stop(self) -> None:
+        """Ends the workers. Requests that still wait are refused."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for request in self._open:
+            _refuse(request, Refused("down", "the server is stopping"))
+        await self._end_workers()
+
+    async def _end_workers(self) -> None:
+        await asyncio.gather(*(worker.stop() for worker in self.workers))
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker is up."""
+        return bool(self._tasks) and math.isfinite(min(self.scheduler.free))
+
+    async def submit(
+        self, model: str, work: Work, deadline: float, setting: str | None = None, shape: tuple[int, ...] | None = None
+    ) -> Answer:
+        """The result for one image. To cancel the task frees the request's place in the queue.
+
+        Args:
+            deadline: when the answer is due, by `clock`.
+            setting: its label, to take this one whatever the policy says.
+
+        Raises:
+            Refused: it was not admitted, or could not be computed in time.
+            InputError: the model refuses the image or its options.
+        """
+        about = self.models[model]
+        size = about.size
+        height, width = (size, size) if size else work.pixels.shape[:2]
+        pinned = None if setting is None else about.place(setting)
+        shape = (size,) if size else (*work.pixels.shape, work.pixels.itemsize)
+        request = Request(model, shape, height * width, deadline, work, pinned)
+        request.answer = asyncio.get_running_loop().create_future()
+        self.scheduler.submit(request, self.clock())
+        self._work.set()
+        self._open.add(request)
+        try:
+            await asyncio.wait({request.answer}, timeout=max(deadline - self.clock(), 0))
+            if not request.answer.done() and not request.probe and self.scheduler.cancel(request):
+                raise Refused("late", "the deadline passed while the request waited", self.scheduler.load(self.clock()))
+            return await request.answer
+        finally:
+            self.scheduler.cancel(request)
+            self._open.discard(request)
+            request.answer.cancel()
+
+    async def _serve(self, place: int) -> None:
+        """Runs one batch after the other on a worker, and starts the worker anew when it dies."""
+        worker, scheduler = self.workers[place], self.scheduler
+        while True:
+            while (batch := self._take(place)) is None:
+                self._work.clear()
+                await self._work.wait()
+            expected = scheduler.free[place] - batch.started
+            about = self.models[batch.model]
+            job = Job(
+                self._places.index(batch.model), about.settings[batch.setting], [request.payload for request in batch.requests]
+            )
+            try:
+                results, seconds = await worker.run(job, PATIENCE + 20 * expected)
+            except WorkerDied:
+                await self._revive(place, batch)
+                continue
+            scheduler.done(batch, seconds, self.clock(), place)
+            self.each(batch.model, about.labels[batch.setting], len(batch.requests), seconds)
+            self._resolve(batch, results, seconds)
+
+    def _take(self, place: int) -> Batch | None:
+        now = self.clock()
+        for request in self.scheduler.late(now):
+            _refuse(request, Refused("late", "the deadline cannot be met any more", self.scheduler.load(now)))
+        return self.scheduler.next(now, place)
+
+    def _resolve(self, batch: Batch, results: list[Any] | Exception, seconds: float) -> None:
+        if isinstance(results, Exception) and len(batch.requests) > 1:  # which one of them it was shows alone
+            self.scheduler.put_back(batch)
+            return
+        label = self.models[batch.model].labels[batch.setting]
+        for place, request in enumerate(batch.requests):
+            if isinstance(results, InputError):
+                _refuse(request, results)
+            elif isinstance(results, Exception):
+                log.error("%s failed: %s", batch.model, results)
+                _refuse(request, Refused("failed", "the image could not be computed"))
+            elif not request.answer.done():
+                queued = batch.started - request.arrived
+                request.answer.set_result(Answer(results[place], label, queued, seconds, len(batch.requests)))
+
+    async def _revive(self, place: int, batch: Batch) -> None:
+        """After a worker's death: its requests wait again, once and alone, and the worker is started anew."""
+        worker, scheduler = self.workers[place], self.scheduler
+        scheduler.free[place] = math.inf
+        for request in batch.requests:
+            if request.alone:
+                _refuse(request, Refused("failed", "the worker died twice over this request"))
+            elif request.deadline < self.clock() and not request.probe:
+                _refuse(request, Refused("late", "the worker died over this request", 1.0))
+        batch.requests = [request for request in batch.requests if not request.answer.done()]
+        scheduler.put_back(batch)
+        for trial in range(TRIES):
+            self.restarts += 1
+            log.error("worker %s died: it is started anew", worker.pid)
+            await worker.stop()
+            with contextlib.suppress(WorkerDied, InputError):
+                await worker.start(warm=False)
+                scheduler.free[place] = self.clock()
+                return
+            await asyncio.sleep(2**trial)
+        log.error("worker %s cannot be started again", worker.pid)
+        if math.isinf(min(scheduler.free)):
+            for request in self._open:
+                _refuse(request, Refused("down", "no worker is up"))
+        await asyncio.Event().wait()  # until the engine stops
+
+
+def _refuse(request: Request, error: Exception) -> None:
+    if not request.answer.done():
+        request.answer.set_exception(error)

@@ -1,0 +1,143 @@
+"""The networks that are served: what each says of itself, and how a batch of it is computed. Runs inside a worker."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rcnet.cell import RecurrentNet
+from rcnet.cost.counting import macs, parameters
+from rcnet.data.labelled import fit
+from rcnet.deploy.classify import best_classes, class_names, image_size
+from rcnet.deploy.denoise import TILE, denoise_pixels
+from rcnet.deploy.optimize import Optimized, optimize
+from rcnet.models import load
+from rcnet.serve.served import Classification, Denoised, Served, Work, label, name_of
+
+ASSUMED = 0.05  # relative error that a setting is taken to remove more than the one before, where no results are known
+WARM_UP = ((1, 64), (1, 64), (4, 64), (1, 160), (1, 160))  # batch and side of the calls that start the costs
+
+
+class Model(NamedTuple):
+    """A loaded network: its description, and `run(setting, work)` that gives a result for each piece of work."""
+
+    about: Served
+    run: Callable[[tuple[int, ...], Sequence[Work]], list[Any]]
+    sides: tuple[tuple[int, int], ...]
+
+
+def open_model(source: str, device: str, precision: str) -> Model:
+    """The model of bundled weights or of a file of weights, on a device, all settings ready.
+
+    Raises:
+        InputError: what `rcnet.load` raises.
+    """
+    network = load(source).to(torch.device(device))
+    session = optimize(network, list(network.settings), precision=precision)
+    task = network.about.task
+    side = image_size(network) if task == "classify" else 64
+    cost = {setting: macs(network, setting, (side, side)) / side**2 for setting in network.settings}
+    settings = tuple(sorted(cost, key=lambda setting: cost[setting]))
+    metric, results = measured(network, settings)
+    about = Served(
+        name=name_of(source),
+        task=task,
+        settings=settings,
+        labels=tuple(map(label, settings)),
+        macs=tuple(cost[setting] for setting in settings),
+        metric=metric,
+        results=results,
+        quality=quality(metric, results, len(settings)),
+        parameters=parameters(network),
+        channels=network.about.channels,
+        noise_level=network.about.takes_level,
+        size=side if task == "classify" else 0,
+        classes=tuple(class_names(network)) if task == "classify" else (),
+        precision=session.precision,
+    )
+    if task == "denoise":
+        return Model(about, lambda setting, work: denoise(session, setting, work), WARM_UP)
+    names = list(about.classes)
+    return Model(about, lambda setting, work: classify(session, names, side, setting, work), ((1, side), (1, side), (4, side)))
+
+
+def measured(network: RecurrentNet, settings: Sequence[tuple[int, ...]]) -> tuple[str, tuple[float, ...]]:
+    """`psnr` or `error` of each setting, the mean of those results in the weights' metadata that have all; or nothing."""
+    found: dict[str, list[list[float]]] = {}
+    for result in getattr(network, "metadata", {}).get("results", []):
+        rows = {network.per_cell(row["steps"]): row for row in result.get("rows", [])}
+        for metric in ("psnr", "error"):
+            if all(metric in rows.get(setting, {}) for setting in settings):
+                found.setdefault(metric, []).append([rows[setting][metric] for setting in settings])
+    for metric, lists in found.items():
+        return metric, tuple(float(np.mean(values)) for values in zip(*lists, strict=True))
+    return "", ()
+
+
+def quality(metric: str, results: Sequence[float], count: int) -> tuple[float, ...]:
+    """Minus the logarithm of the error at each setting, up to a constant: what `policies.Dial` compares."""
+    if metric == "psnr":
+        return tuple(value * math.log(10) / 10 for value in results)
+    if metric == "error":
+        return tuple(-math.log(max(value, 1e-3)) for value in results)
+    return tuple(ASSUMED * place for place in range(count))
+
+
+@torch.inference_mode()
+def denoise(session: Optimized, setting: tuple[int, ...], work: Sequence[Work]) -> list[Denoised]:
+    """Each picture without its noise; several of one small shape go through the network at once."""
+    height, width, channels = work[0].pixels.shape
+    if len(work) == 1 or max(height, width) > TILE or channels != session.network.about.channels:
+        done = [
+            denoise_pixels(session, item.pixels, setting, sigma=item.sigma, strength=item.strength, white=item.white)
+            for item in work
+        ]
+        return [Denoised(pixels, level) for pixels, level in done]
+    device = next(session.network.parameters()).device
+    x = torch.stack([_as_tensor(item) for item in work])
+    known = any(item.sigma is not None for item in work)
+    sigma = torch.tensor([-1.0 if item.sigma is None else item.sigma for item in work]) if known else None
+    removed = session(x.to(device), setting, None if sigma is None else sigma.to(device)).cpu() - x
+    return [_finish(item, x[i], removed[i]) for i, item in enumerate(work)]
+
+
+def _as_tensor(item: Work) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(item.pixels.transpose(2, 0, 1), np.float32) / np.float32(item.white))
+
+
+def _finish(item: Work, x: Tensor, removed: Tensor) -> Denoised:
+    """As the end of `denoise_pixels`."""
+    level = 255 * float(removed.double().square().mean().sqrt())
+    values = (x + item.strength * removed).clamp(min=0).minimum(x.clamp(min=1)).permute(1, 2, 0).numpy() * item.white
+    return Denoised((np.rint(values) if item.pixels.dtype.kind == "u" else values).astype(item.pixels.dtype), level)
+
+
+def classify(
+    session: Optimized, names: Sequence[str], side: int, setting: tuple[int, ...], work: Sequence[Work]
+) -> list[Classification]:
+    """The likeliest classes of each picture, uint8 [H, W, 1 or 3] of any size."""
+    images = [fit(item.pixels.repeat(3 // item.pixels.shape[2], axis=2), side) for item in work]
+    x = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    device = next(session.network.parameters()).device
+    probabilities = session(x.to(device), setting).softmax(1).cpu()
+    return [
+        Classification(tuple(best_classes(row[None], names, item.top)[0])) for row, item in zip(probabilities, work, strict=True)
+    ]
+
+
+def warm_up(model: Model) -> list[tuple[int, int, int, float]]:
+    """Calls of every setting, each timed: (setting, pixels, batch, seconds). Without the first of each kind, which prepares."""
+    rng, timed, seen = np.random.default_rng(0), [], set()
+    for batch, side in model.sides:
+        for place, setting in enumerate(model.about.settings):
+            work = [Work(rng.integers(0, 256, (side, side, model.about.channels), np.uint8)) for _ in range(batch)]
+            started = time.perf_counter()
+            model.run(setting, work)
+            if (batch, side, place) in seen or batch > 1:
+                timed.append((place, side * side, batch, time.perf_counter() - started))
+            seen.add((batch, side, place))
+    return timed

@@ -1,0 +1,111 @@
+"""Running the server: workers, engine, uvicorn."""
+
+import asyncio
+import ipaddress
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import uvicorn
+
+from rcnet.errors import InputError
+from rcnet.serve.app import create_app
+from rcnet.serve.desk import Limits
+from rcnet.serve.engine import Engine
+from rcnet.serve.policies import policy
+from rcnet.serve.worker import Plan
+
+DRAIN = 30  # seconds for the requests that are in progress at SIGTERM
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a server: see `rcnet serve --help`."""
+
+    models: Sequence[str]
+    objective: float
+    policy: str = "slack"
+    least: dict[str, str] = field(default_factory=dict)
+    host: str = "127.0.0.1"
+    port: int = 8000
+    devices: Sequence[str] = ("cpu",)
+    threads: int = 0
+    precision: str = "auto"
+    queue: int = 256
+    batch: int = 8
+    limits: Limits = field(default_factory=Limits)
+    token: str = ""
+
+
+def engine_of(settings: Settings) -> Engine:
+    """The engine, not started."""
+    plans = [Plan(tuple(settings.models), device, settings.precision, settings.threads) for device in settings.devices]
+    return Engine(
+        plans,
+        policy(settings.policy),
+        settings.objective,
+        least=settings.least,
+        bound=settings.queue,
+        most=settings.batch,
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket of that address, which takes no connections yet, or `InputError`."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except (OSError, OverflowError) as error:
+        raise InputError(f"{host} port {port} cannot be listened on: {getattr(error, 'strerror', None) or error}") from error
+    return bound
+
+
+def shown(bound: socket.socket) -> str:
+    """Host and port."""
+    host, port = bound.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes what is in progress.
+
+    Raises:
+        InputError: models, settings, a policy or an address that are not valid.
+    """
+    engine = engine_of(settings)
+    listening = bind(settings.host, settings.port)
+    try:
+        await engine.start()
+        app = create_app(engine, limits=settings.limits, token=settings.token, demonstration=is_loopback(settings.host))
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=DRAIN,
+            limit_concurrency=4 * settings.limits.requests,
+        )
+        print(f"rcnet serves {', '.join(engine.models)} at http://{shown(listening)}", flush=True)
+        server = uvicorn.Server(config)
+        signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn drains at one, and raises it again when it is done
+        await server.serve([listening])
+    finally:
+        await engine.stop()
+
+
+def run(settings: Settings) -> None:
+    """As `serve`, from code that is not asynchronous."""
+    asyncio.run(serve(settings))

@@ -1,0 +1,309 @@
+"""The queue: who is admitted, what runs next and at which setting. No clock and no input or output of its own."""
+
+import bisect
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from rcnet.serve.costs import Costs
+from rcnet.serve.policies import Ask, Dial, Policy, State, ends
+
+MEMORY = 2.0  # seconds over which the demand for a model is averaged
+UNUSED = 0.005  # of the machine: a model of which less was asked lately has no claim
+PROBE = 2.0  # seconds without a measurement, after which an idle engine takes a request that it would refuse
+BOLD = 4.0  # but not one that takes more than this many times what it may
+log = logging.getLogger(__name__)
+
+
+class Dials(NamedTuple):
+    """What the scheduler knows of a model: MACs a pixel and quality of each setting, and the settings a policy may choose."""
+
+    macs: tuple[float, ...]
+    quality: tuple[float, ...]
+    offered: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Request:
+    """One image to be computed.
+
+    Attributes:
+        shape: requests of one model and shape can run in one batch.
+        pixels: of the image.
+        deadline: when the answer is due.
+        pinned: the setting, if the client named one: an index into all of the model's.
+        alone: not in a batch with others, which died of something that may have been this one.
+        probe: admitted to measure again, and never dropped as late.
+        answer: where the engine puts the result.
+    """
+
+    model: str
+    shape: tuple[int, ...]
+    pixels: int
+    deadline: float
+    payload: Any = None
+    pinned: int | None = None
+    alone: bool = False
+    probe: bool = False
+    arrived: float = 0.0
+    answer: Any = None
+
+
+@dataclass(eq=False)
+class Batch:
+    """Requests of one model and shape that run together at one setting, an index into all of the model's."""
+
+    model: str
+    setting: int
+    requests: list[Request]
+    started: float
+
+
+class Refused(Exception):
+    """A request that gets no result: why (`busy`, `large`, `late`, `down`, `failed`), a sentence, seconds until another try."""
+
+    def __init__(self, reason: str, message: str, retry: float = 0.0) -> None:
+        super().__init__(message)
+        self.reason, self.retry = reason, retry
+
+
+@dataclass
+class Scheduler:
+    """Admits requests that can be in time at the least settings, and makes batches of them, the earliest deadline first.
+
+    Attributes:
+        objective: seconds in which an answer is promised.
+        bound: requests that may wait.
+        most: requests in one batch.
+        free: when each worker is free; infinity while it is down.
+    """
+
+    models: Mapping[str, Dials]
+    policy: Policy
+    objective: float
+    bound: int = 256
+    most: int = 8
+    workers: int = 1
+    costs: Costs = field(default_factory=Costs)
+    waiting: list[Request] = field(default_factory=list)
+    free: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name, model in self.models.items():
+            self.costs.add(name, model.macs)
+        self.free = self.free or [0.0] * self.workers
+        self._dials = {name: (len(model.offered) - 1, -math.inf) for name, model in self.models.items()}
+        self._demand = {name: (0.0, 0.0) for name in self.models}
+        self._usual = dict.fromkeys(self.models, 0.0)
+        self._measured = dict.fromkeys(self.models, -math.inf)
+
+    def submit(self, request: Request, now: float) -> None:
+        """Puts a request into the queue, or raises `Refused`."""
+        request.arrived = now
+        ask = self._ask(request)
+        alone = self._seconds(request)
+        self._note_demand(request.model, alone, now)
+        if math.isinf(min(self.free)):
+            raise Refused("down", "no worker is up at the moment", 1.0)
+        if len(self.waiting) >= self.bound:
+            raise Refused("busy", "too many requests are waiting", self._drain(now))
+        idle = not self.waiting and min(self.free) <= now
+        if idle and now - self._measured[request.model] > PROBE and now + alone < now + BOLD * (request.deadline - now):
+            request.probe = True
+        elif now + alone > request.deadline:
+            raise Refused(
+                "large",
+                f"this image takes about {1000 * alone:.0f} ms of {request.model} here and may take "
+                f"{1000 * max(request.deadline - now, 0):.0f}: give a later deadline or a smaller image",
+            )
+        elif not self._fits(request, ask, now):
+            raise Refused("busy", "the answer would be too late even at the least setting", self._drain(now))
+        bisect.insort(self.waiting, request, key=lambda r: r.deadline)
+
+    def cancel(self, request: Request) -> bool:
+        """Takes a request out of the queue; False if it is not there (any more)."""
+        if request not in self.waiting:
+            return False
+        self.waiting.remove(request)
+        return True
+
+    def put_back(self, batch: Batch) -> None:
+        """The requests of a batch whose worker died wait again, and each will run alone."""
+        for request in batch.requests:
+            request.alone = True
+            bisect.insort(self.waiting, request, key=lambda r: r.deadline)
+
+    def late(self, now: float) -> list[Request]:
+        """Takes out, and returns, the requests that can no longer be in time: to compute them would make others late."""
+        hopeless = [r for r in self.waiting if not r.probe and now + 0.8 * self._mean(r) > r.deadline]
+        for request in hopeless:
+            self.waiting.remove(request)
+        return hopeless
+
+    def next(self, now: float, worker: int = 0) -> Batch | None:
+        """The batch that this worker takes now, or None if nothing waits."""
+        if not self.waiting:
+            return None
+        head = self.waiting[0]
+        chosen = self._choose(now)
+        setting = self._setting(head, chosen)
+        if head.pinned is None and chosen[head.model] != self._dials[head.model][0]:
+            self._dials[head.model] = chosen[head.model], now
+        mates = [r for r in self.waiting if r is not head and self._together(head, r, chosen)] if self.most > 1 else []
+        batch = Batch(head.model, setting, [head, *mates][: self._size(head, setting, 1 + len(mates), now)], now)
+        for request in batch.requests:
+            self.waiting.remove(request)
+        self.free[worker] = now + self.costs.seconds(batch.model, setting, head.pixels, len(batch.requests))
+        return batch
+
+    def done(self, batch: Batch, seconds: float, now: float, worker: int = 0) -> None:
+        """A batch took so many seconds of computing."""
+        self.costs.observe(batch.model, batch.setting, batch.requests[0].pixels, len(batch.requests), seconds)
+        self._measured[batch.model] = now
+        self.free[worker] = now
+
+    def load(self, now: float) -> float:
+        """Seconds until all that waits and runs would be done at the least settings."""
+        free = max(min(self.free) - now, 0.0)
+        return (free if math.isfinite(free) else 0.0) + sum(self._mean(r) for r in self.waiting) / len(self.free)
+
+    def settings(self) -> dict[str, int]:
+        """The setting that each model took last, an index into all of its settings."""
+        return {name: self.models[name].offered[place] for name, (place, _) in self._dials.items()}
+
+    def claims(self, now: float) -> dict[str, float]:
+        """The part of the machine that each model may count on: what was asked of it lately, or its fair share if that is less.
+
+        Max-min fair: what a model leaves of its even share goes to those that ask for more.
+        """
+        wanted = sorted((self._decayed(name, now), name) for name in self.models)
+        left, claim = 1.0, {}
+        for place, (demand, name) in enumerate(wanted):
+            claim[name] = min(demand, left / (len(wanted) - place))
+            left -= claim[name]
+        return claim
+
+    def state(self, now: float, *more: Ask, cautious: float | None = None) -> State:
+        """What a policy sees; `cautious` multiplies the mean cost."""
+        factor = cautious or self._cautious
+        dials = {
+            name: Dial(tuple(model.quality[n] for n in model.offered), *self._dials[name]) for name, model in self.models.items()
+        }
+        asks = sorted([*map(self._ask, self.waiting), *more], key=lambda ask: ask.deadline)
+        known: dict[tuple[str, int, int], float] = {}
+        count = {name: sum(ask.model == name for ask in asks) for name in self.models}
+
+        def cost(name: str, place: int, pixels: int) -> float:
+            key = name, place, pixels
+            if key not in known:
+                setting = self.models[name].offered[place]
+                known[key] = factor * self._share(name, setting, pixels, count[name])
+            return known[key]
+
+        return State(now, self.objective, dials, asks, tuple(self.free), cost)
+
+    @property
+    def _cautious(self) -> float:
+        return 1 + self.costs.spread
+
+    def _ask(self, request: Request) -> Ask:
+        pinned = request.pinned
+        seconds = None if pinned is None else self._cautious * self.costs.seconds(request.model, pinned, request.pixels)
+        return Ask(request.model, request.pixels, request.deadline, seconds)
+
+    def _mean(self, request: Request) -> float:
+        """What a request takes at the least, on average."""
+        setting = self.models[request.model].offered[0] if request.pinned is None else request.pinned
+        return self.costs.seconds(request.model, setting, request.pixels)
+
+    def _seconds(self, request: Request) -> float:
+        """What a request takes at the least, cautiously."""
+        return self._cautious * self._mean(request)
+
+    def _share(self, name: str, setting: int, pixels: int, waiting: int) -> float:
+        """What one request takes where so many wait: its share of the best batch."""
+        return min(self.costs.seconds(name, setting, pixels, size) / size for size in self._sizes(waiting))
+
+    def _sizes(self, count: int) -> Iterator[int]:
+        size = 1
+        while size <= min(max(count, 1), self.most):
+            yield size
+            size *= 2
+
+    def _size(self, head: Request, setting: int, count: int, now: float) -> int:
+        """How many to take: more only where that takes less time for each, or was never measured, and the first stays in time."""
+        best, share = 1, self.costs.seconds(head.model, setting, head.pixels)
+        for size in self._sizes(count):
+            seconds = self.costs.seconds(head.model, setting, head.pixels, size)
+            if size > 1 and now + self._cautious * seconds > head.deadline:
+                break
+            hope = 1.0 if self.costs.measured(head.model, setting, head.pixels, size) else 0.9
+            if hope * seconds / size < 0.97 * share:
+                best, share = size, seconds / size
+        return best
+
+    def _together(self, head: Request, other: Request, chosen: Mapping[str, int]) -> bool:
+        same = (head.model, head.shape) == (other.model, other.shape) and not head.alone and not other.alone
+        return same and self._setting(head, chosen) == self._setting(other, chosen)
+
+    def _setting(self, request: Request, chosen: Mapping[str, int]) -> int:
+        return self.models[request.model].offered[chosen[request.model]] if request.pinned is None else request.pinned
+
+    def _choose(self, now: float) -> dict[str, int]:
+        """What the policy says, within what each model offers; the least of all where it fails."""
+        try:
+            said = self.policy(self.state(now))
+            chosen = {n: min(max(int(said.get(n, 0)), 0), len(m.offered) - 1) for n, m in self.models.items()}
+        except Exception:
+            log.exception("the policy failed: the least settings are taken")
+            chosen = dict.fromkeys(self.models, 0)
+        return chosen
+
+    def _fits(self, request: Request, ask: Ask, now: float) -> bool:
+        """Whether it, and what waits behind it, can be in time at the least settings, with room kept for other models' claims.
+
+        What is within its own model's claim is judged less cautiously, for the others have kept room for it.
+        """
+        window, kept, within = request.deadline - now, 0.0, False
+        claims = self.claims(now) if len(self.models) > 1 else {}
+        for name, claim in claims.items():
+            room = self._room(name, claim, window) - sum(map(self._seconds, self._of(name))) / len(self.free)
+            if name == request.model:
+                within = self._seconds(request) / len(self.free) <= room
+            elif claim > UNUSED:
+                kept += max(room, 0.0)
+        plan = ends(self.state(now, ask, cautious=1.0 if within else self._cautious), dict.fromkeys(self.models, 0))
+        place = next(place for place, (other, _) in enumerate(plan) if other is ask)
+        return plan[place][1] + kept <= request.deadline and all(end <= other.deadline for other, end in plan[place:])
+
+    def _room(self, name: str, claim: float, window: float) -> float:
+        """Seconds that a model's claim comes to: one request at least, and up to an even share two deviations of their number."""
+        mean, usual = claim * window, self._usual[name]
+        return max(usual, mean, min(mean + 2 * math.sqrt(mean * usual), window / len(self.models)))
+
+    def _of(self, name: str) -> list[Request]:
+        return [request for request in self.waiting if request.model == name]
+
+    def _drain(self, now: float) -> float:
+        """Seconds until there is likely to be room again."""
+        done = [end for _, end in ends(self.state(now), dict.fromkeys(self.models, 0))]
+        return max([now, *done, min(self.free)]) - now
+
+    def _decayed(self, name: str, now: float) -> float:
+        demand, since = self._demand[name]
+        return demand * math.exp((since - now) / MEMORY)
+
+    def _note_demand(self, name: str, seconds: float, now: float) -> None:
+        self._usual[name] = seconds
+        self._demand[name] = (self._decayed(name, now) + seconds / MEMORY / len(self.free), now)
+
+
+def pareto(quality: Sequence[float]) -> tuple[int, ...]:
+    """The settings, the least first, that are better than every lesser one."""
+    kept: list[int] = []
+    for place, value in enumerate(quality):
+        if not kept or value > quality[kept[-1]]:
+            kept.append(place)
+    return tuple(kept)

@@ -1,0 +1,83 @@
+"""What is written for contributors works: the examples, and the rule of imports."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import rcnet
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+USES_THEM = """
+import torch, rcnet
+from rcnet.figures.bn_scale import bn_scale
+from rcnet.models.layers import ConvBody
+from rcnet.models.rms import RMSNorm2d
+from rcnet.training.recipe import read_recipe
+
+assert rcnet.__file__.startswith({folder!r}), rcnet.__file__
+net = rcnet.create_model("dw", width=16)
+net(torch.rand(2, 3, 32, 32), steps=2).sum().backward()
+rcnet.save(net, "dw.safetensors")
+assert torch.equal(rcnet.load("dw.safetensors")(torch.ones(1, 3, 8, 8)), net.eval()(torch.ones(1, 3, 8, 8)))
+assert bn_scale(net).size[0] > 500
+cell = rcnet.RecurrentCell(ConvBody(8), lambda: [RMSNorm2d(8)], (1, 2, 3))
+assert len([m for m in cell.modules() if isinstance(m, RMSNorm2d)]) == 3
+torch.testing.assert_close(RMSNorm2d(8)(torch.full((1, 8, 2, 2), 5.0)), torch.ones(1, 8, 2, 2))
+assert read_recipe("r3_quick").denoising.sigma == (5, 50)
+"""
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory):
+    """A copy of the source to which all examples were applied."""
+    folder = tmp_path_factory.mktemp("copy")
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    for example in EXAMPLES:
+        subprocess.run(["git", "apply", "-"], cwd=folder, input=example, text=True, check=True)
+    return folder
+
+
+def lint_imports(folder):
+    code = "from importlinter.cli import lint_imports; import sys; sys.exit(lint_imports(no_cache=True))"
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env={"PYTHONPATH": str(folder / "src")}, capture_output=True, text=True
+    )
+
+
+def test_the_examples_work(changed):
+    assert len(EXAMPLES) == 4
+    for tool in (["check"], ["format", "--check"]):
+        subprocess.run([sys.executable, "-m", "ruff", *tool, "src"], cwd=changed, check=True)
+    code = USES_THEM.format(folder=str(changed))
+    subprocess.run([sys.executable, "-c", code], cwd=changed, env={"PYTHONPATH": str(changed / "src")}, check=True)
+
+
+def test_imports_run_one_way():
+    done = lint_imports(ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_import_the_other_way_is_found(changed):
+    path = changed / "src" / "rcnet" / "models" / "rms.py"
+    path.write_text(path.read_text() + "\n\ndef upwards() -> None:\n    from rcnet.training import train\n\n    train\n")
+    done = lint_imports(changed)
+    assert done.returncode == 1
+    assert "rcnet.models is not allowed to import rcnet.training" in done.stdout
+
+
+def test_versions_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    floor = (ROOT / ".github" / "floor.txt").read_text().strip()
+    assert floor.replace("==", ">=") in project["dependencies"]
+    workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text()
+    pythons = {line.rpartition(" ")[2] for line in project["classifiers"] if "Python :: 3." in line}
+    assert pythons == set(re.findall(r"\b3\.\d+\b", workflow))
+    assert f"version: {rcnet.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## [{rcnet.__version__}] - " in (ROOT / "CHANGELOG.md").read_text()

@@ -1,0 +1,87 @@
+"""The server's page in a real browser."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from .test_serve import Server
+
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here")
+
+
+@pytest.fixture(scope="module")
+def address():
+    server = Server("r3_fast.photo", "--slo", "5s")
+    yield server.url.rstrip("/")
+    server.end()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    page, errors = browser.new_page(viewport={"width": 1100, "height": 900}), []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on(
+        "request", lambda request: errors.append(request.url) if not request.url.startswith((address, "blob:", "data:")) else None
+    )
+    page.goto(address)
+    page.errors = errors
+    yield page
+    page.close()
+
+
+def settled(page, setting=None):
+    """Waits for an answer, of that setting if it is given, and gives the facts."""
+    wanted = f"document.querySelector('dd').textContent === '{setting}'" if setting else "true"
+    ready = "!document.getElementById('after').hidden && document.getElementById('message').textContent === ''"
+    page.wait_for_function(f"() => {ready} && document.querySelector('dd') && {wanted}", timeout=60000)
+    return dict(zip(page.locator("dt").all_inner_texts(), page.locator("dd").all_inner_texts(), strict=True))
+
+
+def test_the_sample_dial_and_slider(page):
+    facts = settled(page)
+    before, after = (float(part.split()[0]) for part in facts["PSNR"].split("→"))
+    assert after > before + 5
+    costs = []
+    for place, setting in enumerate(("1", "2", "3")):
+        page.locator("#dial").fill(str(place))
+        costs.append(float(settled(page, setting)["MACs"].split()[0]))
+    assert costs == sorted(costs)
+    assert costs[2] > 2 * costs[0]
+    page.locator("#compare").focus()
+    page.keyboard.press("Home")
+    assert "0%" in page.locator("#after").evaluate("e => e.style.clipPath")
+    assert not page.errors
+
+
+def test_an_image_of_ones_own_and_an_error_as_a_sentence(page, tmp_path):
+    Image.fromarray(data.astronaut()[:96, :128]).save(tmp_path / "a.png")
+    settled(page)
+    page.set_input_files("#file", tmp_path / "a.png")
+    page.wait_for_function("() => document.getElementById('before').naturalWidth === 128")
+    assert "PSNR" not in settled(page)
+    (tmp_path / "b.png").write_text("no image")
+    page.set_input_files("#file", tmp_path / "b.png")
+    page.wait_for_selector("#message.error")
+    assert "no image that the browser can show" in page.locator("#message").inner_text()
+
+
+@pytest.mark.parametrize("width", [1100, 380])
+def test_nothing_is_wider_than_the_window(page, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    settled(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    shown = np.frombuffer(page.screenshot(), np.uint8)
+    assert len(shown) > 10_000

@@ -1,0 +1,384 @@
+import asyncio
+import math
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import rcnet
+from rcnet.deploy.denoise import denoise_pixels
+from rcnet.errors import InputError
+from rcnet.serve.costs import Costs
+from rcnet.serve.engine import Engine
+from rcnet.serve.policies import Ask, Dial, State, fixed, hysteresis, least, policy, slack
+from rcnet.serve.scheduler import Dials, Refused, Request, Scheduler
+from rcnet.serve.served import Work
+from rcnet.serve.worker import Plan
+
+from .simulator import poisson, simulate, switches
+
+IMAGES = Path(__file__).parent / "images"
+PIXELS = 128 * 128
+DENOISER = Dials((59e3, 115e3, 170e3), (6.60, 6.63, 6.65), (0, 1, 2))  # r3_fast: MACs a pixel, PSNR in nats
+CLASSIFIER = Dials((186e3, 333e3, 370e3), (-2.52, -2.34, -2.33), (0, 1, 2))  # r2.cifar10
+
+
+def of(chosen_policy, models=None, **options):
+    return Scheduler(models or {"a": DENOISER}, chosen_policy, **{"objective": 0.15, "bound": 512, **options})
+
+
+def machine(models, pace, seed=0, noise=0.1):
+    """Calls that take their MACs at so many seconds each, with noise."""
+    rng = random.Random(seed)
+    return lambda now, model, setting, pixels, batch: (
+        pace * models[model].macs[setting] * pixels * batch * rng.lognormvariate(0, noise)
+    )
+
+
+def served(outcomes, objective=0.15):
+    return [o for o in outcomes if o.fate == "done" and o.seconds <= objective]
+
+
+def admitted(outcomes):
+    return [o for o in outcomes if o.fate in ("done", "late")]
+
+
+def quality(outcomes, model):
+    done = [o for o in outcomes if o.fate == "done"]
+    return sum(model.quality[o.setting] for o in done) / len(done)
+
+
+def valley_peak_valley(pace=1e-11, seconds=6.0):
+    """A third of the capacity of the largest setting, three times that capacity, a third of it."""
+    capacity = 1 / (pace * DENOISER.macs[-1] * PIXELS)
+    times = poisson([(seconds, capacity / 3), (seconds, 3 * capacity), (seconds, capacity / 3)])
+    return [(time, "a", PIXELS) for time in times]
+
+
+@pytest.mark.parametrize("chosen", [slack, hysteresis])
+def test_an_adaptive_policy_keeps_its_promise_through_a_peak_of_three_times_the_capacity(chosen):
+    arrivals = valley_peak_valley()
+    takes = machine({"a": DENOISER}, 1e-11)
+    adaptive, best = simulate(of(chosen), arrivals, takes), simulate(of(fixed, {"a": fixed_at(2)}), arrivals, takes)
+    lowest = simulate(of(least), arrivals, takes)
+    assert len(served(adaptive)) > 0.95 * len(admitted(adaptive))
+    assert len(served(adaptive)) > 1.7 * len(served(best))
+    assert len(served(adaptive)) > 0.9 * len(served(lowest))
+    assert quality(adaptive, DENOISER) > quality(lowest, DENOISER) + 0.005
+    valleys = [o for o in adaptive if o.arrived < 6 or o.arrived > 13]
+    assert len(served(valleys)) > 0.99 * len(valleys)
+    assert quality(valleys, DENOISER) > 0.9 * 6.65 + 0.1 * 6.63
+
+
+def fixed_at(setting):
+    return DENOISER._replace(offered=(setting,))
+
+
+def test_more_than_twice_as_many_are_in_time_as_with_the_largest_setting_during_the_peak():
+    arrivals = [a for a in valley_peak_valley() if 6 < a[0] < 12]
+    takes = machine({"a": DENOISER}, 1e-11)
+    adaptive, best = simulate(of(slack), arrivals, takes), simulate(of(fixed, {"a": fixed_at(2)}), arrivals, takes)
+    assert len(served(adaptive)) > 2 * len(served(best))
+
+
+def test_rates_far_past_this_machine():
+    pace = 2e-15  # 180,000 images a second at the largest setting
+    capacity = 1 / (pace * DENOISER.macs[-1] * PIXELS)
+    arrivals = [(time, "a", PIXELS) for time in poisson([(0.01, capacity / 3), (0.02, 3 * capacity)])]
+    assert len(arrivals) > 9000
+    scheduler = of(slack, objective=0.0001)
+    scheduler.costs.observe("a", 0, PIXELS, 1, pace * DENOISER.macs[0] * PIXELS)
+    outcomes = simulate(scheduler, arrivals, machine({"a": DENOISER}, pace))
+    assert len(served(outcomes, 0.0001)) > 0.95 * len(admitted(outcomes))
+    assert len(served(outcomes, 0.0001)) > 0.8 * len(outcomes)
+
+
+def test_several_workers_serve_as_many_times_more():
+    arrivals = [(t, "a", PIXELS) for t in poisson([(3.0, 300)])]
+    takes = machine({"a": DENOISER}, 1e-11)
+    one, four = simulate(of(slack), arrivals, takes), simulate(of(slack, workers=4), arrivals, takes)
+    assert len(served(four)) > 2.5 * len(served(one))
+    assert len(served(four)) > 0.95 * len(admitted(four))
+
+
+def test_a_machine_that_becomes_three_times_slower_is_noticed():
+    arrivals = [(t, "a", PIXELS) for t in poisson([(12.0, 25)])]
+    quick = machine({"a": DENOISER}, 1e-11)
+    outcomes = simulate(of(slack), arrivals, lambda now, *call: quick(now, *call) * (3 if 4 < now < 8 else 1))
+    before, during = ([o for o in outcomes if a < o.arrived < a + 3.5] for a in (0.5, 4.5))
+    assert len(served(during)) > 0.9 * len(admitted(during))
+    assert quality(during, DENOISER) < quality(before, DENOISER)
+    after = [o for o in outcomes if o.arrived > 9]
+    assert quality(after, DENOISER) == pytest.approx(quality(before, DENOISER), abs=0.01)
+
+
+def test_hysteresis_does_not_flutter():
+    arrivals = [(t, "a", PIXELS) for t in poisson([(10.0, 55)])]
+    takes = machine({"a": DENOISER}, 1e-11)
+    assert switches(simulate(of(hysteresis), arrivals, takes), "a") < 0.3 * switches(simulate(of(slack), arrivals, takes), "a")
+
+
+def test_a_flood_for_one_model_starves_no_other():
+    models = {"a": DENOISER, "b": CLASSIFIER}
+    flood = [(t, "a", PIXELS) for t in poisson([(8.0, 400)])]
+    trickle = [(t, "b", 32 * 32) for t in poisson([(8.0, 20)], seed=1)]
+    scheduler = of(slack, models)
+    outcomes = simulate(scheduler, sorted(flood + trickle), machine(models, 1e-11))
+    light = [o for o in outcomes if o.model == "b" and o.arrived > 1]
+    assert len(served(light)) > 0.8 * len(light)
+    assert len(served(outcomes)) > 0.95 * len(admitted(outcomes))
+
+
+def test_two_floods_share_the_machine():
+    models = {"a": DENOISER, "b": CLASSIFIER}
+    arrivals = sorted(
+        [(t, "a", PIXELS) for t in poisson([(6.0, 500)])] + [(t, "b", 72 * 72) for t in poisson([(6.0, 500)], seed=1)]
+    )
+    outcomes = served(simulate(of(slack, models), arrivals, machine(models, 1e-11)))
+    time = {
+        name: sum(models[name].macs[o.setting] * p for o in outcomes if o.model == name)
+        for name, p in (("a", 128**2), ("b", 72**2))
+    }
+    assert 0.5 < time["a"] / time["b"] < 2
+
+
+def state(waiting, models, cost, free=0.0):
+    return State(0.0, 0.1, models, waiting, (free,), cost)
+
+
+def test_time_goes_where_it_buys_the_most_quality():
+    models = {"a": Dial((0.0, 0.02, 0.03), 0, 0), "b": Dial((0.0, 0.2), 0, 0)}
+    waiting = [Ask("a", 1, 0.1), Ask("b", 1, 0.1)]
+    chosen = slack(state(waiting, models, lambda name, setting, pixels: 0.03 * (1 + setting)))
+    assert chosen == {"a": 0, "b": 1}
+    assert slack(state(waiting, models, lambda name, setting, pixels: 0.01 * (1 + setting))) == {"a": 2, "b": 1}
+    assert slack(state(waiting, models, lambda name, setting, pixels: 0.06 * (1 + setting))) == {"a": 0, "b": 0}
+
+
+def test_slack_counts_what_the_worker_still_does_and_named_settings():
+    models = {"a": Dial((0.0, 0.1, 0.2), 0, 0)}
+    cost = lambda name, setting, pixels: 0.02 * (1 + setting)  # noqa: E731
+    assert slack(state([Ask("a", 1, 0.1)], models, cost)) == {"a": 2}
+    assert slack(state([Ask("a", 1, 0.1)], models, cost, free=0.055)) == {"a": 1}
+    assert slack(state([Ask("a", 1, 0.1, seconds=0.055), Ask("a", 1, 0.1)], models, cost)) == {"a": 1}
+
+
+def fill(scheduler, *requests):
+    for request in requests:
+        scheduler.submit(request, 0.0)
+
+
+def test_batches_hold_one_model_shape_and_setting_and_the_earliest_deadline_goes_first():
+    scheduler = of(fixed, {"a": fixed_at(1)}, objective=10)
+    late, early = Request("a", (64, 64), 4096, 9.0), Request("a", (32, 32), 1024, 5.0)
+    same, pinned = Request("a", (32, 32), 1024, 8.0), Request("a", (32, 32), 1024, 7.0, pinned=2)
+    fill(scheduler, late, early, same, pinned)
+    first = scheduler.next(0.0)
+    assert (first.requests, first.setting) == ([early, same], 1)
+    second = scheduler.next(0.0)
+    assert (second.requests, second.setting) == ([pinned], 2)
+    assert scheduler.next(0.0).requests == [late]
+    assert scheduler.next(0.0) is None
+
+
+def test_batches_grow_only_where_that_is_quicker():
+    scheduler = of(least, objective=10)
+    for size, seconds in ((1, 0.01), (2, 0.019), (4, 0.02), (8, 0.09)):
+        scheduler.costs.observe("a", 0, 1024, size, seconds)
+    fill(scheduler, *(Request("a", (32, 32), 1024, 5.0) for _ in range(9)))
+    assert [len(scheduler.next(0.0).requests) for _ in range(3)] == [4, 4, 1]
+
+
+def test_what_is_refused_and_why():
+    scheduler = of(slack, bound=3)
+    scheduler.costs.observe("a", 0, PIXELS, 1, 0.03)
+    scheduler._measured["a"] = 0.0
+    fill(scheduler, *(Request("a", (1,), PIXELS, 0.15) for _ in range(3)))
+    with pytest.raises(Refused, match="too many") as full:
+        fill(scheduler, Request("a", (1,), PIXELS, 0.15))
+    assert full.value.reason == "busy"
+    assert 0.05 < full.value.retry < 0.2
+    scheduler.bound = 10
+    with pytest.raises(Refused, match="too late even at the least") as busy:
+        fill(scheduler, *(Request("a", (1,), PIXELS, 0.15) for _ in range(3)))
+    assert busy.value.reason == "busy"
+    with pytest.raises(Refused, match=r"takes about 1[0-9]{3} ms of a here and may take 150") as large:
+        fill(scheduler, Request("a", (1,), 40 * PIXELS, 0.15))
+    assert large.value.reason == "large"
+    scheduler.free = [math.inf]
+    with pytest.raises(Refused) as down:
+        fill(scheduler, Request("a", (1,), PIXELS, 0.15))
+    assert (down.value.reason, down.value.retry) == ("down", 1.0)
+
+
+def test_a_cancelled_request_frees_its_place():
+    scheduler = of(slack, bound=1)
+    request = Request("a", (1,), 100, 0.15)
+    fill(scheduler, request)
+    assert scheduler.cancel(request)
+    assert not scheduler.cancel(request)
+    fill(scheduler, Request("a", (1,), 100, 0.15))
+
+
+def test_an_idle_engine_measures_again_what_it_thinks_too_slow():
+    scheduler = of(slack)
+    scheduler.costs.observe("a", 0, PIXELS, 1, 0.3)
+    scheduler._measured["a"] = 0.0
+    with pytest.raises(Refused):
+        scheduler.submit(Request("a", (1,), PIXELS, 1.15), 1.0)
+    request = Request("a", (1,), PIXELS, 5.15)
+    scheduler.submit(request, 5.0)
+    assert scheduler.late(5.1) == []
+    batch = scheduler.next(5.1)
+    for _ in range(20):
+        scheduler.done(batch, 0.02, 5.2)
+    scheduler.submit(Request("a", (1,), PIXELS, 5.4), 5.25)
+
+
+def test_costs_learn_sizes_batches_and_a_busy_machine():
+    costs = Costs()
+    costs.add("a", (100.0, 300.0))
+    assert costs.seconds("a", 0, 1000) == pytest.approx(1e5 * 1e-11)
+    costs.observe("a", 0, 1000, 1, 0.01)
+    assert costs.seconds("a", 0, 1000) == pytest.approx(0.01)
+    assert costs.seconds("a", 1, 4000, 2) == pytest.approx(0.24)  # by MACs, as long as it was never measured
+    costs.observe("a", 1, 1000, 1, 0.02)
+    assert costs.seconds("a", 1, 1000) == pytest.approx(0.02)
+    for _ in range(10):
+        costs.observe("a", 0, 1000, 1, 0.03)
+    assert costs.seconds("a", 0, 1000) == pytest.approx(0.03, rel=0.1)
+    assert costs.seconds("a", 1, 1000) == pytest.approx(0.06, rel=0.25)  # never measured since: the machine is slower
+    assert len(costs._pace["a"]) == 2
+
+
+def test_policies_by_name(tmp_path, monkeypatch):
+    assert policy("slack") is slack
+    (tmp_path / "mine.py").write_text("def half(state):\n    return {name: 1 for name in state.models}\nnumber = 3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    scheduler = of(policy("mine:half"))
+    fill(scheduler, Request("a", (1,), 100, 0.15))
+    assert scheduler.next(0.0).setting == 1
+    with pytest.raises(InputError, match="did you mean 'slack'"):
+        policy("slak")
+    for wrong in ("mine:none", "nowhere:x", "mine:number", ":x"):
+        with pytest.raises(InputError, match=wrong):
+            policy(wrong)
+
+
+@pytest.mark.parametrize("broken", [lambda state: 1 / 0, lambda state: None, lambda state: {"a": "x"}, lambda state: {"a": -5}])
+def test_a_policy_that_fails_costs_quality_and_nothing_else(broken):
+    scheduler = of(broken)
+    fill(scheduler, Request("a", (1,), 100, 0.15))
+    assert scheduler.next(0.0).setting == 0
+
+
+def test_a_decision_takes_less_than_a_millisecond():
+    scheduler = of(slack, {"a": DENOISER, "b": CLASSIFIER}, objective=10)
+    fill(scheduler, *(Request("ab"[k % 2], (k,), 1000 + k, 10.0) for k in range(64)))
+    times = []
+    for _ in range(30):
+        request = Request("a", (0,), 1000, 10.0)
+        started = time.perf_counter()
+        scheduler.submit(request, 0.0)
+        scheduler.state(0.0)
+        slack(scheduler.state(0.0))
+        times.append(time.perf_counter() - started)
+        scheduler.cancel(request)
+    assert min(times) < 0.001
+
+
+@pytest.fixture(scope="module")
+def loop():
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def engine(loop):
+    engine = Engine([Plan(("r3_fast.photo", "r2.cifar10"), threads=1)], slack, 30.0)
+    loop.run_until_complete(engine.start())
+    yield engine
+    loop.run_until_complete(engine.stop())
+
+
+def cat(side=64):
+    return np.asarray(Image.open(IMAGES / "cat.png").convert("RGB").resize((side, side)))
+
+
+def test_results_are_those_of_the_library(engine, loop):
+    model = rcnet.optimize(rcnet.load("r3_fast.photo"))
+    wanted, level = denoise_pixels(model, cat(), 1, sigma=20, strength=0.5)
+    work = Work(cat(), sigma=20, strength=0.5)
+
+    async def several():
+        deadline = engine.clock() + 30
+        return await asyncio.gather(*(engine.submit("r3_fast.photo", work, deadline, "1") for _ in range(3)))
+
+    for answer in loop.run_until_complete(several()):
+        assert answer.setting == "1"
+        assert np.abs(answer.result.pixels.astype(int) - wanted).max() <= 1
+        assert answer.result.level == pytest.approx(level, rel=0.02)
+    answer = loop.run_until_complete(engine.submit("r2.cifar10", Work(cat(200), top=3), engine.clock() + 30))
+    assert answer.result.classes[0][0] == "cat"
+    assert len(answer.result.classes) == 3
+    assert answer.setting == "4"
+
+
+def test_requests_of_a_worker_that_is_killed_are_answered(engine, loop):
+    async def kill():
+        deadline = engine.clock() + 60
+        tasks = [asyncio.create_task(engine.submit("r3_fast.photo", Work(cat(256)), deadline)) for _ in range(4)]
+        await asyncio.sleep(0.05)
+        os.kill(engine.workers[0].pid, signal.SIGKILL)
+        await asyncio.sleep(0.2)
+        with pytest.raises(Refused, match="no worker is up"):
+            await engine.submit("r3_fast.photo", Work(cat()), deadline)
+        return await asyncio.gather(*tasks)
+
+    before = engine.restarts
+    answers = loop.run_until_complete(kill())
+    assert all(answer.result.pixels.shape == (256, 256, 3) for answer in answers)
+    assert engine.restarts == before + 1
+
+
+def test_what_a_model_refuses_does_not_end_the_worker(engine, loop):
+    before = engine.restarts
+    with pytest.raises(InputError, match="this one has 4"):
+        loop.run_until_complete(engine.submit("r3_fast.photo", Work(np.zeros((8, 8, 4), np.uint8)), engine.clock() + 30))
+    assert engine.restarts == before
+
+
+def test_a_cancelled_task_leaves_the_queue(engine, loop):
+    async def cancel():
+        deadline = engine.clock() + 30
+        first = asyncio.create_task(engine.submit("r3_fast.photo", Work(cat(256)), deadline))
+        await asyncio.sleep(0.02)
+        second = asyncio.create_task(engine.submit("r3_fast.photo", Work(cat(32)), deadline + 1))
+        await asyncio.sleep(0.01)
+        assert len(engine.scheduler.waiting) == 1
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        assert engine.scheduler.waiting == []
+        return await first
+
+    assert loop.run_until_complete(cancel()).result.pixels.shape == (256, 256, 3)
+
+
+def test_the_engine_says_what_cannot_be_served(loop, engine):
+    for names, says in [
+        (("r3_fast.phot",), "did you mean 'r3_fast.photo'"),
+        (("r2.cifar10", "x/r2.cifar10.safetensors"), "one name"),
+    ]:
+        broken = Engine([Plan(names)], slack, 1.0)
+        with pytest.raises(InputError, match=says):
+            loop.run_until_complete(broken.start())
+        loop.run_until_complete(broken.stop())
+    with pytest.raises(InputError, match="no setting 9: valid: 2; 3; 4"):
+        engine.models["r2.cifar10"].dials("9")
+    assert engine.models["r2.cifar10"].dials("3").offered == (1, 2)
