@@ -74,8 +74,8 @@ def work(m: Measured) -> str:
     commits = sorted({str(result["commit"]) for result in m.files})
     dirty = sum("-dirty" in str(result["commit"]) for result in m.files)
     inexact = sum("error" in row and "evaluated_in" not in result for result in m.files for row in result["rows"][:1])
-    remarks = [f" {dirty} of them were made by sources with changes that no commit holds."] if dirty else []
-    remarks += [f" {inexact} of them were evaluated in the precision that they were trained in."] if inexact else []
+    remarks = [f" Made by sources with changes that no commit holds: {dirty}."] if dirty else []
+    remarks += [f" Evaluated in the precision that they were trained in: {inexact}."] if inexact else []
     return (
         f"{count}: {hours:.1f} hours, {pflop:.3g} PFLOP on {'; '.join(hardware)}; commits {', '.join(commits)}.{''.join(remarks)}"
     )
