@@ -33,6 +33,7 @@ from rcnet.study.paper import FIGURES, NETWORKS, TABLES, Key, published
 from rcnet.study.runs import Folders, Run, declared, kept_result
 from rcnet.study.scales import SCALES, recipe_of
 from rcnet.study.states import held, is_busy
+from rcnet.training.loop import Run as Trainer
 
 from .conftest import IMAGES
 
@@ -696,6 +697,25 @@ def test_an_early_exit_computes_nothing_after_it(name):
         model(torch.rand(1, 3, 8, 8), steps=4)
     with pytest.raises(InputError, match="the exits are 1, 2 and 3"):
         create_model(name, steps=4)
+
+
+def test_exits_are_trained_from_one_pass(at, monkeypatch):
+    trainer = Trainer(recipe_of("r4-exits", "cifar100", 0, SCALES["smoke"], at.cifar), at.cifar, at.runs, False)
+    trainer.model.eval()  # batch norms then do not depend on how often they are called
+    batch, weights = trainer.task.batch(np.random.default_rng(0), 0), {1: 0.2, 2: 0.3, 3: 0.5}
+
+    def gradients():
+        trainer.model.zero_grad()
+        loss = trainer.backward(batch, weights)
+        return loss, {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
+
+    ran = []
+    trainer.model.get_submodule("cell1").register_forward_hook(lambda *_: ran.append(1))
+    together = gradients()
+    assert len(ran) == 1
+    monkeypatch.setattr(Trainer, "together", False)
+    torch.testing.assert_close(together, gradients())
+    assert len(ran) == 4
 
 
 def test_the_cells_of_r4_with_exits_take_three_steps():

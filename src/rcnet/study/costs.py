@@ -27,7 +27,9 @@ def training_flop(run: Run, recipe: Recipe) -> float:
     side = recipe.classification.size if run.classifies else recipe.denoising.patch
     cost = list(_costs(_key(run.network, run.data, run.scale), (side, side), str(recipe.settings)).values())
     probabilities = check_probabilities(recipe.probabilities, cost)  # type: ignore[arg-type]
-    return 6.0 * planned_iterations(recipe) * recipe.batch * expected_cost(cost, probabilities, recipe.objective)
+    together = run.network.endswith("-exits")  # one pass gives all exits
+    each = max(cost) if together else expected_cost(cost, probabilities, recipe.objective)
+    return 6.0 * planned_iterations(recipe) * recipe.batch * each
 
 
 def planned_iterations(recipe: Recipe) -> int:

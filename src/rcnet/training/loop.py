@@ -32,6 +32,7 @@ from rcnet.cost.counting import macs
 from rcnet.device import autocast, best_device, channels_last, hardware, keep_freed_memory, resolve_precision
 from rcnet.errors import InputError
 from rcnet.evaluation.recalibrate import recalibrate
+from rcnet.models.early_exit import EarlyExitNet
 from rcnet.models.files import load, save
 from rcnet.models.registry import create_model
 from rcnet.replacing import replacing
@@ -270,6 +271,8 @@ class Run:
     def backward(self, batch: Batch, weights: dict[Choice, float]) -> float:
         """Adds the gradients of one part of a batch; returns its share of the loss."""
         x, told = batch.x.contiguous(memory_format=torch.channels_last), {} if batch.sigma is None else {"sigma": batch.sigma}
+        if self.together:
+            return self.backward_together(x, batch, weights)
         total = 0.0
         for place, (steps, weight) in enumerate(weights.items()):
             try:
@@ -284,6 +287,21 @@ class Run:
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         return total
+
+    @property
+    def together(self) -> bool:
+        """Whether one pass gives the outputs of all choices, and all are trained on."""
+        return self.recipe.objective == "aggregated" and isinstance(self.model, EarlyExitNet)
+
+    def backward_together(self, x: Tensor, batch: Batch, weights: dict[Choice, float]) -> float:
+        """As `backward`, of exits that are computed once."""
+        model: Any = self.model
+        with autocast(self.precision, self.device):
+            outputs = model.exits(x)
+        losses = [weight / self.recipe.accumulate * self.task.loss(outputs[n], batch) for n, weight in weights.items()]
+        loss = torch.stack(losses).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
 
     def report(self, log: Any, bar: Any, losses: list[float], seconds: float) -> dict[str, float]:
         mean, rate = sum(losses) / len(losses), self.recipe.batch / seconds
@@ -337,6 +355,8 @@ class Run:
     def flop(self) -> float:
         """Floating-point operations of the convolutions so far: three times those of the forward, as steps are drawn."""
         cost = [6 * macs(self.model, n, self.size) for n in self.model.choices]
+        if self.together:
+            return self.iteration * self.recipe.batch * max(cost)
         return self.iteration * self.recipe.batch * expected_cost(cost, self.probabilities, self.recipe.objective)
 
     def inputs(self) -> Iterator[Tensor]:
