@@ -120,7 +120,7 @@ def by_hand(state, x, norm_mode, steps):
     first, second = (steps, steps) if isinstance(steps, int) else steps
     x = F.conv2d(x, state["stem.weight"], state["stem.bias"], padding=1)
     for t in range(first):
-        x = body(x, "cell1", 0, t)
+        x = body(x, "cell1", first, t)  # it pools: a row for each number of its own steps
         if t == (first - 1) // 2:
             x = F.avg_pool2d(x, 2)
     x = body(x, "transition", first, 0)
@@ -185,7 +185,7 @@ def test_steps_are_checked_in_every_norm_mode(x, norm_mode, steps):
 
 
 def test_mixtures_that_no_training_drew_are_refused(x):
-    net = create_model("r2", steps=(2, 3, 4), width=0.125).eval()
+    net = create_model("r2", steps=(2, 3, 4), width=0.125, pooled_rows=False).eval()
     for call in (lambda: net(x, steps=(3, 2)), lambda: unroll(net, (4, 3))):
         with pytest.raises(InputError, match=r"valid: 2, 3, 4; the network was not trained at it"):
             call()
@@ -232,15 +232,23 @@ def columns(n, row=0):
     return {(row, column) for column in range(n)}
 
 
+def own_rows(*rows):
+    """Of a cell that pools: row 34 has the four columns of four own steps after three."""
+    return set().union(*(columns(row % 10, row) for row in rows))
+
+
 FULL_234 = columns(4, 2) | columns(4, 3) | columns(4, 4)
+OLD = {"steps": (2, 3, 4), "width": 0.125, "pooled_rows": False}
 TABLES = {
-    "r2 double": ("r2", {"steps": (2, 3, 4), "width": 0.125}, {"cell1": columns(4), "cell2": LOWER_234}),
+    "r2 double": ("r2", {"steps": (2, 3, 4), "width": 0.125}, {"cell1": own_rows(2, 3, 4), "cell2": own_rows(22, 33, 44)}),
     "r2 per cell": (
         "r2",
         {"steps": (2, 3, 4), "width": 0.125, "unified": False},
-        {"cell1": columns(4), "cell2": FULL_234},
+        {"cell1": own_rows(2, 3, 4), "cell2": own_rows(22, 23, 24, 32, 33, 34, 42, 43, 44)},
     ),
-    "r2 sparse": ("r2", {"steps": (1, 3), "width": 0.125}, {"cell1": columns(3), "cell2": columns(1, 1) | columns(3, 3)}),
+    "r2 sparse": ("r2", {"steps": (1, 3), "width": 0.125}, {"cell1": own_rows(1, 3), "cell2": own_rows(11, 33)}),
+    "r2 of old": ("r2", OLD, {"cell1": columns(4), "cell2": LOWER_234}),
+    "r2 of old, per cell": ("r2", {**OLD, "unified": False}, {"cell1": columns(4), "cell2": FULL_234}),
     "r2 independent": (
         "r2",
         {"steps": (2, 3, 4), "width": 0.125, "norm_mode": "independent"},
@@ -321,7 +329,7 @@ def test_file_holds_each_kernel_once(tmp_path):
     ("norm_mode", "used"),
     [
         ("independent", ("cell1.norms.0.0", "cell1.norms.0.1", "transition.norms.0.0", "cell2.norms.0.0", "cell2.norms.0.1")),
-        ("double", ("cell1.norms.0.0", "cell1.norms.0.1", "transition.norms.2.0", "cell2.norms.2.0", "cell2.norms.2.1")),
+        ("double", ("cell1.norms.2.0", "cell1.norms.2.1", "transition.norms.2.0", "cell2.norms.2.0", "cell2.norms.2.1")),
     ],
 )
 def test_norms_of_other_steps_rest(x, norm_mode, used):
@@ -383,7 +391,7 @@ def test_unroll_is_the_call_with_these_steps(x, norm_mode, steps):
 def test_unroll_shares_its_parameters_and_holds_the_needed_norms_only():
     net = tiny()
     fixed = unroll(net, (4, 2))
-    path = {"cell1": [net.cell1.norms[0][t] for t in range(4)], "cell2": [net.cell2.norms[4][t] for t in range(2)]}
+    path = {"cell1": [net.cell1.norms[4][t] for t in range(4)], "cell2": [net.cell2.norms[4][t] for t in range(2)]}
     path["transition"] = [net.transition.norms[4][0]]
     assert {cell: len(entries) for cell, entries in table(fixed.state_dict()).items()} == {k: len(v) for k, v in path.items()}
     for cell, groups in path.items():
@@ -530,7 +538,7 @@ def test_to_another_dtype(x):
 
 def test_sync_batch_norm_replaces_every_norm(x):
     net = tiny()
-    names, entries, used = list(net.state_dict()), 4 + 3 + len(LOWER_234), set()
+    names, entries, used = list(net.state_dict()), (2 + 3 + 4) + 3 + len(LOWER_234), set()
     net = nn.SyncBatchNorm.convert_sync_batchnorm(net).eval()
     assert sum(isinstance(module, nn.SyncBatchNorm) for module in net.modules()) == entries
     assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())

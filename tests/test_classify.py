@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rcnet.cell import batch_norms
+from rcnet.cell import batch_norms, norms_of
 from rcnet.data.labelled import read_labelled, to_float
 from rcnet.deploy.classify import class_names, classify
 from rcnet.errors import InputError
@@ -194,7 +194,7 @@ def test_recalibration_measures_every_norm_that_is_reached(unified):
 
 def test_recalibration_weighs_what_steps_share_and_spares_what_they_do_not_reach():
     torch.manual_seed(1)
-    model = create_model("r2", steps=(2, 3, 4), width=0.125)
+    model = create_model("r2", steps=(2, 3, 4), width=0.125, pooled_rows=False)
     x = torch.rand(16, 3, 32, 32)
     statistics = {}
     for n, probabilities in {2: (1, 0, 0), 4: (0, 0, 1), 24: (0.25, 0, 0.75)}.items():
@@ -205,6 +205,33 @@ def test_recalibration_weighs_what_steps_share_and_spares_what_they_do_not_reach
         assert torch.equal(untouched, torch.zeros_like(untouched))
     assert (statistics[2] - statistics[4]).abs().max() > 0.01
     torch.testing.assert_close(statistics[24], 0.25 * statistics[2] + 0.75 * statistics[4])
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_no_norm_of_a_pooling_cell_sees_two_sizes(unified):
+    model = create_model("r2", steps=(1, 2, 3, 4), width=0.125, unified=unified)
+    seen = {}
+
+    def note(norm, inputs):
+        seen.setdefault(norm, set()).add(tuple(inputs[0].shape[-2:]))
+
+    for norm in norms_of(model):
+        norm.register_forward_pre_hook(note)
+    model.offer(list(model.possible_settings()))
+    for setting in model.settings:
+        model.eval()(torch.rand(1, 3, 32, 32), setting)
+    assert len(model.settings) == (4 if unified else 16)
+    assert len(seen) == len(norms_of(model))  # and each is used
+    assert {len(sizes) for sizes in seen.values()} == {1}
+
+
+def test_rows_of_a_pooling_cell_are_named_by_its_own_steps():
+    names = create_model("r2", steps=(2, 3, 4), unified=False).state_dict()
+    assert {name.rpartition(".")[0] for name in names if "cell1.norms.3." in name} == {
+        f"cell1.norms.3.{t}.{i}" for t in range(3) for i in range(2)
+    }
+    assert "cell2.norms.24.3.0.weight" in names  # the last of four steps after two
+    assert not any(name.startswith("cell2.norms.22.2") for name in names)
 
 
 def test_a_run_may_be_fine_tuned_to_the_same_classes_only(cifar_folder, weights, tmp_path):

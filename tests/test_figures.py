@@ -70,7 +70,7 @@ def test_bn_upstream_shows_a_norm_for_each_row(drawn, classifier):
     drawn.clear()
     r2 = load(classifier)
     check(bn_upstream(r2))
-    assert drawn["bias"] == [r2.get_submodule("cell2").norms[t][0][0] for t in (2, 3, 4)]
+    assert drawn["bias"] == [r2.get_submodule("cell2").norms[row][0][0] for row in (22, 33, 44)]
 
 
 def test_bn_upstream_of_r4_shows_t2(drawn):
@@ -100,7 +100,7 @@ def test_denoised_shows_every_step_and_its_psnr(monkeypatch):
         "rcnet.figures.denoised._panel", lambda label, image: labels.append(label) or (label, np.zeros((8, 8, 1)))
     )
     denoised_by_steps(load(FAST), [read_image(PHOTO, 1)], 25.0)
-    assert [label.split(":")[0] for label in labels] == ["noisy", "1 step", "2 steps", "3 steps", "clean"]
+    assert [label.split(":")[0] for label in labels] == ["noisy", "steps 1", "steps 2", "steps 3", "clean"]
     psnr = [float(label.split()[-2]) for label in labels[:-1]]
     assert psnr[0] < 21
     assert min(psnr[1:]) > 29

@@ -162,7 +162,7 @@ def classifier(state, x):
 def r2_by_hand(state, x, steps):
     """Eq. 8."""
     x = stem(state, x)
-    for cell, row in (("cell1", 0), ("cell2", steps)):
+    for cell, row in (("cell1", steps), ("cell2", 11 * steps)):  # row 34 of cell2: three steps upstream, four of its own
         if cell == "cell2":
             x = F.pixel_unshuffle(x, 2)
         for t in range(steps):

@@ -67,7 +67,7 @@ class RecurrentCell(Cell):
     The table is `norms[row][step][i]`: row = steps taken by the recurrent cell upstream (0 where there is none or the mode
     does not look upstream), step = own step from 0, i = which norm of the body. Rows that no supported step count reaches are
     empty, and row t holds only the columns that can be reached: the lower triangle of Eq. 6 when all cells take the same
-    number of steps.
+    number of steps. With `pooled_rows` a row is for one number of own steps, too: row 34 is that of 4 own steps after 3.
 
     Args:
         body: a module called as `body(x, norms)`; input and output have the same shape.
@@ -78,6 +78,8 @@ class RecurrentCell(Cell):
         upstream: the numbers of steps that the recurrent cell upstream can take; empty if there is none.
         unified: all cells take the same number of steps in a call (Sec. 4.2); otherwise each row holds every column.
         pool: applied once, after step ceil(n/2) of n (Sec. 5).
+        pooled_rows: norms of their own for each own step count, which decides where the pooling is: no norm sees two sizes of
+            image. Of mode double, with a pool and several step counts; otherwise it changes nothing.
 
     Raises:
         InputError: an unknown norm mode, no or non-positive steps, or a `norm` that gives no list of new modules; when called,
@@ -94,6 +96,7 @@ class RecurrentCell(Cell):
         upstream: Iterable[int] = (),
         unified: bool = True,
         pool: nn.Module | None = None,
+        pooled_rows: bool = True,
     ) -> None:
         super().__init__()
         if norm_mode not in NORM_MODES:
@@ -103,12 +106,16 @@ class RecurrentCell(Cell):
         self.pool = pool
         self.by_step = norm_mode in ("independent", "double")
         self.by_upstream = norm_mode == "double"
-        rows = sorted(set(upstream)) if self.by_upstream else []
+        self.by_own = self.by_upstream and pooled_rows and pool is not None and len(self.steps) > 1
+        before = sorted(set(upstream)) if self.by_upstream else []
 
         def columns(row: int) -> int:
             return min(row, self.steps[-1]) if unified and row else self.steps[-1]
 
-        sizes = {row: columns(row) if self.by_step else 1 for row in rows or [0]}
+        if self.by_own:
+            sizes = {self._row(n, t): n for t in before or [0] for n in self.steps if not (unified and t) or n == t}
+        else:
+            sizes = {row: columns(row) if self.by_step else 1 for row in before or [0]}
         self.norms = nn.ModuleList(
             nn.ModuleList(_group(norm, norm_mode) for _ in range(sizes.get(row, 0))) for row in range(max(sizes) + 1)
         )
@@ -116,18 +123,28 @@ class RecurrentCell(Cell):
         if len(set(made)) < len(made):
             raise InputError("norm gives the same module again: each step has norms of its own, made when norm is called")
 
-    def _row(self, upstream: int) -> nn.ModuleList:
-        return cast(nn.ModuleList, self.norms[upstream if self.by_upstream else 0])
+    def _row(self, steps: int, upstream: int) -> int:
+        """The row of the table for that many steps after that many."""
+        row = upstream if self.by_upstream else 0
+        return row * 10 ** len(str(self.steps[-1])) + steps if self.by_own else row
+
+    def upstream_of(self, row: int) -> int:
+        """The steps of the cell upstream that a row of the table is for."""
+        return row // 10 ** len(str(self.steps[-1])) if self.by_own else row
+
+    def _groups(self, steps: int, upstream: int) -> nn.ModuleList:
+        return cast(nn.ModuleList, self.norms[self._row(steps, upstream)])
 
     def holds(self, steps: int, upstream: int) -> bool:
         if steps == 0:  # the identity, where nothing is pooled
             return self.pool is None
-        there = not self.by_upstream or upstream < len(self.norms)
-        return steps in self.steps and there and len(self._row(upstream)) >= (steps if self.by_step else 1)
+        if steps not in self.steps or self._row(steps, upstream) >= len(self.norms):
+            return False
+        return len(self._groups(steps, upstream)) >= (steps if self.by_step else 1)
 
     def forward(self, x: Tensor, steps: int, upstream: int = 0) -> Tensor:
         """x: [B, C, H, W]; the same shape but for the pooling."""
-        row = self._row(upstream)
+        row = self._groups(steps, upstream)
         norms = [row[t if self.by_step else 0] for t in range(steps)]
         if isinstance(x, fx.Proxy) or torch.compiler.is_compiling():
             return _unrolled(x, [self.body] * steps, norms, self.pool)
@@ -150,12 +167,12 @@ class RecurrentCell(Cell):
 
     def fixed(self, steps: int, upstream: int) -> Cell:
         cell = _shallow_copy(self)
-        cell.steps, cell.by_upstream = (steps,), False
-        cell.norms = nn.ModuleList([nn.ModuleList(list(self._row(upstream))[: steps if self.by_step else 1])])
+        cell.steps, cell.by_upstream, cell.by_own = (steps,), False, False
+        cell.norms = nn.ModuleList([nn.ModuleList(list(self._groups(steps, upstream))[: steps if self.by_step else 1])])
         return cell
 
     def untied(self) -> Cell:
-        return StandardCell((copy.deepcopy(self.body) for _ in range(self.steps[0])), self._row(0), self.pool)
+        return StandardCell((copy.deepcopy(self.body) for _ in range(self.steps[0])), self._groups(self.steps[0], 0), self.pool)
 
 
 def _group(norm: Callable[[], Iterable[nn.Module]], norm_mode: NormMode) -> nn.ModuleList:

@@ -24,6 +24,7 @@ def r2(
     num_classes: int = 10,
     width: float = 1.0,
     unified: bool = True,
+    pooled_rows: bool = True,
 ) -> RecurrentNet:
     """R2 (Eq. 8): stem 3x3 to 64, cell 64, InvPool, cell 256, global average pooling, linear.
 
@@ -35,6 +36,7 @@ def r2(
         num_classes: the outputs, [B, num_classes].
         width: multiplies the channels 64 and 256.
         unified: all cells take the same number of steps; otherwise the BN tables hold every mixture.
+        pooled_rows: in mode double, each number of steps has batch norms of its own, as it decides where the pooling is.
     """
     steps = supported_steps(steps)
     mode = norm_mode or ("double" if len(steps) > 1 else "independent")
@@ -49,6 +51,7 @@ def r2(
             upstream=upstream,
             unified=unified,
             pool=nn.AvgPool2d(2),
+            pooled_rows=pooled_rows,
         )
 
     net = RecurrentNet(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rcnet.cell import RecurrentNet
 from rcnet.errors import InputError, unknown
-from rcnet.models.registry import architecture_of, build_model, entry
+from rcnet.models.registry import architecture_of, build_model, build_saved, entry
 from rcnet.replacing import replacing
 
 KEY = "rcnet"  # the one metadata key, holding JSON
@@ -133,7 +133,7 @@ def load(name_or_path: str | Path) -> RecurrentNet:
     path = find(name_or_path)
     metadata = read_metadata(path)
     architecture = metadata["architecture"]
-    model = build_model(entry(architecture["name"]), architecture["config"])
+    model = build_saved(architecture)
     with safe_open(path, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     load_state(model, state, path)

@@ -14,6 +14,8 @@ from rcnet.errors import InputError, unknown
 
 # Names of options in files and recipes of old.
 OLD_OPTIONS = {"norm": "norm_mode", "classes": "num_classes", "channels": "in_chans"}
+# What files that do not name an option were made with: they are older than the option.
+OLD_VALUES = {"pooled_rows": False}
 Build = Callable[..., RecurrentNet]
 
 
@@ -114,6 +116,13 @@ def create_model(name: str, **config: Any) -> RecurrentNet:
         InputError: an unknown name or key of `config`, or a value that the architecture refuses.
     """
     return build_model(find_builder(name), config)
+
+
+def build_saved(architecture: Mapping[str, Any]) -> RecurrentNet:
+    """The network that a file of weights names, older files too; its function has to be registered."""
+    found = entry(architecture["name"])
+    older = {key: value for key, value in OLD_VALUES.items() if key in inspect.signature(found.build).parameters}
+    return build_model(found, {**older, **architecture["config"]})
 
 
 def build_model(found: Entry, config: Mapping[str, Any]) -> RecurrentNet:
