@@ -5,19 +5,21 @@ import json
 from rcnet.cli.text import Json
 
 
-def models(*, json_output: Json = False) -> None:
-    """List the networks and the bundled weights: cost and measured results a step.
+def models(name: str | None = None, /, *, json_output: Json = False) -> None:
+    """List the networks and the bundled weights: cost and the first measured result a step.
 
     MACs are those of one image: 321x481 pixels (denoise) or 32x32 (classify).
 
     Examples::
 
       rcnet models
-      rcnet models --json
+      rcnet models r3_fast.color
       rcnet models --json | jq '.[] | select(.task == "denoise") | .name'
 
     Parameters
     ----------
+    name
+        All results of these bundled weights or of a file of weights.
     json_output
         Print JSON.
     """
@@ -25,16 +27,26 @@ def models(*, json_output: Json = False) -> None:
     from rcnet.cost.catalogue import METRICS, describe_architecture, describe_weights
     from rcnet.models import bundled, list_models
 
-    rows = [describe_architecture(name) for name in list_models()] + [describe_weights(name) for name in bundled()]
+    if name is None:
+        rows = [describe_architecture(known) for known in list_models()] + [describe_weights(known) for known in bundled()]
+    else:
+        rows = [describe_architecture(name) if name in list_models() else describe_weights(name)]
     if json_output:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(rows if name is None else rows[0], indent=1))
         return
     lines = []
     for row in rows:
         for i, step in enumerate(row["steps"]):
             first = (row["name"], row["task"]) if i == 0 else ("", "")
-            unit = METRICS[row["task"]][1]
-            result = ", ".join(f"{value:.2f} {unit}, {data}" for data, value in step.get("results", {}).items())
-            lines.append((*first, step["steps"], f"{step['parameters']:,}", count(step["macs"]), result))
+            results = [f"{value:.2f} {METRICS[row['task']][1]}, {data}" for data, value in step.get("results", {}).items()]
+            lines.append((*first, step["steps"], f"{step['parameters']:,}", count(step["macs"]), "".join(results[:1])))
     print(table(("name", "task", "steps", "parameters", "MACs", "result"), lines))
-    print("\nA name with a dot is a set of trained weights: rcnet denoise (or classify) IN --model NAME --steps N")
+    if name is None:
+        print("\nA name with a dot is a set of trained weights: rcnet denoise (or classify) IN --model NAME --steps N")
+        print("All that was measured of it: rcnet models NAME")
+    elif measured := dict.fromkeys(data for step in rows[0]["steps"] for data in step.get("results", {})):
+        counts = [f"steps {step['steps']}" for step in rows[0]["steps"]]
+        values = [[step.get("results", {}).get(data) for step in rows[0]["steps"]] for data in measured]
+        shown = [["" if value is None else f"{value:.2f}" for value in line] for line in values]
+        print(f"\n{METRICS[rows[0]['task']][1]}:")
+        print(table(("measured on", *counts), [(data, *line) for data, line in zip(measured, shown, strict=True)]))
