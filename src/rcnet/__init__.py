@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rcnet.deploy.export import export, load_exported
     from rcnet.deploy.optimize import optimize
     from rcnet.errors import InputError
+    from rcnet.evaluation.dial import best_settings
     from rcnet.models import create_model, list_models, load, register, save
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "RecurrentCell",
     "RecurrentNet",
     "Transition",
+    "best_settings",
     "classify",
     "create_model",
     "denoise",
@@ -50,6 +52,7 @@ _HOME = {
     "optimize": "rcnet.deploy.optimize",
     "steps_for": "rcnet.cost.budget",
     "InputError": "rcnet.errors",
+    "best_settings": "rcnet.evaluation.dial",
 }
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from rcnet.cell import RecurrentNet
 
-NAMES = ("bn-steps", "bn-upstream", "denoised", "features")
+NAMES = ("bn-steps", "bn-upstream", "denoised", "features", "dial")
 
 
 def figures(
@@ -23,6 +23,8 @@ def figures(
     output: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None,
     image: Annotated[list[Path] | None, Parameter(name="--image", consume_multiple=True)] = None,
     sigma: float | None = None,
+    data: Path | None = None,
+    timed: bool = False,
 ) -> None:
     """Draw a figure of the paper for a network of your own.
 
@@ -30,6 +32,7 @@ def figures(
     bn-upstream   the same for each step count of the cell upstream (Fig. 3)
     denoised      an image with noise, denoised at each step count (Fig. 4)
     features      how the features of two cells evolve over steps (Fig. 6)
+    dial          what each setting reaches against what it costs
 
     Those of many networks at once (Figures 5 and 7) are part of rcnet study.
     All but denoised need matplotlib (pip install 'rcnet[plots]').
@@ -38,12 +41,13 @@ def figures(
 
       rcnet figures bn-steps r3.bsd-gray-25 -o norms.png
       rcnet figures denoised r3_fast.bsd-gray-25 --image photo.png --sigma 25
+      rcnet figures dial r3_fast.bsd-gray-25 --timed
       rcnet figures features runs/cifar/weights.safetensors --image a.jpg b.jpg
 
     Parameters
     ----------
     name
-        bn-steps, bn-upstream, denoised or features.
+        bn-steps, bn-upstream, denoised, features or dial.
     model
         Bundled weights (see rcnet models) or a file of weights.
     output
@@ -51,7 +55,11 @@ def figures(
     image
         Images for denoised and features; a bundled photograph unless given.
     sigma
-        Of the noise of denoised, in levels of 255; that of the training unless given.
+        Of the noise, in levels of 255; that of the training unless given (denoised), or 25 (dial --data).
+    data
+        Images that dial measures on; the results in the file of weights unless given.
+    timed
+        The dial against milliseconds on this machine, not against MACs.
     """
     if name not in NAMES:
         raise unknown("figure", name, NAMES)
@@ -60,10 +68,12 @@ def figures(
         raise InputError(f"figures are PNG: {path} does not end in .png")
     if not path.parent.is_dir() or path.is_dir():
         raise InputError(f"{path} cannot be written: its folder does not exist, or it is a folder")
-    if image and name.startswith("bn-"):
+    if image and name not in ("denoised", "features"):
         raise InputError(f"{name} shows the network alone: --image is for denoised and features")
-    if sigma is not None and name != "denoised":
-        raise InputError(f"{name} has no noise: --sigma is for denoised")
+    if sigma is not None and not (name == "denoised" or (name == "dial" and data)):
+        raise InputError(f"{name} adds no noise: --sigma is for denoised, and for dial with --data")
+    if (data or timed) and name != "dial":
+        raise InputError(f"{name} measures nothing: --data and --timed are for dial")
     from rcnet.figures.bn_steps import bn_steps
     from rcnet.figures.bn_upstream import bn_upstream
     from rcnet.figures.side_by_side import save_picture
@@ -74,6 +84,8 @@ def figures(
         picture = bn_steps(network)
     elif name == "bn-upstream":
         picture = bn_upstream(network)
+    elif name == "dial":
+        picture = _dial(network, model, data, sigma, timed)
     else:
         from importlib import resources
 
@@ -81,6 +93,17 @@ def figures(
         picture = _with_images(name, network, files, sigma)
     save_picture(path, picture)
     print(path)
+
+
+def _dial(network: "RecurrentNet", name: str, data: Path | None, sigma: float | None, timed: bool) -> "Image":
+    from tqdm import tqdm
+
+    from rcnet.evaluation.dial import best_settings
+    from rcnet.figures.dial import dial
+
+    with tqdm(unit="image", disable=None if data else True, leave=False) as bar:
+        rows = best_settings(network, data, sigma=25.0 if sigma is None else sigma, timed=timed, each=bar.update)
+    return dial(rows, f"{Path(name).stem if Path(name).suffix == '.safetensors' else name}: settings by cost")
 
 
 def _with_images(name: str, network: "RecurrentNet", files: list[Path], sigma: float | None) -> "Image":

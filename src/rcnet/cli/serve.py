@@ -83,7 +83,7 @@ def serve(
     objective = parse_budget(slo)
     if not objective.timed:
         raise InputError(f"--slo {slo} is not valid: give a time, e.g. 150ms or 2s")
-    for name, value, lowest in (("port", port, 0), ("threads", threads, 0), ("queue", queue, 1), ("batch", batch, 1)):
+    for name, value, lowest in (("threads", threads, 0), ("queue", queue, 1), ("batch", batch, 1)):
         check(name, value, lowest)
     for name, value in (("max-mb", max_mb), ("max-pixels", max_pixels), ("requests", requests)):
         check(name, value, 1)

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from rcnet.cost.counting import macs
 from rcnet.cost.latency import interleaved, measured_once, summary
 from rcnet.device import resolve_precision
 from rcnet.errors import InputError
+from rcnet.models.results import best_of, setting_quality
 
 Step = TypeVar("Step", bound=Choice)
 UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "MAC": 1.0, "kMAC": 1e3, "MMAC": 1e6, "GMAC": 1e9, "TMAC": 1e12}
@@ -98,15 +100,18 @@ def refuse_at_once(budget: Budget, call: Callable[[], object], times: float, ste
         raise InputError(f"no step count fits {budget.text} {what}: the cheapest, {steps}, takes {best:.3g} ms")
 
 
-def choose_steps(budget: Budget, cost: Mapping[Step, float], what: str) -> Step:
-    """The most steps, those that `cost` names last, whose cost (milliseconds or MACs, as the budget counts) fits.
+def choose_steps(
+    budget: Budget, cost: Mapping[Step, float], what: str, metric: str = "", quality: Mapping[Step, float] = MappingProxyType({})
+) -> Step:
+    """Of the settings whose cost (milliseconds or MACs, as the budget counts) fits, the best by quality: the highest `psnr`, the
+    lowest `error`. Where that is not known, the one that `cost` names last.
 
     Raises:
         InputError: none fits; the error names the cheapest.
     """
     fitting = [n for n, value in cost.items() if value <= budget.amount]
     if fitting:
-        return fitting[-1]
+        return best_of(fitting, metric, quality)
     cheapest = min(cost, key=lambda n: cost[n])
     amount = f"{cost[cheapest]:.3g} ms" if budget.timed else f"{cost[cheapest] / 1e9:.3g} GMAC"
     raise InputError(f"no step count fits {budget.text} {what}: the cheapest, {cheapest}, takes {amount}")
@@ -115,8 +120,8 @@ def choose_steps(budget: Budget, cost: Mapping[Step, float], what: str) -> Step:
 def steps_for(
     model: RecurrentNet, budget: str, size: tuple[int, int], *, batch: int = 1, precision: str = "fp32", **each: Any
 ) -> Choice:
-    """The most steps of the model, as one number or one a cell, whose call fits the budget, by this machine's measurements
-    (95th percentile of a call).
+    """The best setting of the model, as one number or one a cell, whose call fits the budget, by this machine's measurements
+    (95th percentile of a call) and by the results in the file of weights; without results, the one of most steps.
 
     The first question about a model, size and batch measures for some seconds; the answer is kept (`latency.kept_measurements`).
 
@@ -132,4 +137,4 @@ def steps_for(
         cost = {n: value["p95"] for n, value in latencies(model, size, batch, precision, **each).items()}
     else:
         cost = {n: float(macs(model, n, size, batch)) for n in model.choices}
-    return choose_steps(asked, cost, f"at {size[1]}x{size[0]} pixels" + f", batch {batch}" * (batch > 1))
+    return choose_steps(asked, cost, f"at {size[1]}x{size[0]} pixels" + f", batch {batch}" * (batch > 1), *setting_quality(model))

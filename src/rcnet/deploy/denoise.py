@@ -18,6 +18,7 @@ from rcnet.deploy.optimize import Optimized
 from rcnet.device import resolve_precision
 from rcnet.errors import InputError
 from rcnet.models.denoise import Sigma
+from rcnet.models.results import setting_quality
 
 TILE, SMALLEST_TILE = 512, 16  # pixels a side
 Images = TypeVar("Images", Tensor, np.ndarray)
@@ -211,7 +212,7 @@ def tiles(net: RecurrentNet, steps: Steps, tile: int, height: int, width: int) -
 def denoise_steps_for(
     model: RecurrentNet | Optimized, budget: str, shape: tuple[int, ...], *, tile: int = TILE, precision: str = "fp32"
 ) -> Choice:
-    """The most steps, as one number or one a cell, with which `denoise` stays within the budget for images of this shape
+    """The best setting, as one number or one a cell, with which `denoise` stays within the budget for images of this shape
     [B, C, H, W], e.g. `"50ms"`.
 
     As `rcnet.steps_for`, but for the whole image: its channels and its tiles, of which the largest is measured.
@@ -230,7 +231,7 @@ def denoise_steps_for(
         by_macs = {
             n: float(planes * sum(count * macs(net, n, size) for size, count in sizes.items())) for n, sizes in seen.items()
         }
-        return choose_steps(asked, by_macs, where)
+        return choose_steps(asked, by_macs, where, *setting_quality(net))
     largest = {n: max(sizes, key=lambda size: size[0] * size[1]) for n, sizes in seen.items()}
     times = {  # how many of the largest tile the image amounts to
         n: planes * sum(count * h * w for (h, w), count in sizes.items()) / (largest[n][0] * largest[n][1])
@@ -246,7 +247,8 @@ def denoise_steps_for(
         return {steps_text(n): summary(values)["p95"] for n, values in interleaved(calls).items()}
 
     measured = measured_once(what, measure)
-    return choose_steps(asked, {n: measured[steps_text(n)] * times[n] for n in net.choices}, where)
+    cost = {n: measured[steps_text(n)] * times[n] for n in net.choices}
+    return choose_steps(asked, cost, where, *setting_quality(net))
 
 
 def size_of(place: Place) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import struct
 import warnings
 
 import numpy as np
@@ -67,6 +68,9 @@ def decode(data: bytes, most: int) -> Picture:
     try:
         if kind == "WebP":
             _check_size(*_webp_size(data), most)  # Pillow would make a canvas of that size at once
+        if kind == "PNG" and len(data) >= 24:
+            width, height = struct.unpack(">II", data[16:24])
+            _check_size(width, height, most)  # Pillow refuses more than MAX_IMAGE_PIXELS in its own words
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=(kind.upper(),)) as opened:
@@ -74,6 +78,8 @@ def decode(data: bytes, most: int) -> Picture:
         return Picture(imagefile.read(data), kind)
     except InputError:
         raise
+    except Image.DecompressionBombError as error:
+        raise TooLarge(f"the image has more pixels than the {most} that this server takes: send a smaller one") from error
     except UnidentifiedImageError as error:
         raise InputError(f"the body is a damaged {kind}") from error
     except Exception as error:  # decoders raise nearly anything on a damaged file

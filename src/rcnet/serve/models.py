@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcnet.cell import RecurrentNet
+from rcnet.cell import choice
 from rcnet.cost.counting import macs, parameters
 from rcnet.data.labelled import fit
 from rcnet.deploy.classify import best_classes, class_names, image_size
 from rcnet.deploy.denoise import TILE, denoise_pixels
 from rcnet.deploy.optimize import Optimized, optimize
 from rcnet.models import load
+from rcnet.models.results import setting_quality
 from rcnet.serve.served import Classification, Denoised, Served, Work, label, name_of
 
 ASSUMED = 0.05  # relative error that a setting is taken to remove more than the one before, where no results are known
@@ -42,7 +43,8 @@ def open_model(source: str, device: str, precision: str) -> Model:
     side = image_size(network) if task == "classify" else 64
     cost = {setting: macs(network, setting, (side, side)) / side**2 for setting in network.settings}
     settings = tuple(sorted(cost, key=lambda setting: cost[setting]))
-    metric, results = measured(network, settings)
+    metric, by_setting = setting_quality(network)
+    results = tuple(by_setting[choice(setting)] for setting in settings) if metric else ()
     about = Served(
         name=name_of(source),
         task=task,
@@ -63,19 +65,6 @@ def open_model(source: str, device: str, precision: str) -> Model:
         return Model(about, lambda setting, work: denoise(session, setting, work), WARM_UP)
     names = list(about.classes)
     return Model(about, lambda setting, work: classify(session, names, side, setting, work), ((1, side), (1, side), (4, side)))
-
-
-def measured(network: RecurrentNet, settings: Sequence[tuple[int, ...]]) -> tuple[str, tuple[float, ...]]:
-    """`psnr` or `error` of each setting, the mean of those results in the weights' metadata that have all; or nothing."""
-    found: dict[str, list[list[float]]] = {}
-    for result in getattr(network, "metadata", {}).get("results", []):
-        rows = {network.per_cell(row["steps"]): row for row in result.get("rows", [])}
-        for metric in ("psnr", "error"):
-            if all(metric in rows.get(setting, {}) for setting in settings):
-                found.setdefault(metric, []).append([rows[setting][metric] for setting in settings])
-    for metric, lists in found.items():
-        return metric, tuple(float(np.mean(values)) for values in zip(*lists, strict=True))
-    return "", ()
 
 
 def quality(metric: str, results: Sequence[float], count: int) -> tuple[float, ...]:

@@ -61,12 +61,14 @@ def is_loopback(host: str) -> bool:
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket of that address, which takes no connections yet, or `InputError`."""
+    if not 0 <= port < 65536:  # getaddrinfo may take it modulo 65536
+        raise InputError(f"port {port} is not valid: from 0, a free one, to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise InputError(f"{host} port {port} cannot be listened on: {getattr(error, 'strerror', None) or error}") from error
     return bound
 

@@ -1,0 +1,94 @@
+"""The settings of a network side by side: what each costs and reaches, and which of them are worth having."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rcnet.cell import Choice, RecurrentNet
+from rcnet.cost.budget import choose_steps, latencies, parse_budget
+from rcnet.cost.catalogue import OTHER, SIZES
+from rcnet.cost.counting import macs
+from rcnet.data.images import read_folder, split_folder
+from rcnet.data.labelled import read_labelled
+from rcnet.errors import InputError
+from rcnet.evaluation.classify import classification_results
+from rcnet.evaluation.denoise import denoising_results
+from rcnet.models.results import best_of, setting_quality
+
+
+def best_settings(
+    model: RecurrentNet,
+    data: str | Path | Sequence[np.ndarray] | None = None,
+    *,
+    budget: str | None = None,
+    size: tuple[int, int] | None = None,
+    sigma: float = 25.0,
+    blind: bool = False,
+    timed: bool = False,
+    precision: str = "fp32",
+    each: Callable[..., object] = lambda *_: None,
+) -> list[dict[str, Any]]:
+    """What each setting of a network costs and reaches, cheapest first (by `ms` where there are any).
+
+    A row has `steps`, `macs`, `ms` and `p95` (if `timed`, or asked for by the budget), `psnr` in dB or `error` in %, `front`:
+    no setting that costs no more is better (the Pareto front), and `best`: of those within the budget the one of best quality,
+    or of all where none is given.
+
+    Args:
+        data: what quality is measured on: a folder of images, for a denoiser also uint8 arrays [H, W, C]; CIFAR or a folder of
+            images by class for a classifier. None: the results in the file of weights, without measuring.
+        budget: e.g. `"50ms"` or `"2GMAC"`, for a call on one image.
+        size: height and width in pixels of that image; 321x481 for a denoiser and 32x32 for a classifier unless given.
+        sigma: of the noise, in levels of 255. `blind`: it is not told.
+        precision: `fp32`, `bf16` or `auto`, of quality and time.
+        each: called after each image that is measured, for a progress bar.
+
+    Raises:
+        InputError: no data, and no results in the file; data that does not fit; a budget that no setting fits.
+    """
+    size = size or SIZES.get(model.about.task, OTHER)
+    asked = None if budget is None else parse_budget(budget)
+    metric, quality = setting_quality(model) if data is None else _measure(model, data, sigma, blind, precision, each)
+    if not metric:
+        raise InputError("the file of these weights holds no results for every setting: give data to measure them on")
+    cost: dict[Choice, Mapping[str, float]] = {n: {"macs": macs(model, n, size)} for n in model.choices}
+    if timed or (asked and asked.timed):
+        cost = {n: {**cost[n], **times} for n, times in latencies(model, size, precision=precision).items()}
+    by = "ms" if "ms" in cost[model.choices[0]] else "macs"
+    ordered = sorted(model.choices, key=lambda n: (cost[n][by], model.choices.index(n)))
+    where = f"at {size[1]}x{size[0]} pixels"
+    if asked is None:
+        best = best_of(ordered, metric, quality)
+    else:
+        counted = "p95" if asked.timed else "macs"
+        best = choose_steps(asked, {n: cost[n][counted] for n in ordered}, where, metric, quality)
+    rows, sign = [], 1 if metric == "psnr" else -1
+    reached = -np.inf
+    for n in ordered:
+        better = sign * quality[n] > reached
+        reached = max(reached, sign * quality[n])
+        rows.append({"steps": n, **cost[n], metric: round(quality[n], 4), "front": bool(better), "best": n == best})
+    return rows
+
+
+def _measure(
+    model: RecurrentNet,
+    data: str | Path | Sequence[np.ndarray],
+    sigma: float,
+    blind: bool,
+    precision: str,
+    each: Callable[..., object],
+) -> tuple[str, dict[Choice, float]]:
+    """The metric, and its value at each setting."""
+    choices = model.choices
+    if model.about.task == "denoise":
+        images = read_folder(split_folder(data, "test"), model.about.channels) if isinstance(data, str | Path) else list(data)
+        rows = denoising_results(model, images, sigma, choices, blind=blind, precision=precision, each=each)
+        return "psnr", {n: row["psnr"] for n, row in zip(choices, rows, strict=True)}
+    if model.about.task != "classify" or not isinstance(data, str | Path):
+        raise InputError("quality is measured of denoisers, and of classifiers on a folder of labelled images")
+    test = read_labelled(data, "test")
+    rows = classification_results(model, test.images, test.labels, choices, precision=precision, each=each)
+    return "error", {n: row["error"] for n, row in zip(choices, rows, strict=True)}

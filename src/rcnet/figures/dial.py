@@ -1,0 +1,51 @@
+"""The dial: what each setting of a network reaches against what it costs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from rcnet.cost.budget import steps_text
+from rcnet.figures.plots import page, style, to_image
+from rcnet.models.results import UNITS
+
+
+def dial(
+    rows: Sequence[Mapping[str, Any]], title: str = "", others: Mapping[str, tuple[float, float]] | None = None
+) -> Image.Image:
+    """Quality against cost, milliseconds if the rows have them, else GMAC, of `rcnet.best_settings`; the Pareto front is joined.
+
+    Args:
+        others: label -> cost and quality of something else, drawn beside.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    metric = next(metric for metric in UNITS if metric in rows[0])
+    timed = "ms" in rows[0]
+    points = {steps_text(row["steps"]): (row["ms"] if timed else row["macs"] / 1e9, row[metric]) for row in rows}
+    with page(3.8) as figure:
+        figure.suptitle(title)
+        panel = figure.subplots()
+        panel.margins(0.09)
+        front = [points[steps_text(row["steps"])] for row in rows if row["front"]]
+        panel.plot(*zip(*front, strict=True), **style(0), markersize=5, label="worth having")
+        if behind := [points[steps_text(row["steps"])] for row in rows if not row["front"]]:
+            panel.plot(
+                *zip(*behind, strict=True),
+                **(style(1) | {"linestyle": ""}),
+                markersize=5,
+                label="another is better, and no dearer",
+            )
+        below = metric == "error"
+        for text, (x, y) in points.items():
+            panel.annotate(text, (x, y), xytext=(4, 5 if below else -11), textcoords="offset points", fontsize=7)
+        for place, (label, (x, y)) in enumerate((others or {}).items(), start=2):
+            panel.plot([x], [y], **(style(place) | {"linestyle": ""}), markersize=7, label=label)
+        if others and max(x for x, _ in others.values()) > 10 * max(x for x, _ in points.values()):
+            panel.set_xscale("log")
+        panel.set_xlabel("milliseconds a picture" if timed else "GMAC a picture")
+        panel.set_ylabel("PSNR in dB" if metric == "psnr" else "error in %")
+        if behind or others:
+            panel.legend(loc="upper right" if below else "lower right")
+        return to_image(figure)
