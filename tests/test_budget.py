@@ -112,7 +112,7 @@ def test_peak_memory_counts_what_is_alive_at_once():
 def test_profile_says_what_each_step_costs():
     model = rcnet.load("r3_fast.bsd-gray-25")
     rows = profile(model, (64, 64))
-    assert [row["steps"] for row in rows] == [1, 2, 3]
+    assert [row["steps"] for row in rows] == [(1, 0, 0), (1, 1, 0), 1, (2, 1, 1), (2, 2, 1), 2, (3, 2, 2), (3, 3, 2), 3]
     for few, more in itertools.pairwise(rows):
         assert few["macs"] < more["macs"]
         assert few["parameters"] < more["parameters"]
@@ -164,10 +164,12 @@ def test_profile_on_the_command_line(run, refused):
     assert status == 0, err
     result = json.loads(out)
     assert result["size"] == [32, 48]
-    assert [row["macs"] for row in result["rows"]] == [macs(rcnet.load("r3_fast.bsd-gray-25"), n, (32, 48)) for n in (1, 2, 3)]
+    model = rcnet.load("r3_fast.bsd-gray-25")
+    assert [row["macs"] for row in result["rows"]] == [macs(model, n, (32, 48)) for n in model.choices]
     table = run("profile", "r3_fast.bsd-gray-25", "--size", "32x48")[1]
     assert "48x32 pixels" in table
-    assert len(table.splitlines()) == 6
+    assert "\n1,0,0 " in table
+    assert len(table.splitlines()) == 3 + len(model.choices)
     assert "networks: r2" in refused("profile", "nothing")
     assert "HEIGHTxWIDTH" in refused("profile", "r2", "--size", "32")
     assert "whole numbers from 1" in refused("profile", "r2", "--batch", "0")

@@ -12,8 +12,8 @@ Json = Annotated[bool, Parameter(name="--json")]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Aligned columns: text to the left, numbers to the right."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    """Aligned columns: text to the left, numbers to the right; settings as they are typed, `3,2,2`."""
+    cells = [[",".join(map(str, cell)) if isinstance(cell, tuple) else str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
     right = [bool(cells) and all(row[i][:1].isdigit() or row[i] in ("", "-") for row in cells) for i in range(len(header))]
 
