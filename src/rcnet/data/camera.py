@@ -153,7 +153,8 @@ def photograph(
         coarse: how often the noise is coarsened, and then, for a strength of its own, scaled to 1 to 14 levels.
     """
     camera = draw_camera(rng)
-    raw = expose(_blur(clean.expand(-1, 3, -1, -1), rng.uniform(0.25, 0.8)), camera)  # no lens is as sharp as a pixel
+    blur = math.exp(rng.uniform(math.log(0.25), math.log(1.8)))  # no lens is as sharp as a pixel; a reduced picture almost is
+    raw = expose(_blur(clean.expand(-1, 3, -1, -1), blur), camera)
     target = develop(raw, camera)
     noise = develop(sensor_noise(raw, camera, generator), camera) - target
     if rng.random() < coarse:
