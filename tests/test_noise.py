@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from rcnet.data.camera import (
     Camera,
@@ -109,7 +110,8 @@ def test_a_photograph_has_noise_of_a_camera_s_strength_and_a_target_of_its_own(c
         assert noisy.shape == target.shape == clean.shape
         level = 255 * (noisy - target).square().mean((1, 2, 3)).sqrt()
         assert ((level > 0.5) & (level <= 14.01)).all()
-        assert (target - clean).abs().mean() < 0.06  # through lens and mosaic, the same picture
+        # through lens and mosaic, the same picture, but for its finest detail
+        assert (F.avg_pool2d(target, 4) - F.avg_pool2d(clean, 4)).abs().mean() < 0.03
 
 
 def test_jpeg_of_any_quality():
