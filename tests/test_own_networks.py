@@ -170,7 +170,7 @@ def test_a_changed_head_is_saved_only_if_it_will_load(tmp_path):
 
 
 def test_offered_settings_are_saved(tmp_path):
-    model = rcnet.create_model("r2", steps=(2, 3), width=0.125)
+    model = rcnet.create_model("r2", steps=(2, 3), width=0.125, unified=False)
     model.offer([(2, 2), (3, 2)])
     rcnet.save(model, tmp_path / "w.safetensors")
     again = rcnet.load(tmp_path / "w.safetensors")

@@ -357,7 +357,12 @@ STAIRS = ((1, 0, 0), (1, 1, 0), 1, (2, 1, 1), (2, 2, 1), 2, (3, 2, 2), (3, 3, 2)
     [
         ("r3_fast", {}, "unified", (1, 2, 3)),
         ("r3_fast", {}, "staircase", STAIRS),
-        ("r2", {"steps": (2, 3, 4)}, "staircase", (2, (3, 2), 3, (4, 3), 4)),  # cells that pool cannot be left out
+        (
+            "r2",
+            {"steps": (2, 3, 4), "unified": False},
+            "staircase",
+            (2, (3, 2), 3, (4, 3), 4),
+        ),  # pooling cells stay
         ("r2", {"steps": (1, 2), "unified": False}, "free", (1, (1, 2), (2, 1), 2)),
         ("r3_fast", {}, [(1, 1, 0), (3, 3, 3)], ((1, 1, 0), 3)),
     ],

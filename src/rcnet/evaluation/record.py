@@ -1,7 +1,10 @@
 """Writing what was measured into a file of weights, so that figures travel with them."""
 
+import json
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rcnet.cell import RecurrentNet
 from rcnet.errors import InputError
@@ -28,7 +31,7 @@ def record_result(model: RecurrentNet, name_or_path: str | Path, result: dict[st
             known = there["results"]
     about = {key: value for key, value in result.items() if key != "rows"}
     same = [r for r in known if {key: value for key, value in r.items() if key != "rows"} == about]
-    measured = {str(row["steps"]): row for r in [*same, result] for row in r["rows"]}
-    joined = {**about, "rows": sorted(measured.values(), key=lambda row: (isinstance(row["steps"], list | tuple), row["steps"]))}
+    measured = {json.dumps(row["steps"]): row for r in [*same, result] for row in r["rows"]}
+    joined = {**about, "rows": sorted(measured.values(), key=lambda row: np.mean(row["steps"]))}
     save(model, path, results=[*(r for r in known if r not in same), joined])
     return path
