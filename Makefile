@@ -6,7 +6,7 @@ endif
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs dist clean
 
 demo: $(VENV)/installed
 	$(BIN)/rcnet denoise --demo
@@ -19,6 +19,10 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
+
+# A wheel and an sdist, installed in an environment of their own and used from another folder
+dist: $(VENV)/installed
+	$(BIN)/python tools/dist.py --constraints $(CONSTRAINTS)
 
 docs: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[docs]'

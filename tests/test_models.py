@@ -476,3 +476,20 @@ def test_radius_of_r3_fast_is_the_halo_of_an_aligned_tile(steps, convs):
     for outside in (start - radius - 1, end + radius):
         changed = changed_pixels(model, steps, end + radius + 4, (outside, outside))
         assert not ((start <= changed) & (changed < end)).all(dim=1).any()
+
+
+def test_half_of_a_file(tmp_path):
+    model = create_model("r3_fast", width=32)
+    save(model, tmp_path / "whole.safetensors")
+    save(model, tmp_path / "half.safetensors", half=True, results=[{"data": "x", "rows": []}])
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("whole", "half")]
+    assert sizes[1] < 0.65 * sizes[0]
+    half = load(tmp_path / "half.safetensors")
+    x = torch.rand(1, 1, 16, 16)
+    assert all(parameter.dtype == torch.float32 for parameter in half.parameters())
+    torch.testing.assert_close(half(x), model.eval()(x), atol=0.01, rtol=0)
+    save(half, tmp_path / "again.safetensors")  # exactly what was loaded: as small, and its results are kept
+    assert (tmp_path / "again.safetensors").stat().st_size == sizes[1]
+    again = load(tmp_path / "again.safetensors")
+    assert torch.equal(again(x), half(x))
+    assert again.metadata["results"] == [{"data": "x", "rows": []}]

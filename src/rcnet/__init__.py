@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rcnet.evaluation.dial import best_settings
     from rcnet.models import create_model, list_models, load, register, save
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "About",

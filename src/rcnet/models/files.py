@@ -60,11 +60,15 @@ def read_metadata(name_or_path: str | Path) -> dict[str, Any]:
     return read
 
 
-def save(model: RecurrentNet, path: str | Path, **metadata: Any) -> None:
+def save(model: RecurrentNet, path: str | Path, *, half: bool = False, **metadata: Any) -> None:
     """Writes the model's weights and `metadata` (JSON values, e.g. `results`, `training`) to one safetensors file, atomically.
 
     Each kernel is stored once. What `load` read of the model's file is kept; of weights that have changed since, `results` are
     not, and `training` becomes its `before`. `preprocessing` is what the model says of itself, completed by what is given.
+
+    Args:
+        half: kernels are rounded to bf16 in the file, which is then half as large; measure its results again. Kernels that bf16
+            holds exactly are always stored as such.
 
     Raises:
         InputError: the model was not made by `create_model` or `load`, or was changed so that `load` could not read it.
@@ -78,6 +82,8 @@ def save(model: RecurrentNet, path: str | Path, **metadata: Any) -> None:
             f"this network is not as create_model({architecture['name']!r}) makes it: {different} (unrolled, pruned, a new head?)"
             "; save the network that it was made from, or create it with the options that it has now, e.g. num_classes"
         )
+    if half:
+        state = {name: tensor.bfloat16().to(tensor.dtype) if tensor.ndim > 1 else tensor for name, tensor in state.items()}
     known = dict(model.metadata)
     checksum = _checksum(state)
     if known.get("weights", checksum) != checksum:
@@ -90,7 +96,8 @@ def save(model: RecurrentNet, path: str | Path, **metadata: Any) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_bytes(to_bytes(state, {KEY: json.dumps(metadata)}))
+        stored = {name: tensor.bfloat16() if _fits_bf16(tensor) else tensor for name, tensor in state.items()}
+        temporary.write_bytes(to_bytes(stored, {KEY: json.dumps(metadata)}))
 
 
 def _usual_settings(model: RecurrentNet) -> tuple[tuple[int, ...], ...]:
@@ -102,6 +109,11 @@ def _usual_settings(model: RecurrentNet) -> tuple[tuple[int, ...], ...]:
 
 def _plain_state(model: RecurrentNet) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _fits_bf16(tensor: Tensor) -> bool:
+    """Whether it is a kernel that bf16 holds without a loss."""
+    return tensor.ndim > 1 and tensor.dtype == torch.float32 and torch.equal(tensor.bfloat16().float(), tensor)
 
 
 def _checksum(state: Mapping[str, Tensor]) -> str:
@@ -135,7 +147,8 @@ def load(name_or_path: str | Path) -> RecurrentNet:
     architecture = metadata["architecture"]
     model = build_saved(architecture)
     with safe_open(path, framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    state = {name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor for name, tensor in held.items()}
     load_state(model, state, path)
     model.about = model.about.completed(metadata.get("preprocessing", {}))
     if "settings" in metadata:
