@@ -1,23 +1,26 @@
-"""Writes the tables of results of docs/use.md and docs/training.md, and results/weights/NAME.json, from the metadata of the
-bundled weights.
+"""Writes the tables of results of docs/, and results/weights/NAME.json, from the metadata of the bundled weights.
 
 rcnet eval r3.bsd-gray-25 --data BSD68/ --sigma 25 --record         # measures and records, for each set of weights
 rcnet eval r3_fast.photo --data CBSD68/ --sigma 25 --record          # and 15, 50; --blind; --as-8bit; --harm; --noisy --clean
 rcnet eval r2.cifar10 --data data/ --record
-python -m benchmarks.readme                                          # renders
+python -m benchmarks.readme                                          # renders; --pictures: draws those of docs/ again, too
 """
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+from rcnet.cli import app
 from rcnet.cli.text import count
 from rcnet.cost.catalogue import describe_weights
 from rcnet.models import bundled, read_metadata
 from rcnet.models.registry import entry
 
 ROOT = Path(__file__).parent.parent
+STUDY = ROOT / "results" / "study" / "two-epochs"
+DIAL = "r3_fast.bsd-gray-25"
 RECORDS = ROOT / "results" / "weights"
 # On the same 68 images at sigma 25, as published: Zhang & Jung 2019 (R3 and BM3D), Zhang et al. 2017 (DnCNN), 2018 (FFDNet).
 DENOISERS = {"BM3D": 28.57, "R3^4, the paper's": 29.07, "FFDNet": 29.19, "DnCNN-S": 29.23}
@@ -142,7 +145,51 @@ def fast() -> str:
     return "\n".join(lines)
 
 
+def norms() -> str:
+    """What batch norms for each step are worth, from the study."""
+    lines = ["| batch norms | error %, R2^4 | PSNR dB, R3^4 |", "|---|---|---|"]
+    for label, mode in (("one for each step", ""), ("none", "-none"), ("one, shared by all steps", "-shared")):
+        r2, r3 = (
+            json.loads((STUDY / f"{network}-4{mode}.{data}-seed0.json").read_text())["rows"][-1]
+            for network, data in (("r2", "cifar10"), ("r3", "bsd25"))
+        )
+        lines.append(f"| {label} | {r2['error']:.2f} | {r3['psnr']:.2f} |")
+    return "\n".join(lines)
+
+
+def dial() -> str:
+    """The picture of the dial, and what it shows."""
+    steps = describe_weights(DIAL)["steps"]
+    (low, cheap), (high, dear) = ((step["results"]["BSD68 sigma 25"], step["macs"] / 1e9) for step in (steps[0], steps[-1]))
+    return "\n".join(
+        [
+            f"![PSNR against GMAC of the {len(steps)} settings of {DIAL}](pictures/dial.png)",
+            "",
+            f"*One file of {steps[0]['parameters'] / 1e6:.2f} million parameters, {len(steps)} settings: on BSD68 at sigma 25 from "
+            f"{low:.2f} dB at {cheap:.1f} GMAC to {high:.2f} dB at {dear:.1f}. BM3D reaches {DENOISERS['BM3D']:.2f} dB.*",
+        ]
+    )
+
+
+def draw() -> None:
+    """The pictures of docs/ again."""
+    photograph = str(ROOT / "src" / "rcnet" / "assets" / "cameraman.png")
+    for name, weights, *images in (
+        ("dial", DIAL),
+        ("bn-steps", "r3.bsd-gray-25"),
+        ("bn-upstream", "r3.bsd-gray-25"),
+        ("features", DIAL, "--image", photograph),
+        ("denoised", "r3.bsd-gray-25", "--image", photograph),
+    ):
+        app(
+            ["figures", name, weights, *images, "-o", str(ROOT / "docs" / "pictures" / f"{name}.png")],
+            result_action="return_value",
+        )
+
+
 TABLES = {
+    ("docs/index.md", "dial"): dial,
+    ("docs/idea.md", "norms"): norms,
     ("docs/use.md", "photos"): photos,
     ("docs/use.md", "denoisers"): denoisers,
     ("docs/use.md", "classifiers"): classifiers,
@@ -160,6 +207,8 @@ def insert(text: str, name: str, table: str) -> str:
 
 
 def main() -> None:
+    if "--pictures" in sys.argv:
+        draw()
     for name in bundled():
         (RECORDS / f"{name}.json").write_text(json.dumps(read_metadata(name), indent=1) + "\n")
     for (file, name), render in TABLES.items():
