@@ -165,8 +165,8 @@ def dial() -> str:
         [
             f"![PSNR against GMAC of the {len(steps)} settings of {DIAL}](pictures/dial.png)",
             "",
-            f"*One file of {steps[0]['parameters'] / 1e6:.2f} million parameters, {len(steps)} settings: on BSD68 at sigma 25 from "
-            f"{low:.2f} dB at {cheap:.1f} GMAC to {high:.2f} dB at {dear:.1f}. BM3D reaches {DENOISERS['BM3D']:.2f} dB.*",
+            f"*One file of {steps[0]['parameters'] / 1e6:.2f} million parameters, {len(steps)} settings: on BSD68 at sigma 25 "
+            f"from {low:.2f} dB at {cheap:.1f} GMAC to {high:.2f} dB at {dear:.1f}. BM3D reaches {DENOISERS['BM3D']:.2f} dB.*",
         ]
     )
 
