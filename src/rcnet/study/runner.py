@@ -22,7 +22,8 @@ from rcnet.replacing import replacing
 from rcnet.study.measure import measure, read_along, settled, watched
 from rcnet.study.runs import Folders, Run, kept_result, result_text
 from rcnet.study.scales import find_scale
-from rcnet.study.states import State, held
+from rcnet.study.states import LOCK, State
+from rcnet.training.checkpoint import held
 from rcnet.training.loop import commit, train
 
 Say = Callable[[str], object]
@@ -40,7 +41,7 @@ def perform(run: Run, folders: Folders, progress: bool = True) -> dict[str, Any]
         KeyboardInterrupt: it was stopped; its checkpoint is kept.
     """
     work = run.work(folders)
-    with held(work):
+    with held(work, LOCK):
         if finished := kept_result(run, folders):
             return finished
         recipe, commits = run.recipe(folders), sign(run, work)

@@ -36,14 +36,12 @@ from rcnet.models.early_exit import EarlyExitNet
 from rcnet.models.files import load, save
 from rcnet.models.registry import create_model
 from rcnet.replacing import replacing
-from rcnet.training.checkpoint import cut_log, read_checkpoint, write_checkpoint
+from rcnet.training.checkpoint import add_line, cut_log, goes_on, held, read_checkpoint, write_checkpoint
 from rcnet.training.optimizer import make_optimizers, set_learning_rate
 from rcnet.training.parallel import average, join, leave, share
 from rcnet.training.recipe import Recipe
 from rcnet.training.steps import check_probabilities, draw_steps, expected_cost, offer
 from rcnet.training.tasks import Batch, Task, make_task
-
-FILES = ("checkpoint.pt", "log.jsonl", "weights.safetensors", "result.json")
 
 
 def learning_rate_factor(progress: float, warmup: float, decay: float) -> float:
@@ -77,7 +75,9 @@ def train(
             runs on a busy machine compare.
 
     Raises:
-        InputError: the recipe or the data does not fit, `out` holds another run, or another process of this one has gone.
+        InputError: the recipe or the data does not fit, `out` holds another run or a process is at it, or another process of
+            this one has gone.
+        OSError: a file cannot be written, e.g. as the disk is full; the last checkpoint is whole.
     """
     return Run(recipe, Path(data), Path(out), resume).go(progress, clock, tensorboard)
 
@@ -86,13 +86,12 @@ class Run:
     """One run's state: the network, its average, the optimizers and how far they are."""
 
     def __init__(self, recipe: Recipe, data: Path, out: Path, resume: bool) -> None:
-        self.recipe, self.out, self.commit = recipe, out, commit()
+        self.recipe, self.out, self.resume, self.commit = recipe, out, resume, commit()
         self.checkpoint = out / "checkpoint.pt"
         self.device = best_device()
         self.world = join(self.device)
         self.writes = self.world.rank == 0
-        if self.writes and not resume and any((out / name).exists() for name in FILES):
-            raise InputError(f"{out} already holds a run: add --resume to go on with it, or choose another folder with --out")
+        going_on = share(self.writes and goes_on(out, resume), self.world)
         if recipe.batch % (self.world.size * recipe.accumulate):
             raise InputError(
                 f"batch = {recipe.batch} does not divide into {self.world.size} processes x {recipe.accumulate} parts "
@@ -118,7 +117,6 @@ class Run:
             raise InputError(
                 f"the data of process {self.world.rank} is not that of the first: all need the same images in {data}"
             )
-        going_on = share(resume and self.checkpoint.exists(), self.world)
         if recipe.init and not going_on:
             source = start_from(recipe.init, self.model)
             self.model.load_state_dict(source.state_dict())
@@ -132,14 +130,8 @@ class Run:
             self.average = AveragedModel(self.model, multi_avg_fn=self.blend, use_buffers=True)  # type: ignore[no-untyped-call]
         self.iteration, self.elapsed, self.asked, self.stopped, self.frozen = 0, 0.0, False, False, False
         self.time: Callable[[], float] = lambda: self.elapsed
-        if going_on:
-            self.restore(share(read_checkpoint(self.checkpoint, self.identity()) if self.writes else None, self.world))
-        if self.writes:
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(f"{out} cannot be a folder of a run: {error.strerror}") from error
-            cut_log(out / "log.jsonl", self.iteration)
+        self.losses: list[float] = []  # since the last line of the log
+        self.logged = 0.0  # seconds, at that line
 
     def blend(self, averages: Any, values: Any, count: Any) -> None:
         """The exponential average of the weights, with a decay that rises to the recipe's: a short run forgets its start, too."""
@@ -163,6 +155,7 @@ class Run:
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
             self.iteration, self.elapsed, self.before = int(state["iteration"]), float(state["elapsed"]), state["before"]
+            self.losses, self.logged = list(state.get("losses", [])), float(state.get("logged", self.elapsed))
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise InputError(f"{self.checkpoint} is damaged: delete it to start anew, or choose another folder") from error
 
@@ -175,6 +168,8 @@ class Run:
                 "run": self.identity(),
                 "iteration": self.iteration,
                 "elapsed": self.elapsed,
+                "losses": self.losses,
+                "logged": self.logged,
                 "model": self.model.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "before": self.before,
@@ -190,23 +185,30 @@ class Run:
         return min(1.0, self.iteration / self.iterations)
 
     def go(self, progress: bool, clock: Callable[[], float], tensorboard: bool = False) -> dict[str, Any]:
-        if self.done >= 1 and share((self.out / "result.json").exists(), self.world):
+        """Trains to the end, in a folder that no other process is at."""
+        with held(self.out) if self.writes else nullcontext():
+            if share(self.writes and goes_on(self.out, self.resume), self.world):
+                self.restore(share(read_checkpoint(self.checkpoint, self.identity()) if self.writes else None, self.world))
+            if self.writes:
+                cut_log(self.out / "log.jsonl", self.iteration)
+            return self.to_the_end(progress, clock, tensorboard)
+
+    def to_the_end(self, progress: bool, clock: Callable[[], float], tensorboard: bool) -> dict[str, Any]:
+        whole = all((self.out / name).exists() for name in ("result.json", "weights.safetensors"))
+        if self.done >= 1 and share(whole, self.world):
             leave()
             return read_result(self.out / "result.json") if self.writes else {}
         board = Board(self.out, self.iteration) if tensorboard and self.writes else None
         started, elapsed_before = clock(), self.elapsed
         self.time = lambda: elapsed_before + clock() - started
-        kept = logged = self.elapsed
-        losses: list[float] = []
+        kept = self.elapsed
         shape = "{percentage:5.1f}%|{bar:24}| {desc}"
         bar = progress_bar(total=1.0, initial=self.done, disable=None if progress and self.writes else True, bar_format=shape)
-        log_file = self.out / "log.jsonl" if self.writes else Path(os.devnull)
-        with bar, stopped_by_signals(self), log_file.open("a") as log:
+        with bar, stopped_by_signals(self):
             while self.done < 1 and not self.stopped:
-                losses.append(self.step())
+                self.losses.append(self.step())
                 if self.iteration % self.recipe.log_every == 0:
-                    line = self.report(log, bar, losses, (self.elapsed - logged) / len(losses))
-                    losses, logged = [], self.elapsed
+                    line = self.report(bar)
                     if board:
                         board.add(self.iteration, line)
                 if self.elapsed - kept > 60 * self.recipe.checkpoint_minutes:
@@ -303,8 +305,10 @@ class Run:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
 
-    def report(self, log: Any, bar: Any, losses: list[float], seconds: float) -> dict[str, float]:
-        mean, rate = sum(losses) / len(losses), self.recipe.batch / seconds
+    def report(self, bar: Any) -> dict[str, float]:
+        """Shows and logs the mean loss since the last time."""
+        count, seconds = len(self.losses), max(self.elapsed - self.logged, 1e-9)
+        mean, rate = sum(self.losses) / count, count * self.recipe.batch / seconds
         left = self.elapsed / max(self.done, 1e-9) * (1 - self.done)
         line = {
             "iteration": self.iteration,
@@ -312,8 +316,9 @@ class Run:
             "images_per_s": round(rate, 1),
             "elapsed": round(self.elapsed, 1),
         }
-        log.write(json.dumps(line) + "\n")
-        log.flush()
+        self.losses, self.logged = [], self.elapsed
+        if self.writes:
+            add_line(self.out / "log.jsonl", line)
         bar.n = self.done
         clock = f"{int(left) // 3600}:{int(left) % 3600 // 60:02d}:{int(left) % 60:02d}"
         bar.set_description_str(f"iteration {self.iteration}, loss {mean:.4g}, {rate:.0f} images/s, {clock} left")

@@ -153,7 +153,10 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
 
 def recipe_from(table: Mapping[str, Any], source: str) -> Recipe:
     """A checked recipe of a table; `source` is named in errors."""
-    return _build(Recipe, table, source, "")
+    recipe = _build(Recipe, table, source, "")
+    if {"minutes", "epochs"} & table.keys() and not (recipe.minutes or recipe.epochs or "iterations" in table):
+        raise InputError(f"{source}: minutes and epochs of 0 leave the run without a length: give iterations=N, too")
+    return recipe
 
 
 def _toml_value(text: str) -> Any:
