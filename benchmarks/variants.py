@@ -99,6 +99,7 @@ COMPARISONS = {
             "norms at 8 times": ["optimizer.norm_lr=8.0"],
             "level told to all": ["denoising.unknown=0.0"],
             "no level plane": ["model.noise_level=false"],
+            "scale and shift of the norms from the level": ["model.name=benchmarks.level_norms:r3_fast_level_norms"],
             "nothing drawn": ["denoising.drawn=0.0"],
         },
     ),

@@ -23,7 +23,7 @@ from rcnet.errors import InputError
 from rcnet.evaluation.classify import classification_results
 from rcnet.evaluation.denoise import check_sizes, denoising_results
 from rcnet.models.layers import Normalize
-from rcnet.models.registry import entry
+from rcnet.models.registry import find_builder
 from rcnet.training.recipe import Denoising, Recipe
 
 Rows = list[dict[str, Any]]
@@ -83,7 +83,7 @@ def make_task(recipe: Recipe, data: str | Path, device: torch.device) -> Task:
     """
     if "name" not in recipe.model:
         raise InputError("the recipe's [model] has no name, e.g. name = 'r3'")
-    make = denoising_task if entry(recipe.model["name"]).task == "denoise" else classification_task
+    make = denoising_task if find_builder(recipe.model["name"]).task == "denoise" else classification_task
     return make(recipe, data, device)
 
 
