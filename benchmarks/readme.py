@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rcnet.cli.text import count
-from rcnet.cost.catalogue import describe_weights
 from rcnet.models import bundled, read_metadata
 from rcnet.models.registry import entry
+from rcnet.tasks.catalogue import describe_weights
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "results" / "weights"

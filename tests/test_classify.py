@@ -11,10 +11,11 @@ from PIL import Image
 
 from rcnet.cell import batch_norms, norms_of
 from rcnet.data.labelled import read_labelled, to_float
-from rcnet.deploy.classify import class_names, classify
+from rcnet.deploy.classify import classify
 from rcnet.errors import InputError
 from rcnet.evaluation import classification_results, recalibrate
 from rcnet.models import create_model, load
+from rcnet.tasks.classify import class_names
 from rcnet.training import read_recipe, train
 from rcnet.training.loop import Run
 

@@ -20,8 +20,8 @@ from rcnet.errors import InputError
 from rcnet.evaluation import denoising_results
 from rcnet.models import create_model, load
 from rcnet.training import list_recipes, read_recipe, train
-from rcnet.training.loop import Run, learning_rate_factor
-from rcnet.training.optimizer import Muon, make_optimizers, orthogonalize
+from rcnet.training.loop import Run
+from rcnet.training.optimizer import Muon, learning_rate_factor, make_optimizers, orthogonalize
 from rcnet.training.recipe import Optimizer, recipe_from
 from rcnet.training.steps import check_probabilities, draw_steps, expected_cost, offer
 
@@ -174,12 +174,11 @@ def test_finished_weights_are_not_overwritten_where_the_checkpoint_is_gone(tmp_p
 
 def test_weights_that_are_gone_come_back_from_the_checkpoint(tmp_path):
     train(tiny(), DATA, tmp_path / "run", progress=False)
-    weights = (tmp_path / "run" / "weights.safetensors").read_bytes()
+    before = tensors(tmp_path / "run")
     (tmp_path / "run" / "weights.safetensors").unlink()
     train(tiny(), DATA, tmp_path / "run", resume=True, progress=False)
-    before, after = tmp_path / "before.safetensors", tmp_path / "run" / "weights.safetensors"
-    before.write_bytes(weights)
-    assert all(torch.equal(tensor, load(after).state_dict()[name]) for name, tensor in load(before).state_dict().items())
+    after = tensors(tmp_path / "run")
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("moment", ["loss", "average"])
@@ -514,6 +513,8 @@ def test_bundled_recipes_are_whole(name):
         ("batch=many", "it takes int"),
         ("batch=0", "batch = 0 is not valid: it takes numbers from 1"),
         ("ema=1.5", "from 0 to 1"),
+        ("optimizer.betas=[1,1]", "from 0 to below 1"),
+        ("optimizer.momentum=1", "from 0 to below 1"),
         ("denoising.patch=-3", "from 1"),
         ("denoising.sigma=[5, 300]", "from 0 to 255"),
         ("optimizer=3", "it takes a section"),

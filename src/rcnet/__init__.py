@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rcnet.deploy.export import export, load_exported
     from rcnet.deploy.optimize import optimize
     from rcnet.errors import InputError
-    from rcnet.evaluation.dial import best_settings
     from rcnet.models import create_model, list_models, load, register, save
+    from rcnet.tasks.dial import best_settings
 
 __version__ = "0.1.0"
 
@@ -52,7 +52,7 @@ _HOME = {
     "optimize": "rcnet.deploy.optimize",
     "steps_for": "rcnet.cost.budget",
     "InputError": "rcnet.errors",
-    "best_settings": "rcnet.evaluation.dial",
+    "best_settings": "rcnet.tasks.dial",
 }
 
 

@@ -19,11 +19,12 @@ from torch._dynamo.exc import UserError
 from rcnet.calling import plain, ready, refused
 from rcnet.cell import Choice, RecurrentNet, Steps, choice, evaluating, unroll
 from rcnet.cost.budget import steps_text
-from rcnet.deploy.int8 import Fed, quantized
+from rcnet.deploy.int8 import quantized
 from rcnet.deploy.optimize import chosen, optimize
 from rcnet.deploy.packages import needed, quiet
 from rcnet.errors import InputError, unknown
 from rcnet.replacing import naming
+from rcnet.tasks.task import Fed
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 OPSET = 20

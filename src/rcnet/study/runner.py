@@ -24,7 +24,8 @@ from rcnet.study.runs import Folders, Run, kept_result, result_text
 from rcnet.study.scales import find_scale
 from rcnet.study.states import LOCK, State
 from rcnet.training.checkpoint import held
-from rcnet.training.loop import commit, train
+from rcnet.training.loop import train
+from rcnet.training.provenance import commit
 
 Say = Callable[[str], object]
 FIRST = ("cifar10", {"Table 1", "Table 2", "Table 4"})  # the paper's three contributions, on the data that takes least

@@ -71,7 +71,7 @@ def read_checkpoint(path: Path, run: dict[str, Any]) -> dict[str, Any]:
         theirs = dict(state["run"])
     except Exception as error:  # torch.load raises almost anything on a broken file
         raise InputError(f"{path} is not a checkpoint of rcnet: delete it to start anew, or choose another folder") from error
-    differing = sorted(key for key in theirs.keys() | run.keys() if theirs.get(key) != run.get(key))
+    differing = sorted(key for key in run if theirs.get(key) != run[key])
     if differing:
         key = differing[0]
         raise InputError(

@@ -8,15 +8,10 @@ on with the time that it has left: how many iterations that makes depends on the
 import copy
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from datetime import UTC, datetime
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +24,22 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rcnet.cell import Choice, RecurrentNet, batch_norms
 from rcnet.cost.counting import macs
-from rcnet.device import autocast, best_device, channels_last, hardware, keep_freed_memory, resolve_precision
+from rcnet.device import autocast, best_device, channels_last, keep_freed_memory, resolve_precision
 from rcnet.errors import InputError
 from rcnet.evaluation.recalibrate import recalibrate
 from rcnet.models.early_exit import EarlyExitNet
 from rcnet.models.files import load, save
 from rcnet.models.registry import create_model
 from rcnet.replacing import replacing
+from rcnet.tasks import task_of
+from rcnet.tasks.task import Batch, Setup, Task
 from rcnet.training.checkpoint import add_line, cut_log, goes_on, held, read_checkpoint, write_checkpoint
-from rcnet.training.optimizer import make_optimizers, set_learning_rate
+from rcnet.training.console import Board, clock_text, progress_bar, stopped_by_signals
+from rcnet.training.optimizer import learning_rate_factor, make_optimizers, set_learning_rate
 from rcnet.training.parallel import average, join, leave, share
-from rcnet.training.recipe import Recipe
+from rcnet.training.provenance import commit, made_here
+from rcnet.training.recipe import Recipe, free_keys
 from rcnet.training.steps import check_probabilities, draw_steps, expected_cost, offer
-from rcnet.training.tasks import Batch, Task, make_task
-
-
-def learning_rate_factor(progress: float, warmup: float, decay: float) -> float:
-    """The schedule at `progress` in [0, 1] of the run: linear warm-up, constant, then a half cosine to zero."""
-    rise = min(1.0, progress / warmup) if warmup > 0 else 1.0
-    fall = (progress - (1 - decay)) / decay if decay > 0 else 0.0
-    return rise * 0.5 * (1 + math.cos(math.pi * min(max(fall, 0.0), 1.0)))
 
 
 def train(
@@ -100,7 +91,9 @@ class Run:
         torch.manual_seed(recipe.seed)
         keep_freed_memory()
         self.precision = resolve_precision(recipe.precision, self.device)
-        self.task: Task = make_task(recipe, data, self.device)
+        self.kind = task_of(recipe.model)
+        setup = Setup(data, self.device, recipe.model, recipe.batch, recipe.seed, recipe.precision)
+        self.task: Task = self.kind.begin(recipe.sections[self.kind.key], setup)
         model = create_model(**{**self.task.config, **recipe.model})
         offer(model, recipe.settings)
         self.task.prepare(model)
@@ -140,9 +133,8 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to be resumed: all that its weights depend on."""
-        recipe = self.recipe.to_dict()
-        free = ("accumulate", "log_every", "checkpoint_minutes")
-        return {key: value for key, value in recipe.items() if key not in free} | {
+        others = free_keys() | (self.recipe.sections.keys() - {self.kind.key})
+        return {key: value for key, value in self.recipe.to_dict().items() if key not in others} | {
             "data": self.task.data["crc32"],
             "precision": self.precision,
         }
@@ -202,9 +194,8 @@ class Run:
         started, elapsed_before = clock(), self.elapsed
         self.time = lambda: elapsed_before + clock() - started
         kept = self.elapsed
-        shape = "{percentage:5.1f}%|{bar:24}| {desc}"
-        bar = progress_bar(total=1.0, initial=self.done, disable=None if progress and self.writes else True, bar_format=shape)
-        with bar, stopped_by_signals(self):
+        bar = progress_bar(self.done, progress and self.writes)
+        with bar, stopped_by_signals(self.stop):
             while self.done < 1 and not self.stopped:
                 self.losses.append(self.step())
                 if self.iteration % self.recipe.log_every == 0:
@@ -225,10 +216,12 @@ class Run:
             return {}
         result = self.finish()
         if board:
-            for row in result["validation"]:
-                figures = {f"{key} at steps {row['steps']}": value for key, value in row.items() if isinstance(value, float)}
-                board.add(self.iteration, figures)
+            board.add_rows(self.iteration, result["validation"])
         return result
+
+    def stop(self) -> None:
+        """Asks for an end after this iteration, of all processes."""
+        self.asked = True
 
     def step(self) -> float:
         """One iteration of Alg. 2, the aggregated loss or the sandwich rule; returns the loss."""
@@ -320,8 +313,7 @@ class Run:
         if self.writes:
             add_line(self.out / "log.jsonl", line)
         bar.n = self.done
-        clock = f"{int(left) // 3600}:{int(left) % 3600 // 60:02d}:{int(left) % 60:02d}"
-        bar.set_description_str(f"iteration {self.iteration}, loss {mean:.4g}, {rate:.0f} images/s, {clock} left")
+        bar.set_description_str(f"iteration {self.iteration}, loss {mean:.4g}, {rate:.0f} images/s, {clock_text(left)} left")
         return line
 
     def finish(self) -> dict[str, Any]:
@@ -341,12 +333,10 @@ class Run:
             "epochs": round(self.iteration * self.recipe.batch / self.task.data["images"], 2),
             "images_per_s": round(self.iteration * self.recipe.batch / max(self.elapsed, 1e-9), 1),
             "pflop": float(f"{self.flop() / 1e15:.4g}"),
-            "hardware": hardware(self.device),
+            **made_here(self.device),
             "processes": self.world.size,
             "precision": self.precision,
-            "torch": torch.__version__,
             "minutes": round(self.elapsed / 60, 2),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": self.commit,
             "validation": rows,
             "recalibrated": recalibrated,
@@ -388,41 +378,6 @@ def compiled(model: RecurrentNet) -> Callable[..., Tensor]:
     return torch.compile(model, fullgraph=True, dynamic=False)
 
 
-class NoBar(nullcontext[None]):
-    """Stands for tqdm's bar where tqdm is not installed."""
-
-    n = 0.0
-
-    def set_description_str(self, text: str) -> None:
-        pass
-
-
-def progress_bar(**options: Any) -> Any:
-    """tqdm's bar, or none where tqdm is not installed."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return NoBar()
-    return tqdm(**options)
-
-
-class Board:
-    """TensorBoard's log of a run."""
-
-    def __init__(self, folder: Path, iteration: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise InputError("TensorBoard is not installed: pip install 'rcnet[tensorboard]'") from error
-        self.writer: Any = SummaryWriter(str(folder), purge_step=iteration + 1)  # type: ignore[no-untyped-call]
-
-    def add(self, iteration: int, figures: dict[str, Any]) -> None:
-        for name, value in figures.items():
-            if name != "iteration":
-                self.writer.add_scalar(name, value, iteration)
-        self.writer.flush()
-
-
 def start_from(name_or_path: str, model: RecurrentNet) -> RecurrentNet:
     """The weights that training starts from, or `InputError` if they are of another architecture."""
     source = load(name_or_path)
@@ -431,41 +386,9 @@ def start_from(name_or_path: str, model: RecurrentNet) -> RecurrentNet:
     return source
 
 
-@contextmanager
-def stopped_by_signals(run: Run) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run between two iterations, where a checkpoint is exact; a second Ctrl-C ends it at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(number: int, frame: object) -> None:
-        run.asked = True
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def read_result(path: Path) -> dict[str, Any]:
     """What a finished run wrote."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{path} is damaged: delete it, and --resume writes it again") from error
-
-
-def commit() -> str | None:
-    """The commit of the source tree that runs, with -dirty if it was changed, or None where this file is in no repository."""
-    folder = str(Path(__file__).parent)
-    try:
-        subprocess.run(["git", "-C", folder, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True)
-        command = ["git", "-C", folder, "describe", "--always", "--dirty", "--exclude", "*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

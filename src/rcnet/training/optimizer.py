@@ -1,5 +1,7 @@
-"""Optimizers and their parameter groups: half the learning rate for shared kernels (Sec. 3.3), no decay for norms."""
+"""Optimizers, their schedule and their parameter groups: half the learning rate for shared kernels (Sec. 3.3), no decay for
+norms."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -87,6 +89,13 @@ def make_optimizers(model: nn.Module, config: Optimizer) -> list[torch.optim.Opt
     else:
         optimizers.append(torch.optim.AdamW(listed(False), betas=config.betas))
     return optimizers
+
+
+def learning_rate_factor(progress: float, warmup: float, decay: float) -> float:
+    """The schedule at `progress` in [0, 1] of the run: linear warm-up, constant, then a half cosine to zero."""
+    rise = min(1.0, progress / warmup) if warmup > 0 else 1.0
+    fall = (progress - (1 - decay)) / decay if decay > 0 else 0.0
+    return rise * 0.5 * (1 + math.cos(math.pi * min(max(fall, 0.0), 1.0)))
 
 
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
