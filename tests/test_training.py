@@ -369,6 +369,20 @@ def test_training_starts_from_weights(tmp_path):
         Run(tiny("init='nowhere.safetensors'"), DATA, tmp_path / "third", False)
 
 
+def test_training_takes_what_fits_of_weights_of_other_steps_and_heads(tmp_path, capsys):
+    train(tiny("model.steps=[1,2]", "probabilities=[]"), DATA, tmp_path / "first", progress=False)
+    first = tmp_path / "first" / "weights.safetensors"
+    capsys.readouterr()
+    run = Run(tiny(f"init='{first}'"), DATA, tmp_path / "more", False)
+    taken, own = load(first).state_dict(), run.model.state_dict()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in taken.items())
+    told = f"rcnet: init = '{first}' has no weights for "
+    assert capsys.readouterr().err == f"{told}cell1.norms, cell2.norms, cell3.norms: they start fresh\n"
+    Run(tiny(f"init='{first}'", "model.in_chans=3"), DATA, tmp_path / "colour", False)
+    assert capsys.readouterr().err == f"{told}cell1.norms, cell2.norms, cell3.norms, head, stem: they start fresh\n"
+    run.step()
+
+
 def test_a_run_goes_on_without_the_weights_that_it_started_from(tmp_path):
     train(tiny(), DATA, tmp_path / "first", progress=False)
     first = tmp_path / "first" / "weights.safetensors"

@@ -81,6 +81,14 @@ def read_checkpoint(path: Path, run: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
+def read_result(path: Path) -> dict[str, Any]:
+    """What a finished run wrote."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: delete it, and --resume writes it again") from error
+
+
 def add_line(path: Path, values: dict[str, Any]) -> None:
     """Appends to a JSONL log."""
     with naming(path), path.open("a") as file:

@@ -5,7 +5,6 @@ run of so many iterations that was killed and resumed ends with the weights of o
 on with the time that it has left: how many iterations that makes depends on the machine.)
 """
 
-import copy
 import json
 import math
 import sys
@@ -28,17 +27,18 @@ from rcnet.device import autocast, best_device, channels_last, keep_freed_memory
 from rcnet.errors import InputError
 from rcnet.evaluation.recalibrate import recalibrate
 from rcnet.models.early_exit import EarlyExitNet
-from rcnet.models.files import load, save
+from rcnet.models.files import save
 from rcnet.models.registry import create_model
 from rcnet.replacing import replacing
 from rcnet.tasks import task_of
 from rcnet.tasks.task import Batch, Setup, Task
-from rcnet.training.checkpoint import add_line, cut_log, goes_on, held, read_checkpoint, write_checkpoint
+from rcnet.training.checkpoint import add_line, cut_log, goes_on, held, read_checkpoint, read_result, write_checkpoint
 from rcnet.training.console import Board, clock_text, progress_bar, stopped_by_signals
 from rcnet.training.optimizer import learning_rate_factor, make_optimizers, set_learning_rate
 from rcnet.training.parallel import average, join, leave, share
 from rcnet.training.provenance import commit, made_here
 from rcnet.training.recipe import Recipe, free_keys
+from rcnet.training.start import check_batch, compiled, take_weights
 from rcnet.training.steps import check_probabilities, draw_steps, expected_cost, offer
 
 
@@ -111,9 +111,9 @@ class Run:
                 f"the data of process {self.world.rank} is not that of the first: all need the same images in {data}"
             )
         if recipe.init and not going_on:
-            source = start_from(recipe.init, self.model)
-            self.model.load_state_dict(source.state_dict())
-            self.before = source.metadata.get("training")
+            self.before, fresh = take_weights(recipe.init, self.model)
+            if fresh and self.writes:
+                print(f"rcnet: init = {recipe.init!r} has no weights for {fresh}: they start fresh", file=sys.stderr)
         if not going_on:  # else the checkpoint's
             self.model.load_state_dict(share(self.model.state_dict(), self.world))
         self.call: Callable[..., Tensor] = compiled(self.model) if recipe.compile else self.model
@@ -358,37 +358,3 @@ class Run:
         """The batches that batch norms are recalibrated on."""
         for i in range(self.recipe.recalibrate):
             yield self.task.batch(np.random.default_rng([self.recipe.seed, 2, i]), i)[0]
-
-
-def check_batch(model: RecurrentNet, x: Tensor) -> None:
-    """`InputError` if the network cannot train on batches of this shape."""
-    net = copy.deepcopy(model).to("meta").train()
-    for n in net.choices:
-        try:
-            net(torch.empty_like(x, device="meta"), n)
-        except (RuntimeError, ValueError) as error:
-            shape = "x".join(map(str, x.shape))
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{model.architecture['name']} cannot train on batches of {shape} at {n} steps: {reason}") from error
-
-
-def compiled(model: RecurrentNet) -> Callable[..., Tensor]:
-    """The model with one compiled graph a step count."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(model.choices))
-    return torch.compile(model, fullgraph=True, dynamic=False)
-
-
-def start_from(name_or_path: str, model: RecurrentNet) -> RecurrentNet:
-    """The weights that training starts from, or `InputError` if they are of another architecture."""
-    source = load(name_or_path)
-    if source.architecture != model.architecture:
-        raise InputError(f"init = {name_or_path!r} holds {source.architecture}, and the recipe is for {model.architecture}")
-    return source
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """What a finished run wrote."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: delete it, and --resume writes it again") from error

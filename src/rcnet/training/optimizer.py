@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rcnet.cell import RecurrentCell, StandardCell, batch_norms, shared_kernels
+from rcnet.cell import RecurrentCell, StandardCell, norms_of, shared_kernels
 from rcnet.training.recipe import Optimizer
 
 
@@ -64,7 +64,7 @@ def make_optimizers(model: nn.Module, config: Optimizer) -> list[torch.optim.Opt
         id(p) for cell in model.modules() if isinstance(cell, RecurrentCell | StandardCell)
         for name, p in cell.named_parameters() if p.ndim == 4
     }  # fmt: skip
-    in_norms = {id(p) for norm in batch_norms(model) for p in norm.parameters()}
+    in_norms = {id(p) for norm in norms_of(model) for p in norm.parameters()}
     muon_lr = config.muon_lr if config.name == "muon" else 0.0
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for p in model.parameters():

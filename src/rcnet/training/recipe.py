@@ -39,7 +39,7 @@ class Recipe:
     """
 
     model: Mapping[str, Any]
-    init: str = ""  # weights to start from, bundled ones by name or a file; fresh ones unless given
+    init: str = ""  # weights to start from, bundled or a file; what does not fit, e.g. norms of other steps, is fresh
     optimizer: Optimizer = field(default_factory=Optimizer)
     batch: int = number(32, 1)  # images an iteration, of all processes together
     accumulate: int = number(1, 1, free=True)  # parts that a process takes its share of a batch in, in turn: less memory
