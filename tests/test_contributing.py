@@ -1,5 +1,7 @@
 """What is written for contributors works: the examples, and the rule of imports."""
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -31,6 +33,26 @@ assert len([m for m in cell.modules() if isinstance(m, RMSNorm2d)]) == 3
 torch.testing.assert_close(RMSNorm2d(8)(torch.full((1, 8, 2, 2), 5.0)), torch.ones(1, 8, 2, 2))
 assert read_recipe("r3_quick").denoising.sigma == (5, 50)
 """
+TURNS = """
+from rcnet import register
+from rcnet.models.classify import r2
+
+
+@register("rotate", steps=(1, 2))
+def turns(steps=(1, 2), num_classes=4):
+    net = r2(steps, num_classes, width=0.125)
+    net.about = type(net.about)(multiple=4)
+    return net
+"""
+RECIPE = """
+batch = 16
+iterations = 60
+log_every = 30
+precision = "fp32"
+model = {name = "turns"}
+rotation = {size = 16}
+optimizer = {lr = 3e-3}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +74,32 @@ def lint_imports(folder):
 
 
 def test_the_examples_work(changed):
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
     for tool in (["check"], ["format", "--check"]):
         subprocess.run([sys.executable, "-m", "ruff", *tool, "src"], cwd=changed, check=True)
     code = USES_THEM.format(folder=str(changed))
     subprocess.run([sys.executable, "-c", code], cwd=changed, env={"PYTHONPATH": str(changed / "src")}, check=True)
+
+
+def test_a_task_of_a_file_and_a_line_is_trained_measured_and_exported(changed, cifar_folder, tmp_path):
+    (tmp_path / "turning.py").write_text(TURNS)
+    (tmp_path / "turns.toml").write_text(RECIPE)
+    paths = {"PYTHONPATH": f"{changed / 'src'}:{tmp_path}", "RCNET_MODULES": "turning", "RCNET_CACHE": str(tmp_path)}
+
+    def rcnet(*arguments):
+        command = [sys.executable, "-m", "rcnet", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=os.environ | paths, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    result = json.loads(rcnet("train", "turns.toml", "--data", str(cifar_folder), "--out", "run", "--json"))
+    assert result["recipe"]["rotation"] == {"size": 16}
+    rows = json.loads(rcnet("eval", "run/weights.safetensors", "--data", str(cifar_folder), "--json"))["rows"]
+    assert rows == result["validation"]
+    assert all(row["error"] < 70 for row in rows)  # 75 untrained
+    assert [row["macs"] > 0 for row in json.loads(rcnet("models", "turns", "--json"))["steps"]] == [True, True]
+    rcnet("export", "run/weights.safetensors", "-o", "turns.onnx", "--int8", str(cifar_folder), "--steps", "1")
+    assert (tmp_path / "turns.onnx").stat().st_size > 1000
 
 
 def test_imports_run_one_way():

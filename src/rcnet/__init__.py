@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rcnet.deploy.export import export, load_exported
     from rcnet.deploy.optimize import optimize
     from rcnet.errors import InputError
+    from rcnet.evaluation.recalibrate import recalibrate
     from rcnet.models import create_model, list_models, load, register, save
     from rcnet.tasks.dial import best_settings
 
@@ -34,6 +35,7 @@ __all__ = [
     "load",
     "load_exported",
     "optimize",
+    "recalibrate",
     "register",
     "save",
     "steps_for",
@@ -52,6 +54,7 @@ _HOME = {
     "optimize": "rcnet.deploy.optimize",
     "steps_for": "rcnet.cost.budget",
     "InputError": "rcnet.errors",
+    "recalibrate": "rcnet.evaluation.recalibrate",
     "best_settings": "rcnet.tasks.dial",
 }
 
