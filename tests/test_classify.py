@@ -235,12 +235,17 @@ def test_rows_of_a_pooling_cell_are_named_by_its_own_steps():
     assert not any(name.startswith("cell2.norms.22.2") for name in names)
 
 
-def test_a_run_may_be_fine_tuned_to_the_same_classes_only(cifar_folder, weights, tmp_path):
+def test_a_run_may_be_fine_tuned_to_other_classes(cifar_folder, weights, tmp_path, capsys):
     shutil.copytree(cifar_folder, tmp_path / "nine")
     shutil.rmtree(tmp_path / "nine" / "train" / "ship")
     shutil.rmtree(tmp_path / "nine" / "test" / "ship")
-    with pytest.raises(InputError, match="'num_classes': 9"):
-        Run(small(f"init={weights}", "model.width=0.25"), tmp_path / "nine", tmp_path / "run", False)
+    run = Run(small(f"init={weights}", "model.width=0.25"), tmp_path / "nine", tmp_path / "run", False)
+    assert capsys.readouterr().err.endswith("has no weights for classifier: they start fresh\n")
+    kernel = "cell2.body.conv1.weight"
+    assert torch.equal(run.model.state_dict()[kernel], load(weights).state_dict()[kernel])
+    assert run.model.classifier.out_features == 9
+    with pytest.raises(InputError, match="does not fit, as the kernels of all cells must"):
+        Run(small(f"init={weights}", "model.width=0.125"), cifar_folder, tmp_path / "run", False)
 
 
 def test_eval_and_record(run, cifar_folder, weights, tmp_path):

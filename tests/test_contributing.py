@@ -40,7 +40,7 @@ from rcnet.models.classify import r2
 
 @register("rotate", steps=(1, 2))
 def turns(steps=(1, 2), num_classes=4):
-    net = r2(steps, num_classes, width=0.125)
+    net = r2(steps, num_classes=num_classes, width=0.125)
     net.about = type(net.about)(multiple=4)
     return net
 """

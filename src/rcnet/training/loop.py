@@ -95,6 +95,7 @@ class Run:
         setup = Setup(data, self.device, recipe.model, recipe.batch, recipe.seed, recipe.precision)
         self.task: Task = self.kind.begin(recipe.sections[self.kind.key], setup)
         model = create_model(**{**self.task.config, **recipe.model})
+        model.about = model.about.completed(self.task.preprocessing)
         offer(model, recipe.settings)
         self.task.prepare(model)
         x = self.task.batch(np.random.default_rng(0), 0)[0]
