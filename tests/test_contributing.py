@@ -1,6 +1,5 @@
 """What is written for contributors works: the examples, and the rule of imports."""
 
-import json
 import os
 import re
 import shutil
@@ -53,6 +52,31 @@ model = {name = "turns"}
 rotation = {size = 16}
 optimizer = {lr = 3e-3}
 """
+TURNED = """
+import contextlib, io, json, sys
+
+from rcnet.cli import main
+from rcnet.deploy.int8 import calibration_images
+from rcnet.models import load
+
+
+def rcnet(*arguments):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        main([*arguments, "--json"])
+    return json.loads(out.getvalue())
+
+
+data, weights = sys.argv[1], "run/weights.safetensors"
+result = rcnet("train", "turns.toml", "--data", data, "--out", "run")
+assert result["recipe"]["rotation"] == {"size": 16}
+rows = rcnet("eval", weights, "--data", data)["rows"]
+assert rows == result["validation"]
+assert all(row["error"] < 70 for row in rows), rows  # 75 untrained
+assert rcnet("models", weights)["size"] == rcnet("models", "turns")["size"] == [32, 32]
+assert rcnet("profile", weights)["size"] == [16, 16]
+seen = list(calibration_images(load(weights), data))
+assert seen[0].shape == (32, 3, 16, 16)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -81,25 +105,12 @@ def test_the_examples_work(changed):
     subprocess.run([sys.executable, "-c", code], cwd=changed, env={"PYTHONPATH": str(changed / "src")}, check=True)
 
 
-def test_a_task_of_a_file_and_a_line_is_trained_measured_and_exported(changed, cifar_folder, tmp_path):
+def test_a_task_of_a_file_and_a_line_is_trained_measured_and_calibrated(changed, cifar_folder, tmp_path):
     (tmp_path / "turning.py").write_text(TURNS)
     (tmp_path / "turns.toml").write_text(RECIPE)
     paths = {"PYTHONPATH": f"{changed / 'src'}:{tmp_path}", "RCNET_MODULES": "turning", "RCNET_CACHE": str(tmp_path)}
-
-    def rcnet(*arguments):
-        command = [sys.executable, "-m", "rcnet", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=os.environ | paths, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    result = json.loads(rcnet("train", "turns.toml", "--data", str(cifar_folder), "--out", "run", "--json"))
-    assert result["recipe"]["rotation"] == {"size": 16}
-    rows = json.loads(rcnet("eval", "run/weights.safetensors", "--data", str(cifar_folder), "--json"))["rows"]
-    assert rows == result["validation"]
-    assert all(row["error"] < 70 for row in rows)  # 75 untrained
-    assert [row["macs"] > 0 for row in json.loads(rcnet("models", "turns", "--json"))["steps"]] == [True, True]
-    rcnet("export", "run/weights.safetensors", "-o", "turns.onnx", "--int8", str(cifar_folder), "--steps", "1")
-    assert (tmp_path / "turns.onnx").stat().st_size > 1000
+    command = [sys.executable, "-c", TURNED, str(cifar_folder)]
+    subprocess.run(command, cwd=tmp_path, env=os.environ | paths, check=True)
 
 
 def test_imports_run_one_way():
