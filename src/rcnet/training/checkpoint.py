@@ -35,11 +35,13 @@ def held(folder: Path, name: str = "training.lock", tries: int = 10) -> Iterator
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError as error:
+            except BlockingIOError as error:
                 tries -= 1
                 if tries < 1:
                     raise InputError(f"another process is at {folder}: wait for it or stop it") from error
                 time.sleep(0.1)  # it may only have looked
+            except OSError:  # a file system without locks
+                break
         yield
 
 

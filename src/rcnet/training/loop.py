@@ -37,7 +37,7 @@ from rcnet.training.console import Board, clock_text, progress_bar, stopped_by_s
 from rcnet.training.optimizer import learning_rate_factor, make_optimizers, set_learning_rate
 from rcnet.training.parallel import average, join, leave, share
 from rcnet.training.provenance import commit, made_here
-from rcnet.training.recipe import Recipe, free_keys
+from rcnet.training.recipe import Recipe, fixed
 from rcnet.training.start import check_batch, compiled, take_weights
 from rcnet.training.steps import check_probabilities, draw_steps, expected_cost, offer
 
@@ -134,11 +134,7 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to be resumed: all that its weights depend on."""
-        others = free_keys() | (self.recipe.sections.keys() - {self.kind.key})
-        return {key: value for key, value in self.recipe.to_dict().items() if key not in others} | {
-            "data": self.task.data["crc32"],
-            "precision": self.precision,
-        }
+        return fixed(self.recipe, self.kind.key) | {"data": self.task.data["crc32"], "precision": self.precision}
 
     def restore(self, state: dict[str, Any]) -> None:
         try:

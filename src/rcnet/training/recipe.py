@@ -81,9 +81,15 @@ class Recipe:
         return _plain({**values, **sections})
 
 
-def free_keys() -> set[str]:
-    """The keys that a run may have otherwise when it is resumed."""
-    return {f.name for f in dataclasses.fields(Recipe) if f.metadata.get("free")}
+def fixed(recipe: Recipe, section: str) -> dict[str, Any]:
+    """The keys that a run that is resumed may not change, and those of the section of its task, as JSON values."""
+    return {**_fixed(recipe), section: _fixed(recipe.sections[section])}
+
+
+def _fixed(section: Any) -> dict[str, Any]:
+    kept = (f.name for f in dataclasses.fields(section) if not f.metadata.get("free") and f.name != "sections")
+    values = {name: getattr(section, name) for name in kept}
+    return {name: _fixed(value) if dataclasses.is_dataclass(value) else _plain(value) for name, value in values.items()}
 
 
 def _plain(value: Any) -> Any:
