@@ -1,4 +1,4 @@
-"""Writes the tables of results of README.md and docs/training.md, and results/weights/NAME.json, from the metadata of the
+"""Writes the tables of results of docs/use.md and docs/training.md, and results/weights/NAME.json, from the metadata of the
 bundled weights.
 
 rcnet eval r3.bsd-gray-25 --data BSD68/ --sigma 25 --record         # measures and records, for each set of weights
@@ -143,9 +143,9 @@ def fast() -> str:
 
 
 TABLES = {
-    ("README.md", "photos"): photos,
-    ("README.md", "denoisers"): denoisers,
-    ("README.md", "classifiers"): classifiers,
+    ("docs/use.md", "photos"): photos,
+    ("docs/use.md", "denoisers"): denoisers,
+    ("docs/use.md", "classifiers"): classifiers,
     ("docs/training.md", "fast"): fast,
 }
 

@@ -222,4 +222,4 @@ def test_what_a_format_does_not_keep_is_said(run, tmp_path):
 def test_help_and_readme_name_the_formats(run):
     for command in ("denoise", "classify"):
         assert NAMES in " ".join(run(command, "--help")[1].split())
-    assert NAMES in " ".join((IMAGES.parent.parent / "README.md").read_text().split())
+    assert NAMES in " ".join((IMAGES.parent.parent / "docs" / "use.md").read_text().split())

@@ -99,11 +99,13 @@ def _dial(network: "RecurrentNet", name: str, data: Path | None, sigma: float | 
     from tqdm import tqdm
 
     from rcnet.figures.dial import dial
+    from rcnet.models.results import complete_result, result_name
     from rcnet.tasks.dial import best_settings
 
     with tqdm(unit="image", disable=None if data else True, leave=False) as bar:
         rows = best_settings(network, data, sigma=25.0 if sigma is None else sigma, timed=timed, each=bar.update)
-    return dial(rows, f"{Path(name).stem if Path(name).suffix == '.safetensors' else name}: settings by cost")
+    measured = f"{data.name}" if data else result_name(complete_result(network)[1])
+    return dial(rows, f"{Path(name).stem if Path(name).suffix == '.safetensors' else name}, {measured}")
 
 
 def _with_images(name: str, network: "RecurrentNet", files: list[Path], sigma: float | None) -> "Image":

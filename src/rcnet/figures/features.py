@@ -103,7 +103,7 @@ def draw(images: Sequence[np.ndarray], shown: Mapping[str, np.ndarray], title: s
     counts = [maps.shape[1] for maps in shown.values()]
     columns = 1 + sum(counts)
     side = 6.8 / columns
-    with page(0.5 + 0.3 * bool(title) + side * len(images)) as figure:
+    with page(0.75 + 0.3 * bool(title) + side * len(images)) as figure:
         figure.suptitle(title)
         figure.supxlabel("one scale for the steps of a cell: dark is the least, bright the most active", fontsize=8)
         grid = figure.subplots(len(images), columns, squeeze=False)

@@ -41,7 +41,7 @@ def draw_norms(norms: Mapping[str, nn.Module], title: str) -> Image.Image:
             panel.set_ylabel(name)
             panel.set_xlabel(f"channel, by {name.split()[1]} of {next(iter(values))}")
         handles, labels = panels.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), handlelength=1, columnspacing=1.5)
         return to_image(figure)
 
 

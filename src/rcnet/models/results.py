@@ -11,20 +11,29 @@ HIGHER = {"psnr"}  # those whose larger values are the better ones
 
 
 def setting_quality(model: RecurrentNet) -> tuple[str, dict[Choice, float]]:
-    """`psnr` in dB or `error` in %, and that of each of `model.choices`: the mean of those of its results that have all of them.
+    """`psnr` in dB or `error` in %, and that of each of `model.choices`, by the first of its results that has all of them.
 
     Nothing, ("", {}), if it has none.
     """
-    found: dict[str, list[list[float]]] = {}
+    metric, result = complete_result(model)
+    return metric, {choice(row["steps"]): row[metric] for row in result.get("rows", []) if choice(row["steps"]) in model.choices}
+
+
+def complete_result(model: RecurrentNet) -> tuple[str, Mapping[str, Any]]:
+    """The first of the recorded results that tells the quality of every setting, and by which metric; ("", {}) if none does."""
     for result in model.metadata.get("results", []):
         rows: dict[Choice, Mapping[str, Any]] = {choice(row["steps"]): row for row in result.get("rows", [])}
         for metric in UNITS:
             if all(metric in rows.get(n, {}) for n in model.choices):
-                found.setdefault(metric, []).append([rows[n][metric] for n in model.choices])
-    for metric, lists in found.items():
-        means = (sum(values) / len(lists) for values in zip(*lists, strict=True))
-        return metric, dict(zip(model.choices, means, strict=True))
+                return metric, result
     return "", {}
+
+
+def result_name(result: Mapping[str, Any]) -> str:
+    """The name of a recorded result: its data, its noise, and what differs from the protocols."""
+    noise = f" sigma {result['sigma']:g}" + ", 8-bit noise" * result["as_8bit"] if "sigma" in result else ""
+    noise += ", blind" * result.get("blind", False)
+    return str(result["data"]) + noise + f", {result['precision']}" * (result["precision"] != "fp32")
 
 
 def best_of(choices: Sequence[Step], metric: str, quality: Mapping[Step, float]) -> Step:

@@ -6,14 +6,8 @@ from rcnet.cell import choice
 from rcnet.cost.counting import macs, parameters
 from rcnet.models import create_model, load
 from rcnet.models.registry import entry
+from rcnet.models.results import result_name
 from rcnet.tasks import TASKS, usual_size
-
-
-def result_name(result: dict[str, Any]) -> str:
-    """The name of a recorded result: its data, its noise, and what differs from the protocols."""
-    noise = f" sigma {result['sigma']:g}" + ", 8-bit noise" * result["as_8bit"] if "sigma" in result else ""
-    noise += ", blind" * result.get("blind", False)
-    return result["data"] + noise + f", {result['precision']}" * (result["precision"] != "fp32")
 
 
 def describe_architecture(name: str) -> dict[str, Any]:

@@ -1,0 +1,25 @@
+"""The site: `make docs` writes it to docs/_build; warnings are errors.
+
+The repository is the source, so that a link leads to the same page here and where the files are read as they are.
+"""
+
+from rcnet import __version__
+
+project = "rcnet"
+author = "the rcnet developers"
+copyright = "the rcnet developers, Apache-2.0"
+release = __version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+root_doc = "docs/index"
+include_patterns = ["docs/*.md", "results/*.md", "results/*/README.md", "results/*/*/README.md", "*.md"]
+exclude_patterns = ["README.md", "docs/_build", "results/study"]
+html_theme = "furo"
+html_title = f"rcnet {release}"
+html_static_path: list[str] = []
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence"]
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+napoleon_google_docstring = True
+napoleon_use_ivar = True
+html_extra_path = ["front"]  # leads to docs/index.html
