@@ -123,9 +123,10 @@ def evaluate(
         if data is None or sigma is not None or as_8bit or blind or harm:
             what = "classifies" if network.about.task == "classify" else "does not denoise"
             raise InputError(f"{model} {what}: it takes --data; --sigma, --as-8bit, --blind, --harm and pairs are for denoisers")
+        on = task.measuring(network, data)
         if not cifar_sets(data) and not (data / "test").is_dir():
             print(f"rcnet: {data} has no folder named test: the network may have been trained on these images", file=sys.stderr)
-        result = measured(network, task.measuring(network, data), budget or counts, precision)
+        result = measured(network, on, budget or counts, precision)
     rows = result["rows"]
     columns = {name: column for name, column in columns.items() if column[0] in rows[0]}
     if json_output:

@@ -28,7 +28,6 @@ from rcnet.errors import InputError
 from rcnet.evaluation.recalibrate import recalibrate
 from rcnet.models.early_exit import EarlyExitNet
 from rcnet.models.files import save
-from rcnet.models.registry import create_model
 from rcnet.replacing import replacing
 from rcnet.tasks import task_of
 from rcnet.tasks.task import Batch, Setup, Task
@@ -38,8 +37,8 @@ from rcnet.training.optimizer import learning_rate_factor, make_optimizers, set_
 from rcnet.training.parallel import average, join, leave, share
 from rcnet.training.provenance import commit, made_here
 from rcnet.training.recipe import Recipe, fixed
-from rcnet.training.start import check_batch, compiled, take_weights
-from rcnet.training.steps import check_probabilities, draw_steps, expected_cost, offer
+from rcnet.training.start import check_batch, compiled, new_network, take_weights
+from rcnet.training.steps import check_probabilities, draw_steps, expected_cost
 
 
 def train(
@@ -94,10 +93,7 @@ class Run:
         self.kind = task_of(recipe.model)
         setup = Setup(data, self.device, recipe.model, recipe.batch, recipe.seed, recipe.precision)
         self.task: Task = self.kind.begin(recipe.sections[self.kind.key], setup)
-        model = create_model(**{**self.task.config, **recipe.model})
-        model.about = model.about.completed(self.task.preprocessing)
-        offer(model, recipe.settings)
-        self.task.prepare(model)
+        model = new_network(recipe, self.task)
         x = self.task.batch(np.random.default_rng(0), 0)[0]
         check_batch(model, x[: recipe.batch // self.world.size // recipe.accumulate])
         self.size = (x.shape[-2], x.shape[-1])  # of the images, height and width in pixels

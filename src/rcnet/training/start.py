@@ -10,6 +10,19 @@ from torch import Tensor
 from rcnet.cell import Cell, RecurrentNet, norms_of
 from rcnet.errors import InputError
 from rcnet.models.files import load
+from rcnet.models.registry import create_model
+from rcnet.tasks.task import Task
+from rcnet.training.recipe import Recipe
+from rcnet.training.steps import offer
+
+
+def new_network(recipe: Recipe, task: Task) -> RecurrentNet:
+    """A fresh network of the recipe, with what the task knows of it, offering what it will be trained at."""
+    model = create_model(**{**task.config, **recipe.model})
+    model.about = model.about.completed(task.preprocessing)
+    offer(model, recipe.settings)
+    task.prepare(model)
+    return model
 
 
 def check_batch(model: RecurrentNet, x: Tensor) -> None:
