@@ -546,7 +546,7 @@ def test_bad_overrides(override, message):
 
 
 def segmenter():
-    net = create_model("r3", width=8)
+    net = create_model("r3")
     net.about = About("segment")
     return net
 
