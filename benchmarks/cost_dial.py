@@ -30,7 +30,7 @@ from rcnet.data.images import list_images, read_image
 from rcnet.data.noise import protocol_noise
 from rcnet.device import autocast, hardware
 from rcnet.models import create_model
-from rcnet.training.loop import commit
+from rcnet.training.provenance import commit
 
 RESULTS = Path(__file__).parent.parent / "results"
 R3, R3_FAST, R2 = "r3.bsd-gray-25", "r3_fast.bsd-gray-25", "r2.cifar10"

@@ -44,7 +44,7 @@ from rcnet.evaluation.denoise import psnr, to_uint8_levels
 from rcnet.models import create_model, read_metadata
 from rcnet.models.denoise import Denoiser
 from rcnet.models.layers import ConvBody, conv3x3
-from rcnet.training.loop import commit
+from rcnet.training.provenance import commit
 
 RESULTS = Path(__file__).parent.parent / "results"
 SIGMA, SIZE = 25, (321, 481)

@@ -24,11 +24,11 @@ import rcnet
 from rcnet.cell import RecurrentNet
 from rcnet.data.images import read_folder
 from rcnet.data.labelled import Labelled
-from rcnet.deploy.classify import read_matching
 from rcnet.deploy.export import cut, export, load_exported, output_name
 from rcnet.deploy.int8 import calibration_images
 from rcnet.evaluation import denoising_scores
 from rcnet.models import bundled
+from rcnet.tasks.classify import read_matching
 
 RESULTS = Path(__file__).parent.parent / "results"
 SIGMA = 25

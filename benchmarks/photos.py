@@ -49,7 +49,7 @@ from rcnet.evaluation.denoise import psnr
 from rcnet.figures.side_by_side import save_picture, side_by_side
 from rcnet.models.files import find
 from rcnet.replacing import replacing
-from rcnet.training.loop import commit
+from rcnet.training.provenance import commit
 
 RESULTS = Path(__file__).parent.parent / "results"
 SHIPPED = ("astronaut", "chelsea", "coffee", "rocket")  # in scikit-image's package itself, CC0 or of the public domain

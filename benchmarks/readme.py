@@ -14,9 +14,9 @@ from typing import Any
 
 from rcnet.cli import app
 from rcnet.cli.text import count
-from rcnet.cost.catalogue import describe_weights
 from rcnet.models import bundled, read_metadata
 from rcnet.models.registry import entry
+from rcnet.tasks.catalogue import describe_weights
 
 ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "results" / "study" / "two-epochs"

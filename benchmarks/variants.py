@@ -27,8 +27,8 @@ from rcnet.data.images import read_folder
 from rcnet.evaluation import denoising_results
 from rcnet.evaluation.harmless import harm
 from rcnet.models import load
+from rcnet.tasks.task import held_out
 from rcnet.training import read_recipe, train
-from rcnet.training.tasks import held_out
 
 RESULTS = Path(__file__).parent.parent / "results"
 

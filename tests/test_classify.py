@@ -11,10 +11,11 @@ from PIL import Image
 
 from rcnet.cell import batch_norms, norms_of
 from rcnet.data.labelled import read_labelled, to_float
-from rcnet.deploy.classify import class_names, classify
+from rcnet.deploy.classify import classify
 from rcnet.errors import InputError
 from rcnet.evaluation import classification_results, recalibrate
 from rcnet.models import create_model, load
+from rcnet.tasks.classify import class_names
 from rcnet.training import read_recipe, train
 from rcnet.training.loop import Run
 
@@ -110,9 +111,9 @@ def test_recipes_name_every_network_of_the_paper(cifar_folder, tmp_path):
         ]
     ):
         for recipe in ("cifar_fast", "cifar_paper"):
-            job = Run(read_recipe(recipe, [*SMALL, *model]), cifar_folder, tmp_path / f"{recipe}{number}", False)
+            job = Run(read_recipe(recipe, [*SMALL, "iterations=1", *model]), cifar_folder, tmp_path / f"{recipe}{number}", False)
             assert np.isfinite(job.step())
-    large = read_recipe("cifar_fast", [*SMALL, "batch=4", "model.name=r4", "model.steps=[1,2,3]"])
+    large = read_recipe("cifar_fast", [*SMALL, "iterations=1", "batch=4", "model.name=r4", "model.steps=[1,2,3]"])
     assert np.isfinite(Run(large, cifar_folder, tmp_path / "r4", False).step())
 
 
@@ -234,12 +235,17 @@ def test_rows_of_a_pooling_cell_are_named_by_its_own_steps():
     assert not any(name.startswith("cell2.norms.22.2") for name in names)
 
 
-def test_a_run_may_be_fine_tuned_to_the_same_classes_only(cifar_folder, weights, tmp_path):
+def test_a_run_may_be_fine_tuned_to_other_classes(cifar_folder, weights, tmp_path, capsys):
     shutil.copytree(cifar_folder, tmp_path / "nine")
     shutil.rmtree(tmp_path / "nine" / "train" / "ship")
     shutil.rmtree(tmp_path / "nine" / "test" / "ship")
-    with pytest.raises(InputError, match="'num_classes': 9"):
-        Run(small(f"init={weights}", "model.width=0.25"), tmp_path / "nine", tmp_path / "run", False)
+    run = Run(small(f"init={weights}", "model.width=0.25"), tmp_path / "nine", tmp_path / "run", False)
+    assert capsys.readouterr().err.endswith("has no weights for classifier: they start fresh\n")
+    kernel = "cell2.body.conv1.weight"
+    assert torch.equal(run.model.state_dict()[kernel], load(weights).state_dict()[kernel])
+    assert run.model.classifier.out_features == 9
+    with pytest.raises(InputError, match="does not fit, as the kernels of all cells must"):
+        Run(small(f"init={weights}", "model.width=0.125"), cifar_folder, tmp_path / "run", False)
 
 
 def test_eval_and_record(run, cifar_folder, weights, tmp_path):

@@ -1,5 +1,6 @@
 """What is written for contributors works: the examples, and the rule of imports."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -31,6 +32,51 @@ assert len([m for m in cell.modules() if isinstance(m, RMSNorm2d)]) == 3
 torch.testing.assert_close(RMSNorm2d(8)(torch.full((1, 8, 2, 2), 5.0)), torch.ones(1, 8, 2, 2))
 assert read_recipe("r3_quick").denoising.sigma == (5, 50)
 """
+TURNS = """
+from rcnet import register
+from rcnet.models.classify import r2
+
+
+@register("rotate", steps=(1, 2))
+def turns(steps=(1, 2), num_classes=4):
+    net = r2(steps, num_classes=num_classes, width=0.125)
+    net.about = type(net.about)(multiple=4)
+    return net
+"""
+RECIPE = """
+batch = 16
+iterations = 60
+log_every = 30
+precision = "fp32"
+model = {name = "turns"}
+rotation = {size = 16}
+optimizer = {lr = 3e-3}
+"""
+TURNED = """
+import contextlib, io, json, sys
+
+from rcnet.cli import main
+from rcnet.deploy.int8 import calibration_images
+from rcnet.models import load
+
+
+def rcnet(*arguments):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        main([*arguments, "--json"])
+    return json.loads(out.getvalue())
+
+
+data, weights = sys.argv[1], "run/weights.safetensors"
+result = rcnet("train", "turns.toml", "--data", data, "--out", "run")
+assert result["recipe"]["rotation"] == {"size": 16}
+rows = rcnet("eval", weights, "--data", data)["rows"]
+assert rows == result["validation"]
+assert all(row["error"] < 70 for row in rows), rows  # 75 untrained
+assert rcnet("models", weights)["size"] == rcnet("models", "turns")["size"] == [32, 32]
+assert rcnet("profile", weights)["size"] == [16, 16]
+seen = list(calibration_images(load(weights), data))
+assert seen[0].shape == (32, 3, 16, 16)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +98,19 @@ def lint_imports(folder):
 
 
 def test_the_examples_work(changed):
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
     for tool in (["check"], ["format", "--check"]):
         subprocess.run([sys.executable, "-m", "ruff", *tool, "src"], cwd=changed, check=True)
     code = USES_THEM.format(folder=str(changed))
     subprocess.run([sys.executable, "-c", code], cwd=changed, env={"PYTHONPATH": str(changed / "src")}, check=True)
+
+
+def test_a_task_of_a_file_and_a_line_is_trained_measured_and_calibrated(changed, cifar_folder, tmp_path):
+    (tmp_path / "turning.py").write_text(TURNS)
+    (tmp_path / "turns.toml").write_text(RECIPE)
+    paths = {"PYTHONPATH": f"{changed / 'src'}:{tmp_path}", "RCNET_MODULES": "turning", "RCNET_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", TURNED, str(cifar_folder)]
+    subprocess.run(command, cwd=tmp_path, env=os.environ | paths, check=True)
 
 
 def test_imports_run_one_way():

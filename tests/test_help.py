@@ -68,7 +68,7 @@ def test_errors_name_the_next_command(refused, tmp_path, call, following):
 
 
 def test_a_fault_of_ours_asks_for_a_report(run, monkeypatch):
-    monkeypatch.setattr("rcnet.cost.catalogue.describe_architecture", lambda name: 1 // 0)
+    monkeypatch.setattr("rcnet.tasks.catalogue.describe_architecture", lambda name: 1 // 0)
     status, out, err = run("models")
     assert (status, out) == (1, "")
     assert "ZeroDivisionError" in err

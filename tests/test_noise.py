@@ -22,8 +22,7 @@ from rcnet.data.camera import (
 from rcnet.data.drawn import draw_page, draw_pictures
 from rcnet.data.images import read_image, to_tensor
 from rcnet.data.noise import add_noise, draw_levels, estimate_sigma
-from rcnet.training.recipe import Denoising
-from rcnet.training.tasks import noisy_patches
+from rcnet.tasks.denoise import Denoising, noisy_patches
 
 from .conftest import IMAGES
 

@@ -32,7 +32,8 @@ from rcnet.study.page import unreachable_groups
 from rcnet.study.paper import FIGURES, NETWORKS, TABLES, Key, published
 from rcnet.study.runs import Folders, Run, declared, kept_result
 from rcnet.study.scales import SCALES, recipe_of
-from rcnet.study.states import held, is_busy
+from rcnet.study.states import LOCK, is_busy
+from rcnet.training.checkpoint import held
 from rcnet.training.loop import Run as Trainer
 
 from .conftest import IMAGES
@@ -377,11 +378,11 @@ def test_jobs_leave_what_one_process_leaves(at, capsys, done):
 def test_a_run_of_another_process_is_left_to_it(at, capsys, monkeypatch):
     work = Run("r2-1", "cifar10", 0, "smoke").work(at)
     monkeypatch.setattr(runner, "train", lambda *_, **__: pytest.fail("disturbed"))
-    with held(work):
+    with held(work, LOCK):
         assert listed(capsys, at, only=[work.name])[work.name]["state"] == "running, not started"
         perform(at, work.name)
         assert "left to the process that is at it" in capsys.readouterr().out
-        with pytest.raises(InputError, match="another process is at"), held(work, tries=2):
+        with pytest.raises(InputError, match="another process is at"), held(work, LOCK, tries=2):
             pass
     assert not is_busy(work)
 

@@ -1,24 +1,28 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from rcnet.about import About
 from rcnet.cell import batch_norms, choice, shared_kernels
 from rcnet.data.images import pixels_of, random_patches, read_folder
 from rcnet.errors import InputError
 from rcnet.evaluation import denoising_results
 from rcnet.models import create_model, load
 from rcnet.training import list_recipes, read_recipe, train
-from rcnet.training.loop import Run, learning_rate_factor
-from rcnet.training.optimizer import Muon, make_optimizers, orthogonalize
+from rcnet.training.loop import Run
+from rcnet.training.optimizer import Muon, learning_rate_factor, make_optimizers, orthogonalize
 from rcnet.training.recipe import Optimizer, recipe_from
 from rcnet.training.steps import check_probabilities, draw_steps, expected_cost, offer
 
@@ -72,6 +76,8 @@ def test_a_killed_run_resumed_ends_with_the_weights_of_one_left_alone(tmp_path):
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     process = subprocess.Popen(command(tmp_path / "run", iterations=100_000), stderr=subprocess.PIPE, text=True)
     wait_for_iteration(tmp_path / "run", 3, process)
+    with pytest.raises(InputError, match="another process is at"):
+        train(tiny("iterations=100_000"), DATA, tmp_path / "run", resume=True, progress=False)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -80,16 +86,100 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["iteration"] >= 3
 
 
-def test_a_run_stopped_by_ctrl_c_and_resumed_is_exact(tmp_path):
-    train(tiny("iterations=8"), DATA, tmp_path / "whole", progress=False)
-    run = Run(tiny("iterations=8"), DATA, tmp_path / "stopped", False)
+def stopped(recipe, out):
+    """A run that Ctrl-C stopped after four iterations."""
+    run = Run(recipe, DATA, out, False)
     loss, run.task = run.task.loss, replace(run.task, loss=lambda x, y: interrupt(run) or loss(x, y))
     with pytest.raises(KeyboardInterrupt):
         run.go(False, time.perf_counter)
     assert run.iteration == 4
-    train(tiny("iterations=8"), DATA, tmp_path / "stopped", resume=True, progress=False)
+
+
+def logged(out):
+    return [(line["iteration"], line["loss"]) for line in map(json.loads, (out / "log.jsonl").read_text().splitlines())]
+
+
+def test_a_run_stopped_by_ctrl_c_and_resumed_is_exact(tmp_path):
+    recipe = tiny("iterations=8", "log_every=3")
+    train(recipe, DATA, tmp_path / "whole", progress=False)
+    stopped(recipe, tmp_path / "stopped")
+    train(recipe, DATA, tmp_path / "stopped", resume=True, progress=False)
     whole, resumed = tensors(tmp_path / "whole"), tensors(tmp_path / "stopped")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert logged(tmp_path / "stopped") == logged(tmp_path / "whole")
+    assert [iteration for iteration, _ in logged(tmp_path / "whole")] == [3, 6]
+
+
+@contextmanager
+def full_disk(size):
+    """No file grows beyond so many bytes: the system then refuses to write as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_on_a_full_disk_the_last_checkpoint_stays_and_training_goes_on_later(tmp_path):
+    recipe = tiny("iterations=8", "checkpoint_minutes=0")
+    train(recipe, DATA, tmp_path / "whole", progress=False)
+    stopped(recipe, tmp_path / "stopped")
+    with full_disk(1000), pytest.raises(OSError, match=r"stopped/checkpoint\.pt"):
+        train(recipe, DATA, tmp_path / "stopped", resume=True, progress=False)
+    assert torch.load(tmp_path / "stopped" / "checkpoint.pt", weights_only=True)["iteration"] == 4
+    train(recipe, DATA, tmp_path / "stopped", resume=True, progress=False)
+    whole, resumed = tensors(tmp_path / "whole"), tensors(tmp_path / "stopped")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize(("size", "name"), [(10, "log.jsonl"), (1000, "checkpoint.pt")])
+def test_on_a_full_disk_training_names_the_file_and_may_be_tried_again(run, size, name):
+    command = ("train", "r3_fast", *TINY, "iterations=2", "--data", DATA, "--out", "mine")
+    with full_disk(size):
+        status, _, err = run(*command)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"rcnet: mine/{name}: ")
+    assert run(*command)[0] == 0
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_on_a_full_disk_an_export_names_the_file_and_leaves_the_old_one(run, suffix):
+    Path(f"mine.{suffix}").write_text("old")
+    with full_disk(1000):
+        status, _, err = run("export", "r3_fast.bsd-gray-25", "--steps", "1", "-o", f"mine.{suffix}")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"rcnet: mine.{suffix}: ")
+    assert [(path.name, path.read_text()) for path in Path().iterdir()] == [(f"mine.{suffix}", "old")]
+
+
+def test_what_training_writes_may_be_read_as_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        train(tiny(), DATA, tmp_path / "run", progress=False)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run").iterdir()}
+    assert set(modes) >= {"checkpoint.pt", "weights.safetensors", "result.json", "log.jsonl"}
+    assert set(modes.values()) == {0o640}
+
+
+def test_finished_weights_are_not_overwritten_where_the_checkpoint_is_gone(tmp_path):
+    train(tiny(), DATA, tmp_path / "run", progress=False)
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    weights = (tmp_path / "run" / "weights.safetensors").read_bytes()
+    with pytest.raises(InputError, match=r"no checkpoint\.pt to go on from"):
+        train(tiny("iterations=2"), DATA, tmp_path / "run", resume=True, progress=False)
+    assert (tmp_path / "run" / "weights.safetensors").read_bytes() == weights
+
+
+def test_weights_that_are_gone_come_back_from_the_checkpoint(tmp_path):
+    train(tiny(), DATA, tmp_path / "run", progress=False)
+    before = tensors(tmp_path / "run")
+    (tmp_path / "run" / "weights.safetensors").unlink()
+    train(tiny(), DATA, tmp_path / "run", resume=True, progress=False)
+    after = tensors(tmp_path / "run")
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("moment", ["loss", "average"])
@@ -117,15 +207,15 @@ def test_a_run_is_resumed_with_the_same_data_only(tmp_path):
     train(tiny(), DATA, tmp_path / "run", progress=False)
     with pytest.raises(InputError, match="another run: data"):
         train(tiny(), DATA / "test", tmp_path / "run", resume=True, progress=False)
-    assert train(tiny("log_every=5"), DATA, tmp_path / "run", resume=True, progress=False)["iterations"] == 6
+    other = tiny("log_every=5", "classification.crop=0")  # neither is of what the weights depend on
+    assert train(other, DATA, tmp_path / "run", resume=True, progress=False)["iterations"] == 6
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path, resume):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "log.jsonl").write_text('{"iteration": 1}\n{"iteration": 2}\n{"iter')
-    with pytest.raises(InputError, match="already holds a run"):
-        train(tiny(), DATA, tmp_path / "run", progress=False)
-    train(tiny(), DATA, tmp_path / "run", resume=True, progress=False)
+    train(tiny(), DATA, tmp_path / "run", resume=resume, progress=False)
     lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["iteration"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
@@ -281,6 +371,20 @@ def test_training_starts_from_weights(tmp_path):
         Run(tiny("init='nowhere.safetensors'"), DATA, tmp_path / "third", False)
 
 
+def test_training_takes_what_fits_of_weights_of_other_steps_and_heads(tmp_path, capsys):
+    train(tiny("model.steps=[1,2]", "probabilities=[]"), DATA, tmp_path / "first", progress=False)
+    first = tmp_path / "first" / "weights.safetensors"
+    capsys.readouterr()
+    run = Run(tiny(f"init='{first}'"), DATA, tmp_path / "more", False)
+    taken, own = load(first).state_dict(), run.model.state_dict()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in taken.items())
+    told = f"rcnet: init = '{first}' has no weights for "
+    assert capsys.readouterr().err == f"{told}cell1.norms, cell2.norms, cell3.norms: they start fresh\n"
+    Run(tiny(f"init='{first}'", "model.in_chans=3"), DATA, tmp_path / "colour", False)
+    assert capsys.readouterr().err == f"{told}cell1.norms, cell2.norms, cell3.norms, head, stem: they start fresh\n"
+    run.step()
+
+
 def test_a_run_goes_on_without_the_weights_that_it_started_from(tmp_path):
     train(tiny(), DATA, tmp_path / "first", progress=False)
     first = tmp_path / "first" / "weights.safetensors"
@@ -308,6 +412,13 @@ def test_a_length_on_the_command_line_replaces_the_recipes():
     assert read_recipe("cifar_fast", ["iterations=7"]).epochs == 0
     assert read_recipe("cifar_fast", ["minutes=7", "epochs=3"]).epochs == 3
     assert read_recipe("cifar_fast", ["batch=7"]).epochs > 0
+
+
+@pytest.mark.parametrize("override", ["minutes=0", "epochs=0"])
+def test_a_run_without_a_length_is_refused(override):
+    with pytest.raises(InputError, match="give iterations=N"):
+        read_recipe("r3_fast", [override])
+    assert read_recipe("r3_fast", [override, "iterations=7"]).iterations == 7
 
 
 def test_epochs(tmp_path):
@@ -418,6 +529,8 @@ def test_bundled_recipes_are_whole(name):
         ("batch=many", "it takes int"),
         ("batch=0", "batch = 0 is not valid: it takes numbers from 1"),
         ("ema=1.5", "from 0 to 1"),
+        ("optimizer.betas=[1,1]", "from 0 to below 1"),
+        ("optimizer.momentum=1", "from 0 to below 1"),
         ("denoising.patch=-3", "from 1"),
         ("denoising.sigma=[5, 300]", "from 0 to 255"),
         ("optimizer=3", "it takes a section"),
@@ -432,6 +545,12 @@ def test_bad_overrides(override, message):
         read_recipe("r3", [override])
 
 
+def segmenter():
+    net = create_model("r3")
+    net.about = About("segment")
+    return net
+
+
 def test_bad_recipes(tmp_path):
     with pytest.raises(InputError, match="r3, r3_fast"):
         read_recipe("r5")
@@ -440,6 +559,10 @@ def test_bad_recipes(tmp_path):
         read_recipe(tmp_path / "broken.toml")
     with pytest.raises(InputError, match="'model' is missing"):
         recipe_from({}, "mine.toml")
+    with pytest.raises(InputError, match=r"model\.in_chans = 'x' is not valid"):
+        train(tiny("model.in_chans=x"), DATA, tmp_path / "run", progress=False)
+    with pytest.raises(InputError, match="unknown task 'segment': valid: classify, denoise"):
+        train(tiny(f"model={{name = '{__name__}:segmenter'}}"), DATA, tmp_path / "run", progress=False)
     with pytest.raises(InputError, match="has no name"):
         train(recipe_from({"model": {}}, "mine.toml"), DATA, tmp_path / "run", progress=False)
     with pytest.raises(InputError, match="lies outside the class folders"):

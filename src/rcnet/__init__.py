@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from rcnet.deploy.export import export, load_exported
     from rcnet.deploy.optimize import optimize
     from rcnet.errors import InputError
-    from rcnet.evaluation.dial import best_settings
+    from rcnet.evaluation.recalibrate import recalibrate
     from rcnet.models import create_model, list_models, load, register, save
+    from rcnet.tasks.dial import best_settings
 
 __version__ = "0.2.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "load",
     "load_exported",
     "optimize",
+    "recalibrate",
     "register",
     "save",
     "steps_for",
@@ -52,7 +54,8 @@ _HOME = {
     "optimize": "rcnet.deploy.optimize",
     "steps_for": "rcnet.cost.budget",
     "InputError": "rcnet.errors",
-    "best_settings": "rcnet.evaluation.dial",
+    "recalibrate": "rcnet.evaluation.recalibrate",
+    "best_settings": "rcnet.tasks.dial",
 }
 
 

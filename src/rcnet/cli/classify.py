@@ -65,10 +65,11 @@ def classify(
     from rcnet.cli.text import check_cost, parse_steps, table
     from rcnet.cost import steps_for
     from rcnet.data.images import list_images
-    from rcnet.deploy.classify import best_classes, class_names, image_size, read_fitting
+    from rcnet.deploy.classify import best_classes, read_fitting
     from rcnet.deploy.classify import classify as run
     from rcnet.device import best_device, resolve_precision
     from rcnet.models import load
+    from rcnet.tasks.classify import class_names, image_size
 
     files = [file for path in inputs for file in (list_images(path) if path.is_dir() else [path])]
     network = load(model).to(best_device())

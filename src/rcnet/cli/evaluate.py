@@ -12,6 +12,7 @@ from rcnet.errors import InputError
 
 if TYPE_CHECKING:
     from rcnet.cell import RecurrentNet, Steps
+    from rcnet.tasks.task import Measuring
 
 
 def evaluate(
@@ -84,9 +85,11 @@ def evaluate(
         folder. Name their file to change it.
     """
     from rcnet.cli.text import check_cost, parse_steps, table
+    from rcnet.data.cifar import cifar_sets
     from rcnet.device import best_device, resolve_precision
     from rcnet.evaluation.record import record_result
     from rcnet.models import load
+    from rcnet.tasks import find_task
 
     if (data is None) == (noisy is None and clean is None) or (noisy is None) != (clean is None):
         raise InputError("give --data FOLDER, or --noisy FOLDER and --clean FOLDER")
@@ -98,8 +101,8 @@ def evaluate(
         network.per_cell(n)
     precision = resolve_precision(precision, best_device())
     network.to(best_device())
-    if network.about.task not in ("denoise", "classify"):
-        raise InputError(f"{model} is for the task {network.about.task!r}: eval measures denoisers and classifiers")
+    task = find_task(network.about.task)
+    columns = dict(task.columns)
     if network.about.task == "denoise":
         if noisy is not None and clean is not None:
             result = measure_pairs(network, noisy, clean, budget or counts, sigma, precision)
@@ -107,8 +110,8 @@ def evaluate(
             result = measure_harm(network, data, budget or counts, sigma)
         elif data is not None:
             level = 25.0 if sigma is None else sigma
-            result = measure_denoiser(network, data, budget or counts, level, as_8bit, blind, precision)
-        columns = {"PSNR dB": ("psnr", 3), "SSIM": ("ssim", 4)}
+            on = task.measuring(network, data, sigma=level, as_8bit=as_8bit, blind=blind)
+            result = measured(network, on, budget or counts, precision)
         if harm:
             columns = {
                 "clean dB": ("clean", 2),
@@ -118,11 +121,12 @@ def evaluate(
             }
     else:
         if data is None or sigma is not None or as_8bit or blind or harm:
-            raise InputError(
-                f"{model} classifies: it takes --data; --sigma, --as-8bit, --blind, --harm and pairs are for denoisers"
-            )
-        result = measure_classifier(network, data, budget or counts, precision)
-        columns = {"error %": ("error", 2), "top-5 error %": ("top5_error", 2), "loss": ("loss", 4)}
+            what = "classifies" if network.about.task == "classify" else "does not denoise"
+            raise InputError(f"{model} {what}: it takes --data; --sigma, --as-8bit, --blind, --harm and pairs are for denoisers")
+        on = task.measuring(network, data)
+        if not cifar_sets(data) and not (data / "test").is_dir():
+            print(f"rcnet: {data} has no folder named test: the network may have been trained on these images", file=sys.stderr)
+        result = measured(network, on, budget or counts, precision)
     rows = result["rows"]
     columns = {name: column for name, column in columns.items() if column[0] in rows[0]}
     if json_output:
@@ -136,28 +140,14 @@ def evaluate(
         print(f"recorded in {record_result(network, model, result)}", file=sys.stderr)
 
 
-def measure_denoiser(
-    network: "RecurrentNet", data: Path, cost: "str | Sequence[Steps]", sigma: float, as_8bit: bool, blind: bool, precision: str
-) -> dict[str, Any]:
-    """The result of a denoiser on a folder of clean images."""
+def measured(network: "RecurrentNet", on: "Measuring", cost: "str | Sequence[Steps]", precision: str) -> dict[str, Any]:
+    """The result of a network on the images of its task."""
     from tqdm import tqdm
 
-    from rcnet.data.images import read_folder, split_folder
-    from rcnet.data.noise import check_sigma
-    from rcnet.evaluation import denoising_results
-
-    check_sigma(sigma)
-    folder = split_folder(data, "test")
-    images = read_folder(folder, network.about.channels)
-    largest = max((image.shape[:2] for image in images), key=math.prod)
-    counts = steps_of(cost, network, (largest[0], largest[1]), precision)
-    with tqdm(total=len(counts) * len(images), unit="image", disable=None, leave=False) as bar:
-        rows = denoising_results(
-            network, images, sigma, counts, as_8bit=as_8bit, blind=blind, precision=precision, each=bar.update
-        )
-    name = folder.name or folder.resolve().name
-    about = {"data": name, "images": len(images), "sigma": sigma, "as_8bit": as_8bit, "precision": precision}
-    return {**about, **({"blind": blind} if network.about.takes_level else {}), "rows": rows}
+    counts = steps_of(cost, network, on.size, precision)
+    with tqdm(total=len(counts) * on.about["images"], unit="image", disable=None, leave=False) as bar:
+        rows = on.rows(counts, precision=precision, each=bar.update)
+    return {**on.about, "precision": precision, "rows": rows}
 
 
 def measure_harm(network: "RecurrentNet", data: Path, cost: "str | Sequence[Steps]", sigma: float | None) -> dict[str, Any]:
@@ -211,24 +201,6 @@ def measure_pairs(
     about = {"data": f"{noisy.resolve().name}, pairs", "images": len(pairs), "precision": precision}
     told = {"blind": sigma is None, **({} if sigma is None else {"told": sigma})} if network.about.takes_level else {}
     return {**about, **told, "rows": rows}
-
-
-def measure_classifier(network: "RecurrentNet", data: Path, cost: "str | Sequence[Steps]", precision: str) -> dict[str, Any]:
-    """The result of a classifier on the test images of the data that it was trained on."""
-    from tqdm import tqdm
-
-    from rcnet.data.cifar import cifar_sets
-    from rcnet.deploy.classify import read_matching
-    from rcnet.evaluation import classification_results
-
-    test = read_matching(data, "test", network)
-    if not cifar_sets(data) and not (data / "test").is_dir():
-        print(f"rcnet: {data} has no folder named test: these may be images that the network was trained on", file=sys.stderr)
-    height, width = test.images.shape[-2:]
-    counts = steps_of(cost, network, (height, width), precision)
-    with tqdm(total=len(counts) * len(test.labels), unit="image", disable=None, leave=False) as bar:
-        rows = classification_results(network, test.images, test.labels, counts, precision=precision, each=bar.update)
-    return {"data": test.name, "images": len(test.labels), "precision": precision, "rows": rows}
 
 
 def steps_of(cost: "str | Sequence[Steps]", network: "RecurrentNet", size: tuple[int, int], precision: str) -> "Sequence[Steps]":

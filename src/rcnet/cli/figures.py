@@ -98,9 +98,9 @@ def figures(
 def _dial(network: "RecurrentNet", name: str, data: Path | None, sigma: float | None, timed: bool) -> "Image":
     from tqdm import tqdm
 
-    from rcnet.evaluation.dial import best_settings
     from rcnet.figures.dial import dial
     from rcnet.models.results import complete_result, result_name
+    from rcnet.tasks.dial import best_settings
 
     with tqdm(unit="image", disable=None if data else True, leave=False) as bar:
         rows = best_settings(network, data, sigma=25.0 if sigma is None else sigma, timed=timed, each=bar.update)

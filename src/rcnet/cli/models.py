@@ -24,8 +24,9 @@ def models(name: str | None = None, /, *, json_output: Json = False) -> None:
         Print JSON.
     """
     from rcnet.cli.text import count, table
-    from rcnet.cost.catalogue import METRICS, describe_architecture, describe_weights
     from rcnet.models import bundled, list_models
+    from rcnet.tasks import TASKS
+    from rcnet.tasks.catalogue import describe_architecture, describe_weights
 
     if name is None:
         rows = [describe_architecture(known) for known in list_models()] + [describe_weights(known) for known in bundled()]
@@ -38,7 +39,7 @@ def models(name: str | None = None, /, *, json_output: Json = False) -> None:
     for row in rows:
         for i, step in enumerate(row["steps"]):
             first = (row["name"], row["task"]) if i == 0 else ("", "")
-            results = [f"{value:.2f} {METRICS[row['task']][1]}, {data}" for data, value in step.get("results", {}).items()]
+            results = [f"{value:.2f} {TASKS[row['task']].unit}, {data}" for data, value in step.get("results", {}).items()]
             lines.append((*first, step["steps"], f"{step['parameters']:,}", count(step["macs"]), "".join(results[:1])))
     print(table(("name", "task", "steps", "parameters", "MACs", "result"), lines))
     if name is None:
@@ -48,5 +49,5 @@ def models(name: str | None = None, /, *, json_output: Json = False) -> None:
         counts = [f"steps {step['steps']}" for step in rows[0]["steps"]]
         values = [[step.get("results", {}).get(data) for step in rows[0]["steps"]] for data in measured]
         shown = [["" if value is None else f"{value:.2f}" for value in line] for line in values]
-        print(f"\n{METRICS[rows[0]['task']][1]}:")
+        print(f"\n{TASKS[rows[0]['task']].unit}:")
         print(table(("measured on", *counts), [(data, *line) for data, line in zip(measured, shown, strict=True)]))

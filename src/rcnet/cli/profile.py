@@ -102,10 +102,10 @@ def named_network(name: str) -> "RecurrentNet":
 
 def parse_size(text: str | None, network: "RecurrentNet") -> tuple[int, int]:
     """Height and width of `321x481`, or the usual ones of the network's task."""
-    from rcnet.cost.catalogue import OTHER, SIZES
+    from rcnet.tasks import usual_size
 
     if text is None:
-        return network.about.size or SIZES.get(network.about.task, OTHER)
+        return network.about.size or usual_size(network.about.task)
     sides = text.lower().split("x")
     if len(sides) != 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
         raise InputError(f"--size {text} is not valid: give HEIGHTxWIDTH in pixels, e.g. 321x481")

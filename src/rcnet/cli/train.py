@@ -58,6 +58,7 @@ def train(
         Print the result as JSON, and no progress bar.
     """
     from rcnet.cli.text import table
+    from rcnet.tasks import TASKS
     from rcnet.training import read_recipe
     from rcnet.training import train as run
 
@@ -80,5 +81,5 @@ def train(
     print(folder / "weights.safetensors")
     rows = result["validation"]
     if rows:
-        names = {"psnr": "PSNR dB", "ssim": "SSIM", "error": "error %", "top5_error": "top-5 error %"}
+        names = {key: title for kind in TASKS.values() for title, (key, _) in kind.columns.items()}
         print(table([names.get(key, key) for key in rows[0]], [list(row.values()) for row in rows]))

@@ -8,24 +8,10 @@ from torch import Tensor
 
 from rcnet.calling import check_range, device_of, ready
 from rcnet.cell import RecurrentNet, Steps
-from rcnet.data.cifar import cifar_sets
 from rcnet.data.images import read_image
-from rcnet.data.labelled import Labelled, fit, read_labelled
+from rcnet.data.labelled import fit
 from rcnet.errors import InputError
-
-
-def class_names(model: RecurrentNet) -> list[str]:
-    """What the outputs stand for, from the metadata of loaded weights, or `InputError` if this is no trained classifier."""
-    if model.about.task != "classify" or not model.about.classes:
-        raise InputError("this network does not classify, or its weights do not name their classes: take a trained classifier")
-    return list(model.about.classes)
-
-
-def image_size(model: RecurrentNet) -> int:
-    """The side in pixels of the images that the weights were trained on, or `InputError` if they do not say."""
-    if model.about.size is None:
-        raise InputError("these weights do not say which size of image they take")
-    return model.about.size[0]
+from rcnet.tasks.classify import image_size
 
 
 def read_fitting(path: str | Path, model: RecurrentNet) -> Tensor:
@@ -35,26 +21,6 @@ def read_fitting(path: str | Path, model: RecurrentNet) -> Tensor:
         InputError: the file is not an image that rcnet reads, or the weights do not say their size.
     """
     return torch.from_numpy(fit(read_image(path, 3), image_size(model)).transpose(2, 0, 1).copy())
-
-
-def read_matching(folder: str | Path, split: str, model: RecurrentNet) -> Labelled:
-    """The labelled images at a path (see `read_labelled`) that have the classes of the weights, at the size that they take.
-
-    Raises:
-        InputError: what `read_labelled` raises, or other classes than the weights know.
-    """
-    names, size = class_names(model), image_size(model)
-    other: Sequence[str] = ()
-    for dataset in cifar_sets(folder) or ["auto"]:
-        found = read_labelled(folder, split, dataset, size)
-        if list(found.classes) == names:
-            return found
-        other = other or [name for name in found.classes if name not in names] or found.classes
-    raise InputError(f"{folder} holds other classes ({_some(other)}) than these weights know: {_some(names)}")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 The exported graph has an output for each step count; a loader cuts it to one. Uncut, a runtime would compute them all.
 """
 
+import io
 import json
 import tempfile
 import zipfile
@@ -18,10 +19,12 @@ from torch._dynamo.exc import UserError
 from rcnet.calling import plain, ready, refused
 from rcnet.cell import Choice, RecurrentNet, Steps, choice, evaluating, unroll
 from rcnet.cost.budget import steps_text
-from rcnet.deploy.int8 import Fed, quantized
+from rcnet.deploy.int8 import quantized
 from rcnet.deploy.optimize import chosen, optimize
 from rcnet.deploy.packages import needed, quiet
 from rcnet.errors import InputError, unknown
+from rcnet.replacing import naming
+from rcnet.tasks.task import Fed
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 OPSET = 20
@@ -112,6 +115,7 @@ def export(
     Raises:
         InputError: an unknown format, int8 for a format that has none, unsupported steps, a folder that does not exist, or a
             missing package.
+        OSError: the file cannot be written, e.g. as the disk is full; what was there is as it was.
     """
     path = Path(path)
     kinds = {suffix: name for name, suffix in FORMATS.items()}
@@ -137,7 +141,7 @@ def export(
         sessions = optimize(model, counts, precision="fp32").sessions.values()
         nets = [session.to(memory_format=torch.contiguous_format) for session in sessions]  # type: ignore[call-overload]
     net = _EveryStep(nets, about.sub).eval()
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with naming(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         written = _WRITERS[to](net, Path(folder) / path.name, about.channels, metadata, calibration)
         for file in reversed(written):  # the file that names the others last
             file.replace(path.parent / file.name)
@@ -260,7 +264,9 @@ def _to_openvino(net: nn.Module, path: Path, channels: int, metadata: dict[str, 
 
 
 def _to_pt2(net: nn.Module, path: Path, channels: int, metadata: dict[str, Any], _: Calibration) -> list[Path]:
-    torch.export.save(_program(net, channels, metadata), path, extra_files={KEY: json.dumps(metadata)})
+    content = io.BytesIO()  # of a full disk, torch.export.save says nothing that tells
+    torch.export.save(_program(net, channels, metadata), content, extra_files={KEY: json.dumps(metadata)})
+    path.write_bytes(content.getbuffer())
     return [path]
 
 

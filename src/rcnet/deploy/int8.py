@@ -9,24 +9,16 @@ OpenVINO leaves those of denoisers in fp32.
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from rcnet.about import Noise
 from rcnet.cell import RecurrentNet
-from rcnet.data.camera import photograph
-from rcnet.data.images import list_images, read_image, split_folder, to_tensor
-from rcnet.data.noise import add_noise, draw_levels
-from rcnet.deploy.classify import read_matching
 from rcnet.deploy.packages import needed, quiet
-
-Fed = np.ndarray | tuple[np.ndarray, ...]  # images, or images and the levels of their noise
-IMAGES, CROP = {"denoise": 16, "classify": 256}, 128  # taken of a folder; pixels a side of a denoiser's
-SMALLEST = 16  # pixels a side that a camera photographs
+from rcnet.tasks import find_task
+from rcnet.tasks.task import Fed
 
 
 def quantized(graph: Any, calibration: Iterable[Fed], *, outputs: bool) -> Any:
@@ -122,40 +114,7 @@ def _share_kernels(graph: Any) -> None:
 def calibration_images(model: RecurrentNet, folder: str | Path) -> Iterator[Fed]:
     """What `model` will see, from a folder of clean images: batches float32 [B, C, H, W], for `export`.
 
-    Denoisers take the middle of 16 images of the folder (or of `train` in it), with the noise that they were trained on, of
-    cameras too. Those that take the noise level get pairs, images and maps `sigma` [B, 1, H, W], which tell it in the left half
-    and say in the right that it is unknown, so that the range of each holds what stands for that. Classifiers take 256 training
-    images of CIFAR or of a folder by class. Both are spread evenly over what is there.
-
     Raises:
         InputError: no such folder, no images in it, or none that these weights can take.
     """
-    if model.about.task == "denoise":
-        return _noisy(model, list_images(split_folder(folder, "train")))
-    images = read_matching(folder, "train", model).images
-    chosen = images[_spread(len(images), IMAGES["classify"])]
-    return ((batch.float() / 255).numpy() for batch in torch.split(chosen, 32))
-
-
-def _noisy(model: RecurrentNet, files: Sequence[Path]) -> Iterator[Fed]:
-    sigma, as_8bit, camera = model.about.noise or Noise()
-    generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
-    for place in _spread(len(files), IMAGES["denoise"]):
-        image = read_image(files[place], model.about.channels)
-        top, left = (max(side - CROP, 0) // 2 for side in image.shape[:2])
-        clean = to_tensor(image[top : top + CROP, left : left + CROP])
-        if rng.random() < camera and min(clean.shape[-2:]) >= SMALLEST:
-            noisy, target = photograph(clean, rng, generator)
-            noisy = (noisy.clamp(0, 1) * 255).round() / 255
-            level = 255 * (noisy - target).square().mean((1, 2, 3)).sqrt()
-        else:
-            level = draw_levels(sigma, 1, generator) if isinstance(sigma, tuple) else torch.tensor([sigma])
-            noisy = add_noise(clean, level, generator, as_8bit)
-        told = torch.full_like(noisy[:, :1], float(level))
-        told[..., told.shape[-1] // 2 :] = -1
-        yield (noisy.numpy(), told.numpy()) if model.about.takes_level else noisy.numpy()
-
-
-def _spread(there: int, count: int) -> list[int]:
-    """At most `count` places, spread evenly over `there` of them."""
-    return np.linspace(0, there - 1, min(count, there)).round().astype(int).tolist()
+    return find_task(model.about.task).calibration(model, folder)

@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 from rcnet.cell import Choice, RecurrentNet, choice
 
 Step = TypeVar("Step", bound=Choice)
-UNITS = {"psnr": "dB", "error": "% error"}
+UNITS = {"psnr": "dB", "error": "% error"}  # of the metrics of tasks
+HIGHER = {"psnr"}  # those whose larger values are the better ones
 
 
 def setting_quality(model: RecurrentNet) -> tuple[str, dict[Choice, float]]:
@@ -39,4 +40,4 @@ def best_of(choices: Sequence[Step], metric: str, quality: Mapping[Step, float])
     """The best of these by quality, of equals the first; the last where nothing is known."""
     if not metric:
         return choices[-1]
-    return (max if metric == "psnr" else min)(choices, key=lambda n: quality[n])
+    return (max if metric in HIGHER else min)(choices, key=lambda n: quality[n])

@@ -12,12 +12,13 @@ from torch import Tensor
 from rcnet.cell import choice
 from rcnet.cost.counting import macs, parameters
 from rcnet.data.labelled import fit
-from rcnet.deploy.classify import best_classes, class_names, image_size
+from rcnet.deploy.classify import best_classes
 from rcnet.deploy.denoise import TILE, denoise_pixels
 from rcnet.deploy.optimize import Optimized, optimize
 from rcnet.models import load
 from rcnet.models.results import setting_quality
 from rcnet.serve.served import Classification, Denoised, Served, Work, label, name_of
+from rcnet.tasks.classify import class_names, image_size
 
 ASSUMED = 0.05  # relative error that a setting is taken to remove more than the one before, where no results are known
 WARM_UP = ((1, 64), (1, 64), (4, 64), (1, 160), (1, 160))  # batch and side of the calls that start the costs

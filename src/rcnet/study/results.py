@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rcnet.cost.catalogue import SIZES
 from rcnet.errors import InputError
 from rcnet.study.costs import costs
 from rcnet.study.paper import CIFAR, NETWORKS, Key, metric
 from rcnet.study.runs import Folders, declared, kept_result
+from rcnet.tasks import TASKS
 
 Seeds = Mapping[Key, Sequence[float]]  # a value a seed; nan where a run diverged or does not converge on the test images
 
@@ -42,7 +42,7 @@ class Measured:
 
     def cost(self, key: Key) -> float:
         """MACs of a key, for an image of its data set."""
-        return costs(key.network, key.data, self.scale, SIZES["classify" if key.data in CIFAR else "denoise"])[key.steps]
+        return costs(key.network, key.data, self.scale, TASKS["classify" if key.data in CIFAR else "denoise"].size)[key.steps]
 
     def pflop(self, network: str, data: str) -> float | None:
         """Of training, the mean over seeds."""

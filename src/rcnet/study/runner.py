@@ -22,8 +22,10 @@ from rcnet.replacing import replacing
 from rcnet.study.measure import measure, read_along, settled, watched
 from rcnet.study.runs import Folders, Run, kept_result, result_text
 from rcnet.study.scales import find_scale
-from rcnet.study.states import State, held
-from rcnet.training.loop import commit, train
+from rcnet.study.states import LOCK, State
+from rcnet.training.checkpoint import held
+from rcnet.training.loop import train
+from rcnet.training.provenance import commit
 
 Say = Callable[[str], object]
 FIRST = ("cifar10", {"Table 1", "Table 2", "Table 4"})  # the paper's three contributions, on the data that takes least
@@ -40,7 +42,7 @@ def perform(run: Run, folders: Folders, progress: bool = True) -> dict[str, Any]
         KeyboardInterrupt: it was stopped; its checkpoint is kept.
     """
     work = run.work(folders)
-    with held(work):
+    with held(work, LOCK):
         if finished := kept_result(run, folders):
             return finished
         recipe, commits = run.recipe(folders), sign(run, work)

@@ -1,8 +1,5 @@
-"""How far each run is, and the lock that keeps it to one process."""
+"""How far each run is, and whether a process is at it."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +9,10 @@ import torch
 from rcnet.errors import InputError
 from rcnet.study.costs import planned_iterations, training_flop
 from rcnet.study.runs import Folders, Run, Runs, kept_result
+from rcnet.training.checkpoint import held
 from rcnet.training.recipe import Recipe
 
-try:
-    import fcntl
-except ImportError:  # not on Windows: two studies at once would then disturb each other
-    fcntl = None  # type: ignore[assignment]
+LOCK = "lock"  # of a process that trains a run and measures it
 
 
 @dataclass(frozen=True)
@@ -77,29 +72,12 @@ def progress_of(run: Run, recipe: Recipe, folders: Folders) -> float:
         return 0.0
 
 
-@contextmanager
-def held(work: Path, tries: int = 10) -> Iterator[None]:
-    """Keeps a run to one process, or `InputError` after so many tries. The lock goes with the process, however that ends."""
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("a") as file:
-        while fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                tries -= 1
-                if tries < 1:
-                    raise InputError(f"another process is at {work}: wait for it or stop it") from error
-                time.sleep(0.1)  # it may only have looked, as `is_busy` does
-        yield
-
-
 def is_busy(work: Path) -> bool:
     """Whether a process holds the run."""
-    if not (work / "lock").exists():
+    if not (work / LOCK).exists():
         return False
     try:
-        with held(work, tries=1):
+        with held(work, LOCK, tries=1):
             return False
     except InputError:
         return True

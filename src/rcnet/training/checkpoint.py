@@ -1,19 +1,67 @@
-"""Checkpoints, written to a temporary file and renamed, so that a killed run leaves the last whole one."""
+"""The folder of a run: its checkpoint, whole whenever a run is killed, its log, and the lock that keeps it to one process."""
 
+import io
 import json
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rcnet.errors import InputError
-from rcnet.replacing import replacing
+from rcnet.replacing import naming, replacing
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: two runs in one folder would then disturb each other
+    fcntl = None  # type: ignore[assignment]
+
+KEPT = ("checkpoint.pt", "weights.safetensors", "result.json")  # what a run must not overwrite
+
+
+@contextmanager
+def held(folder: Path, name: str = "training.lock", tries: int = 10) -> Iterator[None]:
+    """Keeps a folder to one process, or `InputError` after so many tries. The lock goes with the process, however that ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / name).open("a")
+    except OSError as error:
+        raise InputError(f"{folder} cannot be the folder of a run: {error.strerror}") from error
+    with file:
+        while fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                tries -= 1
+                if tries < 1:
+                    raise InputError(f"another process is at {folder}: wait for it or stop it") from error
+                time.sleep(0.1)  # it may only have looked
+            except OSError:  # a file system without locks
+                break
+        yield
+
+
+def goes_on(out: Path, resume: bool) -> bool:
+    """Whether the folder holds a checkpoint to go on from, or `InputError` where a run would overwrite what is there."""
+    there = [name for name in KEPT if (out / name).exists()]
+    if there and not resume:
+        raise InputError(f"{out} already holds a run: add --resume to go on with it, or choose another folder with --out")
+    if there and KEPT[0] not in there:
+        raise InputError(f"{out} holds {there[0]} but no {KEPT[0]} to go on from: choose another folder with --out")
+    return bool(there)
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes it whole or not at all."""
+    content = io.BytesIO()
+    torch.save(state, content)  # to a full disk, torch.save would end the process
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save(state, file)
+        file.write(content.getbuffer())
         file.flush()
         os.fsync(file.fileno())
 
@@ -25,7 +73,7 @@ def read_checkpoint(path: Path, run: dict[str, Any]) -> dict[str, Any]:
         theirs = dict(state["run"])
     except Exception as error:  # torch.load raises almost anything on a broken file
         raise InputError(f"{path} is not a checkpoint of rcnet: delete it to start anew, or choose another folder") from error
-    differing = sorted(key for key in theirs.keys() | run.keys() if theirs.get(key) != run.get(key))
+    differing = sorted(key for key in run if theirs.get(key) != run[key])
     if differing:
         key = differing[0]
         raise InputError(
@@ -33,6 +81,20 @@ def read_checkpoint(path: Path, run: dict[str, Any]) -> dict[str, Any]:
             "resume with the same recipe and data, or start in another folder with --out"
         )
     return state
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What a finished run wrote."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: delete it, and --resume writes it again") from error
+
+
+def add_line(path: Path, values: dict[str, Any]) -> None:
+    """Appends to a JSONL log."""
+    with naming(path), path.open("a") as file:
+        file.write(json.dumps(values) + "\n")
 
 
 def cut_log(path: Path, iteration: int) -> None:

@@ -5,18 +5,12 @@ run of so many iterations that was killed and resumed ends with the weights of o
 on with the time that it has left: how many iterations that makes depends on the machine.)
 """
 
-import copy
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from datetime import UTC, datetime
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +23,22 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rcnet.cell import Choice, RecurrentNet, batch_norms
 from rcnet.cost.counting import macs
-from rcnet.device import autocast, best_device, channels_last, hardware, keep_freed_memory, resolve_precision
+from rcnet.device import autocast, best_device, channels_last, keep_freed_memory, resolve_precision
 from rcnet.errors import InputError
 from rcnet.evaluation.recalibrate import recalibrate
 from rcnet.models.early_exit import EarlyExitNet
-from rcnet.models.files import load, save
-from rcnet.models.registry import create_model
+from rcnet.models.files import save
 from rcnet.replacing import replacing
-from rcnet.training.checkpoint import cut_log, read_checkpoint, write_checkpoint
-from rcnet.training.optimizer import make_optimizers, set_learning_rate
+from rcnet.tasks import task_of
+from rcnet.tasks.task import Batch, Setup, Task
+from rcnet.training.checkpoint import add_line, cut_log, goes_on, held, read_checkpoint, read_result, write_checkpoint
+from rcnet.training.console import Board, clock_text, progress_bar, stopped_by_signals
+from rcnet.training.optimizer import learning_rate_factor, make_optimizers, set_learning_rate
 from rcnet.training.parallel import average, join, leave, share
-from rcnet.training.recipe import Recipe
-from rcnet.training.steps import check_probabilities, draw_steps, expected_cost, offer
-from rcnet.training.tasks import Batch, Task, make_task
-
-FILES = ("checkpoint.pt", "log.jsonl", "weights.safetensors", "result.json")
-
-
-def learning_rate_factor(progress: float, warmup: float, decay: float) -> float:
-    """The schedule at `progress` in [0, 1] of the run: linear warm-up, constant, then a half cosine to zero."""
-    rise = min(1.0, progress / warmup) if warmup > 0 else 1.0
-    fall = (progress - (1 - decay)) / decay if decay > 0 else 0.0
-    return rise * 0.5 * (1 + math.cos(math.pi * min(max(fall, 0.0), 1.0)))
+from rcnet.training.provenance import commit, made_here
+from rcnet.training.recipe import Recipe, fixed
+from rcnet.training.start import check_batch, compiled, new_network, take_weights
+from rcnet.training.steps import check_probabilities, draw_steps, expected_cost
 
 
 def train(
@@ -77,7 +65,9 @@ def train(
             runs on a busy machine compare.
 
     Raises:
-        InputError: the recipe or the data does not fit, `out` holds another run, or another process of this one has gone.
+        InputError: the recipe or the data does not fit, `out` holds another run or a process is at it, or another process of
+            this one has gone.
+        OSError: a file cannot be written, e.g. as the disk is full; the last checkpoint is whole.
     """
     return Run(recipe, Path(data), Path(out), resume).go(progress, clock, tensorboard)
 
@@ -86,13 +76,12 @@ class Run:
     """One run's state: the network, its average, the optimizers and how far they are."""
 
     def __init__(self, recipe: Recipe, data: Path, out: Path, resume: bool) -> None:
-        self.recipe, self.out, self.commit = recipe, out, commit()
+        self.recipe, self.out, self.resume, self.commit = recipe, out, resume, commit()
         self.checkpoint = out / "checkpoint.pt"
         self.device = best_device()
         self.world = join(self.device)
         self.writes = self.world.rank == 0
-        if self.writes and not resume and any((out / name).exists() for name in FILES):
-            raise InputError(f"{out} already holds a run: add --resume to go on with it, or choose another folder with --out")
+        going_on = share(self.writes and goes_on(out, resume), self.world)
         if recipe.batch % (self.world.size * recipe.accumulate):
             raise InputError(
                 f"batch = {recipe.batch} does not divide into {self.world.size} processes x {recipe.accumulate} parts "
@@ -101,10 +90,10 @@ class Run:
         torch.manual_seed(recipe.seed)
         keep_freed_memory()
         self.precision = resolve_precision(recipe.precision, self.device)
-        self.task: Task = make_task(recipe, data, self.device)
-        model = create_model(**{**self.task.config, **recipe.model})
-        offer(model, recipe.settings)
-        self.task.prepare(model)
+        self.kind = task_of(recipe.model)
+        setup = Setup(data, self.device, recipe.model, recipe.batch, recipe.seed, recipe.precision)
+        self.task: Task = self.kind.begin(recipe.sections[self.kind.key], setup)
+        model = new_network(recipe, self.task)
         x = self.task.batch(np.random.default_rng(0), 0)[0]
         check_batch(model, x[: recipe.batch // self.world.size // recipe.accumulate])
         self.size = (x.shape[-2], x.shape[-1])  # of the images, height and width in pixels
@@ -118,11 +107,10 @@ class Run:
             raise InputError(
                 f"the data of process {self.world.rank} is not that of the first: all need the same images in {data}"
             )
-        going_on = share(resume and self.checkpoint.exists(), self.world)
         if recipe.init and not going_on:
-            source = start_from(recipe.init, self.model)
-            self.model.load_state_dict(source.state_dict())
-            self.before = source.metadata.get("training")
+            self.before, fresh = take_weights(recipe.init, self.model)
+            if fresh and self.writes:
+                print(f"rcnet: init = {recipe.init!r} has no weights for {fresh}: they start fresh", file=sys.stderr)
         if not going_on:  # else the checkpoint's
             self.model.load_state_dict(share(self.model.state_dict(), self.world))
         self.call: Callable[..., Tensor] = compiled(self.model) if recipe.compile else self.model
@@ -132,14 +120,8 @@ class Run:
             self.average = AveragedModel(self.model, multi_avg_fn=self.blend, use_buffers=True)  # type: ignore[no-untyped-call]
         self.iteration, self.elapsed, self.asked, self.stopped, self.frozen = 0, 0.0, False, False, False
         self.time: Callable[[], float] = lambda: self.elapsed
-        if going_on:
-            self.restore(share(read_checkpoint(self.checkpoint, self.identity()) if self.writes else None, self.world))
-        if self.writes:
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(f"{out} cannot be a folder of a run: {error.strerror}") from error
-            cut_log(out / "log.jsonl", self.iteration)
+        self.losses: list[float] = []  # since the last line of the log
+        self.logged = 0.0  # seconds, at that line
 
     def blend(self, averages: Any, values: Any, count: Any) -> None:
         """The exponential average of the weights, with a decay that rises to the recipe's: a short run forgets its start, too."""
@@ -148,12 +130,7 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to be resumed: all that its weights depend on."""
-        recipe = self.recipe.to_dict()
-        free = ("accumulate", "log_every", "checkpoint_minutes")
-        return {key: value for key, value in recipe.items() if key not in free} | {
-            "data": self.task.data["crc32"],
-            "precision": self.precision,
-        }
+        return fixed(self.recipe, self.kind.key) | {"data": self.task.data["crc32"], "precision": self.precision}
 
     def restore(self, state: dict[str, Any]) -> None:
         try:
@@ -163,6 +140,7 @@ class Run:
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
             self.iteration, self.elapsed, self.before = int(state["iteration"]), float(state["elapsed"]), state["before"]
+            self.losses, self.logged = list(state.get("losses", [])), float(state.get("logged", self.elapsed))
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise InputError(f"{self.checkpoint} is damaged: delete it to start anew, or choose another folder") from error
 
@@ -175,6 +153,8 @@ class Run:
                 "run": self.identity(),
                 "iteration": self.iteration,
                 "elapsed": self.elapsed,
+                "losses": self.losses,
+                "logged": self.logged,
                 "model": self.model.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "before": self.before,
@@ -190,23 +170,29 @@ class Run:
         return min(1.0, self.iteration / self.iterations)
 
     def go(self, progress: bool, clock: Callable[[], float], tensorboard: bool = False) -> dict[str, Any]:
-        if self.done >= 1 and share((self.out / "result.json").exists(), self.world):
+        """Trains to the end, in a folder that no other process is at."""
+        with held(self.out) if self.writes else nullcontext():
+            if share(self.writes and goes_on(self.out, self.resume), self.world):
+                self.restore(share(read_checkpoint(self.checkpoint, self.identity()) if self.writes else None, self.world))
+            if self.writes:
+                cut_log(self.out / "log.jsonl", self.iteration)
+            return self.to_the_end(progress, clock, tensorboard)
+
+    def to_the_end(self, progress: bool, clock: Callable[[], float], tensorboard: bool) -> dict[str, Any]:
+        whole = all((self.out / name).exists() for name in ("result.json", "weights.safetensors"))
+        if self.done >= 1 and share(whole, self.world):
             leave()
             return read_result(self.out / "result.json") if self.writes else {}
         board = Board(self.out, self.iteration) if tensorboard and self.writes else None
         started, elapsed_before = clock(), self.elapsed
         self.time = lambda: elapsed_before + clock() - started
-        kept = logged = self.elapsed
-        losses: list[float] = []
-        shape = "{percentage:5.1f}%|{bar:24}| {desc}"
-        bar = progress_bar(total=1.0, initial=self.done, disable=None if progress and self.writes else True, bar_format=shape)
-        log_file = self.out / "log.jsonl" if self.writes else Path(os.devnull)
-        with bar, stopped_by_signals(self), log_file.open("a") as log:
+        kept = self.elapsed
+        bar = progress_bar(self.done, progress and self.writes)
+        with bar, stopped_by_signals(self.stop):
             while self.done < 1 and not self.stopped:
-                losses.append(self.step())
+                self.losses.append(self.step())
                 if self.iteration % self.recipe.log_every == 0:
-                    line = self.report(log, bar, losses, (self.elapsed - logged) / len(losses))
-                    losses, logged = [], self.elapsed
+                    line = self.report(bar)
                     if board:
                         board.add(self.iteration, line)
                 if self.elapsed - kept > 60 * self.recipe.checkpoint_minutes:
@@ -223,10 +209,12 @@ class Run:
             return {}
         result = self.finish()
         if board:
-            for row in result["validation"]:
-                figures = {f"{key} at steps {row['steps']}": value for key, value in row.items() if isinstance(value, float)}
-                board.add(self.iteration, figures)
+            board.add_rows(self.iteration, result["validation"])
         return result
+
+    def stop(self) -> None:
+        """Asks for an end after this iteration, of all processes."""
+        self.asked = True
 
     def step(self) -> float:
         """One iteration of Alg. 2, the aggregated loss or the sandwich rule; returns the loss."""
@@ -303,8 +291,10 @@ class Run:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
 
-    def report(self, log: Any, bar: Any, losses: list[float], seconds: float) -> dict[str, float]:
-        mean, rate = sum(losses) / len(losses), self.recipe.batch / seconds
+    def report(self, bar: Any) -> dict[str, float]:
+        """Shows and logs the mean loss since the last time."""
+        count, seconds = len(self.losses), max(self.elapsed - self.logged, 1e-9)
+        mean, rate = sum(self.losses) / count, count * self.recipe.batch / seconds
         left = self.elapsed / max(self.done, 1e-9) * (1 - self.done)
         line = {
             "iteration": self.iteration,
@@ -312,11 +302,11 @@ class Run:
             "images_per_s": round(rate, 1),
             "elapsed": round(self.elapsed, 1),
         }
-        log.write(json.dumps(line) + "\n")
-        log.flush()
+        self.losses, self.logged = [], self.elapsed
+        if self.writes:
+            add_line(self.out / "log.jsonl", line)
         bar.n = self.done
-        clock = f"{int(left) // 3600}:{int(left) % 3600 // 60:02d}:{int(left) % 60:02d}"
-        bar.set_description_str(f"iteration {self.iteration}, loss {mean:.4g}, {rate:.0f} images/s, {clock} left")
+        bar.set_description_str(f"iteration {self.iteration}, loss {mean:.4g}, {rate:.0f} images/s, {clock_text(left)} left")
         return line
 
     def finish(self) -> dict[str, Any]:
@@ -336,12 +326,10 @@ class Run:
             "epochs": round(self.iteration * self.recipe.batch / self.task.data["images"], 2),
             "images_per_s": round(self.iteration * self.recipe.batch / max(self.elapsed, 1e-9), 1),
             "pflop": float(f"{self.flop() / 1e15:.4g}"),
-            "hardware": hardware(self.device),
+            **made_here(self.device),
             "processes": self.world.size,
             "precision": self.precision,
-            "torch": torch.__version__,
             "minutes": round(self.elapsed / 60, 2),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": self.commit,
             "validation": rows,
             "recalibrated": recalibrated,
@@ -363,104 +351,3 @@ class Run:
         """The batches that batch norms are recalibrated on."""
         for i in range(self.recipe.recalibrate):
             yield self.task.batch(np.random.default_rng([self.recipe.seed, 2, i]), i)[0]
-
-
-def check_batch(model: RecurrentNet, x: Tensor) -> None:
-    """`InputError` if the network cannot train on batches of this shape."""
-    net = copy.deepcopy(model).to("meta").train()
-    for n in net.choices:
-        try:
-            net(torch.empty_like(x, device="meta"), n)
-        except (RuntimeError, ValueError) as error:
-            shape = "x".join(map(str, x.shape))
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{model.architecture['name']} cannot train on batches of {shape} at {n} steps: {reason}") from error
-
-
-def compiled(model: RecurrentNet) -> Callable[..., Tensor]:
-    """The model with one compiled graph a step count."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(model.choices))
-    return torch.compile(model, fullgraph=True, dynamic=False)
-
-
-class NoBar(nullcontext[None]):
-    """Stands for tqdm's bar where tqdm is not installed."""
-
-    n = 0.0
-
-    def set_description_str(self, text: str) -> None:
-        pass
-
-
-def progress_bar(**options: Any) -> Any:
-    """tqdm's bar, or none where tqdm is not installed."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return NoBar()
-    return tqdm(**options)
-
-
-class Board:
-    """TensorBoard's log of a run."""
-
-    def __init__(self, folder: Path, iteration: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise InputError("TensorBoard is not installed: pip install 'rcnet[tensorboard]'") from error
-        self.writer: Any = SummaryWriter(str(folder), purge_step=iteration + 1)  # type: ignore[no-untyped-call]
-
-    def add(self, iteration: int, figures: dict[str, Any]) -> None:
-        for name, value in figures.items():
-            if name != "iteration":
-                self.writer.add_scalar(name, value, iteration)
-        self.writer.flush()
-
-
-def start_from(name_or_path: str, model: RecurrentNet) -> RecurrentNet:
-    """The weights that training starts from, or `InputError` if they are of another architecture."""
-    source = load(name_or_path)
-    if source.architecture != model.architecture:
-        raise InputError(f"init = {name_or_path!r} holds {source.architecture}, and the recipe is for {model.architecture}")
-    return source
-
-
-@contextmanager
-def stopped_by_signals(run: Run) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run between two iterations, where a checkpoint is exact; a second Ctrl-C ends it at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(number: int, frame: object) -> None:
-        run.asked = True
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """What a finished run wrote."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: delete it, and --resume writes it again") from error
-
-
-def commit() -> str | None:
-    """The commit of the source tree that runs, with -dirty if it was changed, or None where this file is in no repository."""
-    folder = str(Path(__file__).parent)
-    try:
-        subprocess.run(["git", "-C", folder, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True)
-        command = ["git", "-C", folder, "describe", "--always", "--dirty", "--exclude", "*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

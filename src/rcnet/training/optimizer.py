@@ -1,12 +1,14 @@
-"""Optimizers and their parameter groups: half the learning rate for shared kernels (Sec. 3.3), no decay for norms."""
+"""Optimizers, their schedule and their parameter groups: half the learning rate for shared kernels (Sec. 3.3), no decay for
+norms."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rcnet.cell import RecurrentCell, StandardCell, batch_norms, shared_kernels
+from rcnet.cell import RecurrentCell, StandardCell, norms_of, shared_kernels
 from rcnet.training.recipe import Optimizer
 
 
@@ -62,7 +64,7 @@ def make_optimizers(model: nn.Module, config: Optimizer) -> list[torch.optim.Opt
         id(p) for cell in model.modules() if isinstance(cell, RecurrentCell | StandardCell)
         for name, p in cell.named_parameters() if p.ndim == 4
     }  # fmt: skip
-    in_norms = {id(p) for norm in batch_norms(model) for p in norm.parameters()}
+    in_norms = {id(p) for norm in norms_of(model) for p in norm.parameters()}
     muon_lr = config.muon_lr if config.name == "muon" else 0.0
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for p in model.parameters():
@@ -87,6 +89,13 @@ def make_optimizers(model: nn.Module, config: Optimizer) -> list[torch.optim.Opt
     else:
         optimizers.append(torch.optim.AdamW(listed(False), betas=config.betas))
     return optimizers
+
+
+def learning_rate_factor(progress: float, warmup: float, decay: float) -> float:
+    """The schedule at `progress` in [0, 1] of the run: linear warm-up, constant, then a half cosine to zero."""
+    rise = min(1.0, progress / warmup) if warmup > 0 else 1.0
+    fall = (progress - (1 - decay)) / decay if decay > 0 else 0.0
+    return rise * 0.5 * (1 + math.cos(math.pi * min(max(fall, 0.0), 1.0)))
 
 
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:

@@ -12,39 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rcnet.errors import InputError, unknown
-
-
-@dataclass(frozen=True)
-class Denoising:
-    """Patches and noise."""
-
-    patch: int = 64  # pixels, a side
-    sigma: float | tuple[float, float] = 25.0  # in levels of 255; [low, high] draws one for each patch
-    as_8bit: bool | float = False  # noisy patches are clipped and rounded, as files are; a number: this part of the batches
-    jpeg: float = 0.0  # this part of the batches goes through JPEG with its noise
-    clean: float = 0.0  # this part of the patches has no noise
-    camera: float = 0.0  # this part of the batches has the noise of a simulated camera (data/camera.py) instead of Gaussian noise
-    drawn: float = 0.0  # this part of the images is drawn: flat areas, ramps and text
-    unknown: float = 0.5  # this part of the patches does not tell its level to a network that takes one (model.noise_level)
-    one_level: bool = False  # all patches of a batch have one level
-    # Half the squared error; the same, each patch's divided by the square root of its noise's variance (and of 4 levels, at
-    # sigma 25 by 1), so that weak noise counts too; or Charbonnier's, sqrt(error^2 + 0.001^2).
-    loss: Literal["squared", "weighted", "charbonnier"] = "squared"
-    holdout: int = 0  # this many of the training images, evenly spaced, are kept for validation
-
-
-@dataclass(frozen=True)
-class Classification:
-    """Labelled images and how they are varied."""
-
-    dataset: Literal["auto", "cifar10", "cifar100", "folder"] = "auto"  # auto takes the one that is there
-    size: int = 32  # pixels, a side, that image folders are resized to
-    crop: int = 4  # pixels that a random crop may be off, with reflection; 0 does not crop
-    flip: Literal["random", "alternating", "none"] = "random"  # alternating: each image in one epoch and not in the next
-    cutout: int = 0  # pixels, a side, of a square that is blanked
-    label_smoothing: float = 0.0
-    whitening: bool = False  # the stem starts as filters that whiten the patches of the training images
-    holdout: int = 0  # this many of the training images are kept for validation; the test images are then not looked at
+from rcnet.tasks import TASKS
+from rcnet.tasks.task import number
 
 
 @dataclass(frozen=True)
@@ -52,32 +21,33 @@ class Optimizer:
     """Muon takes the convolution kernels of cells, and Adam the rest; `adam` and `sgd` take all."""
 
     name: Literal["muon", "adam", "sgd"] = "adam"
-    lr: float = 1e-3
-    muon_lr: float = 0.04  # of the kernels of cells, before `shared_lr`
-    shared_lr: float = 0.5  # the learning rate of shared kernels, as a part of the others' (Sec. 3.3)
-    norm_lr: float = 1.0  # that of batch norms' scales and shifts, as a multiple of the others'; with Adam 64 trains much faster
-    betas: tuple[float, float] = (0.9, 0.99)
-    momentum: float = 0.95  # of Muon and SGD
-    weight_decay: float = 0.0  # convolution and linear weights only
-    clip: float = 10.0  # largest norm of the gradient; 0 does not clip
+    lr: float = number(1e-3, 0)
+    muon_lr: float = number(0.04, 0)  # of the kernels of cells, before `shared_lr`
+    shared_lr: float = number(0.5, 0, 1)  # the learning rate of shared kernels, as a part of the others' (Sec. 3.3)
+    norm_lr: float = number(1.0, 0)  # that of norms' scales and shifts, as a multiple; with Adam 64 trains much faster
+    betas: tuple[float, float] = number((0.9, 0.99), 0, 1, below=True)
+    momentum: float = number(0.95, 0, 1, below=True)  # of Muon and SGD
+    weight_decay: float = number(0.0, 0)  # convolution and linear weights only
+    clip: float = number(10.0, 0)  # largest norm of the gradient; 0 does not clip
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run. It ends after `minutes` if that is above 0, else `epochs`, else `iterations`; its schedule with it."""
+    """One training run. It ends after `minutes` if that is above 0, else `epochs`, else `iterations`; its schedule with it.
+
+    The section of each task is an attribute too: `recipe.denoising.sigma`.
+    """
 
     model: Mapping[str, Any]
-    init: str = ""  # weights to start from, bundled ones by name or a file; fresh ones unless given
-    denoising: Denoising = field(default_factory=Denoising)
-    classification: Classification = field(default_factory=Classification)
+    init: str = ""  # weights to start from, bundled or a file; what does not fit, e.g. norms of other steps, is fresh
     optimizer: Optimizer = field(default_factory=Optimizer)
-    batch: int = 32  # images an iteration, of all processes together
-    accumulate: int = 1  # parts that a process takes its share of a batch in, one after the other: less memory
-    iterations: int = 10_000
-    epochs: float = 0.0
-    minutes: float = 0.0
-    warmup: float = 0.02  # part of the run in which the learning rate rises from zero
-    decay: float = 1.0  # part of the run, its last, in which the learning rate falls to zero along a half cosine
+    batch: int = number(32, 1)  # images an iteration, of all processes together
+    accumulate: int = number(1, 1, free=True)  # parts that a process takes its share of a batch in, in turn: less memory
+    iterations: int = number(10_000, 1)
+    epochs: float = number(0.0, 0)
+    minutes: float = number(0.0, 0)
+    warmup: float = number(0.02, 0, 1)  # part of the run in which the learning rate rises from zero
+    decay: float = number(1.0, 0, 1)  # part of the run, its last, in which the learning rate falls to zero along a half cosine
     # What is trained, and then offered: all cells take the same steps (Alg. 2); one cell at a time takes one step more, and those
     # after it are left out at the cheap end; every number of every cell (model.unified = false); or a list of steps a cell.
     settings: Literal["unified", "staircase", "free"] | tuple[tuple[int, ...], ...] = "unified"
@@ -87,18 +57,39 @@ class Recipe:
     objective: Literal["sampled", "aggregated", "sandwich"] = "sampled"
     # Part of the run, its last, in which the running statistics of batch norms are used and stand still (evaluation mode):
     # what is trained is then what will run. Kernels, scales and shifts go on.
-    frozen: float = 0.0
-    ema: float = 0.0  # decay of the average of the weights that is evaluated and saved; 0 takes the last weights
-    recalibrate: int = 0  # batches over which every batch norm's statistics are measured again at the end; 0 keeps them
+    frozen: float = number(0.0, 0, 1)
+    ema: float = number(0.0, 0, 1)  # decay of the average of the weights that is evaluated and saved; 0 takes the last weights
+    recalibrate: int = number(0, 0)  # batches over which batch norms' statistics are measured again at the end; 0 keeps them
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False  # torch.compile, one graph a step count; needs a C++ compiler on a CPU
-    seed: int = 0
-    log_every: int = 100  # iterations
-    checkpoint_minutes: float = 2.0
+    seed: int = number(0, 0, 2**32)
+    log_every: int = number(100, 1, free=True)  # iterations
+    checkpoint_minutes: float = number(2.0, 0, free=True)
+    sections: Mapping[str, Any] = field(default_factory=lambda: {kind.key: kind.section() for kind in TASKS.values()})
+
+    def __getattr__(self, name: str) -> Any:
+        """The section of a task."""
+        sections = self.__dict__.get("sections", {})
+        if name not in sections:
+            raise AttributeError(f"a recipe has no {name!r}")
+        return sections[name]
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON values."""
-        return _plain(dataclasses.asdict(self))
+        values = dataclasses.asdict(self)
+        sections = values.pop("sections")
+        return _plain({**values, **sections})
+
+
+def fixed(recipe: Recipe, section: str) -> dict[str, Any]:
+    """The keys that a run that is resumed may not change, and those of the section of its task, as JSON values."""
+    return {**_fixed(recipe), section: _fixed(recipe.sections[section])}
+
+
+def _fixed(section: Any) -> dict[str, Any]:
+    kept = (f.name for f in dataclasses.fields(section) if not f.metadata.get("free") and f.name != "sections")
+    values = {name: getattr(section, name) for name in kept}
+    return {name: _fixed(value) if dataclasses.is_dataclass(value) else _plain(value) for name, value in values.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -153,7 +144,17 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
 
 def recipe_from(table: Mapping[str, Any], source: str) -> Recipe:
     """A checked recipe of a table; `source` is named in errors."""
-    return _build(Recipe, table, source, "")
+    kinds = {kind.key: kind.section for kind in TASKS.values()}
+    hints = _hints(Recipe, "sections")
+    for key in table:
+        if key not in hints | kinds:
+            raise InputError(f"{source}: {unknown('key', key, [*hints, *kinds])}")
+    sections = {key: _convert(kind, table.get(key, {}), source, key) for key, kind in kinds.items()}
+    recipe: Recipe = _build(Recipe, {key: value for key, value in table.items() if key not in kinds}, source, "")
+    recipe = dataclasses.replace(recipe, sections=sections)
+    if {"minutes", "epochs"} & table.keys() and not (recipe.minutes or recipe.epochs or "iterations" in table):
+        raise InputError(f"{source}: minutes and epochs of 0 leave the run without a length: give iterations=N, too")
+    return recipe
 
 
 def _toml_value(text: str) -> Any:
@@ -164,62 +165,35 @@ def _toml_value(text: str) -> Any:
     return table["value"] if len(table) == 1 else text
 
 
-# Smallest and largest value of each number, or of each number of a pair.
-_RANGES: dict[str, tuple[float, float]] = {
-    "batch": (1, math.inf),
-    "accumulate": (1, math.inf),
-    "epochs": (0, math.inf),
-    "recalibrate": (0, math.inf),
-    "iterations": (1, math.inf),
-    "minutes": (0, math.inf),
-    "warmup": (0, 1),
-    "decay": (0, 1),
-    "frozen": (0, 1),
-    "ema": (0, 1),
-    "seed": (0, 2**32),
-    "log_every": (1, math.inf),
-    "checkpoint_minutes": (0, math.inf),
-    "denoising.patch": (1, math.inf),
-    "denoising.sigma": (0, 255),
-    "denoising.holdout": (0, math.inf),
-    "denoising.as_8bit": (0, 1),
-    "denoising.jpeg": (0, 1),
-    "denoising.clean": (0, 1),
-    "denoising.camera": (0, 1),
-    "denoising.drawn": (0, 0.9),
-    "denoising.unknown": (0, 1),
-    "classification.size": (8, math.inf),
-    "classification.crop": (0, math.inf),
-    "classification.cutout": (0, math.inf),
-    "classification.label_smoothing": (0, 1),
-    "classification.holdout": (0, math.inf),
-    "optimizer.lr": (0, math.inf),
-    "optimizer.muon_lr": (0, math.inf),
-    "optimizer.shared_lr": (0, 1),
-    "optimizer.norm_lr": (0, math.inf),
-    "optimizer.betas": (0, 1),
-    "optimizer.momentum": (0, 1),
-    "optimizer.weight_decay": (0, math.inf),
-    "optimizer.clip": (0, math.inf),
-}
-
-
 def _build(kind: type[Any], table: Mapping[str, Any], source: str, prefix: str) -> Any:
-    hints = typing.get_type_hints(kind)
+    hints, declared = _hints(kind), {f.name: f for f in dataclasses.fields(kind)}
     for key in table:
         if key not in hints:
             raise InputError(f"{source}: {unknown('key', prefix + key, [prefix + name for name in hints])}")
     values = {key: _convert(hints[key], value, source, prefix + key) for key, value in table.items()}
     for key, value in values.items():
-        low, high = _RANGES.get(prefix + key, (-math.inf, math.inf))
-        numbers = value if isinstance(value, tuple) else (value,)
-        if prefix + key in _RANGES and not all(low <= number <= high and math.isfinite(number) for number in numbers):
-            limits = f"from {low:g}" + (f" to {high:g}" if high < math.inf else "")
+        if limits := _outside(value, declared[key]):
             raise InputError(f"{source}: {prefix}{key} = {table[key]!r} is not valid: it takes numbers {limits}")
     missing = [f.name for f in dataclasses.fields(kind) if f.name not in values and _required(f)]
     if missing:
         raise InputError(f"{source}: the key {missing[0]!r} is missing")
     return kind(**values)
+
+
+def _hints(kind: type[Any], *hidden: str) -> dict[str, Any]:
+    """The type of each key."""
+    return {key: hint for key, hint in typing.get_type_hints(kind).items() if key not in hidden}
+
+
+def _outside(value: Any, declared: dataclasses.Field[Any]) -> str:
+    """The range that a field was declared with, in words, if the value lies outside of it."""
+    if "range" not in declared.metadata:
+        return ""
+    low, high, below = declared.metadata["range"]
+    numbers = value if isinstance(value, tuple) else (value,)
+    if all(low <= n <= high and math.isfinite(n) and not (below and n == high) for n in numbers):
+        return ""
+    return f"from {low:g}" + (f" to {'below ' * below}{high:g}" if high < math.inf else "")
 
 
 def _required(f: dataclasses.Field[Any]) -> bool:

@@ -7,16 +7,13 @@ from rcnet.cost.counting import macs, parameters
 from rcnet.models import create_model, load
 from rcnet.models.registry import entry
 from rcnet.models.results import result_name
-
-OTHER = (64, 64)
-SIZES = {"denoise": (321, 481), "classify": (32, 32)}  # pixels: an image of BSD, of CIFAR
-METRICS = {"denoise": ("psnr", "dB"), "classify": ("error", "% error")}  # the key in a row of results, and its unit
+from rcnet.tasks import TASKS, usual_size
 
 
 def describe_architecture(name: str) -> dict[str, Any]:
     """A row for each step count of the paper: the fixed-step network."""
     found, steps = entry(name), []
-    size = SIZES.get(found.task, OTHER)
+    size = usual_size(found.task)
     for n in found.steps:
         model = create_model(name, steps=n)
         steps.append({"steps": n, "parameters": parameters(model), "macs": macs(model, n, size)})
@@ -28,7 +25,7 @@ def describe_weights(name: str) -> dict[str, Any]:
     """A row for each supported step count, with what was measured."""
     model = load(name)
     task, steps = model.about.task, []
-    size, metric = SIZES.get(task, OTHER), METRICS[task][0]
+    size, metric = usual_size(task), TASKS[task].metric if task in TASKS else ""
     for n in model.choices:
         results = {
             result_name(result): row[metric]

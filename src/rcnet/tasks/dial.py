@@ -8,14 +8,10 @@ import numpy as np
 
 from rcnet.cell import Choice, RecurrentNet
 from rcnet.cost.budget import choose_steps, latencies, parse_budget
-from rcnet.cost.catalogue import OTHER, SIZES
 from rcnet.cost.counting import macs
-from rcnet.data.images import read_folder, split_folder
-from rcnet.data.labelled import read_labelled
 from rcnet.errors import InputError
-from rcnet.evaluation.classify import classification_results
-from rcnet.evaluation.denoise import denoising_results
-from rcnet.models.results import best_of, setting_quality
+from rcnet.models.results import HIGHER, best_of, setting_quality
+from rcnet.tasks import find_task, usual_size
 
 
 def best_settings(
@@ -48,7 +44,7 @@ def best_settings(
     Raises:
         InputError: no data, and no results in the file; data that does not fit; a budget that no setting fits.
     """
-    size = size or SIZES.get(model.about.task, OTHER)
+    size = size or usual_size(model.about.task)
     asked = None if budget is None else parse_budget(budget)
     metric, quality = setting_quality(model) if data is None else _measure(model, data, sigma, blind, precision, each)
     if not metric:
@@ -64,7 +60,7 @@ def best_settings(
     else:
         counted = "p95" if asked.timed else "macs"
         best = choose_steps(asked, {n: cost[n][counted] for n in ordered}, where, metric, quality)
-    rows, sign = [], 1 if metric == "psnr" else -1
+    rows, sign = [], 1 if metric in HIGHER else -1
     reached = -np.inf
     for n in ordered:
         better = sign * quality[n] > reached
@@ -82,13 +78,7 @@ def _measure(
     each: Callable[..., object],
 ) -> tuple[str, dict[Choice, float]]:
     """The metric, and its value at each setting."""
-    choices = model.choices
-    if model.about.task == "denoise":
-        images = read_folder(split_folder(data, "test"), model.about.channels) if isinstance(data, str | Path) else list(data)
-        rows = denoising_results(model, images, sigma, choices, blind=blind, precision=precision, each=each)
-        return "psnr", {n: row["psnr"] for n, row in zip(choices, rows, strict=True)}
-    if model.about.task != "classify" or not isinstance(data, str | Path):
-        raise InputError("quality is measured of denoisers, and of classifiers on a folder of labelled images")
-    test = read_labelled(data, "test")
-    rows = classification_results(model, test.images, test.labels, choices, precision=precision, each=each)
-    return "error", {n: row["error"] for n, row in zip(choices, rows, strict=True)}
+    kind = find_task(model.about.task)
+    told = {"sigma": sigma, "blind": blind} if model.about.task == "denoise" else {}
+    rows = kind.measuring(model, data, **told).rows(model.choices, precision=precision, each=each)
+    return kind.metric, {n: row[kind.metric] for n, row in zip(model.choices, rows, strict=True)}

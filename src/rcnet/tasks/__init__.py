@@ -1,0 +1,32 @@
+"""What networks are trained and measured for: a file a task. `TASKS` lists them by the name that is in `About.task`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rcnet.errors import InputError, unknown
+from rcnet.models.registry import create_model, find_builder
+from rcnet.tasks.classify import CLASSIFY
+from rcnet.tasks.denoise import DENOISE
+from rcnet.tasks.task import Kind
+
+TASKS = {"classify": CLASSIFY, "denoise": DENOISE}
+OTHER = (64, 64)  # height and width in pixels of an image of no task here
+
+
+def find_task(name: str) -> Kind:
+    """The task of that name, or `InputError` that names the valid ones."""
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    return TASKS[name]
+
+
+def task_of(model: Mapping[str, Any]) -> Kind:
+    """The task of a recipe's network, or `InputError` if it names none."""
+    if "name" not in model:
+        raise InputError("the recipe's [model] has no name, e.g. name = 'r3'")
+    return find_task(find_builder(model["name"]).task or create_model(**model).about.task)
+
+
+def usual_size(task: str) -> tuple[int, int]:
+    """Height and width in pixels of a usual image of a task."""
+    return TASKS[task].size if task in TASKS else OTHER

@@ -1,0 +1,191 @@
+"""Denoising: patches of images with noise; PSNR and SSIM by the protocol of BSD68."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rcnet.about import Noise
+from rcnet.cell import RecurrentNet, Steps
+from rcnet.data.camera import photograph, through_jpeg
+from rcnet.data.drawn import draw_pictures
+from rcnet.data.images import list_images, pixels_of, random_patches, read_folder, read_image, split_folder, to_tensor
+from rcnet.data.noise import add_noise, check_sigma, draw_levels
+from rcnet.errors import InputError
+from rcnet.evaluation.denoise import check_sizes, denoising_results
+from rcnet.tasks.task import Batch, Fed, Kind, Measuring, Rows, Setup, Task, checksum, held_out, number, spread
+
+MEASURED_AT = (15.0, 25.0, 50.0)  # levels of 255, of those that a range holds
+IMAGES, CROP = 16, 128  # taken of a folder to calibrate on; pixels a side
+SMALLEST = 16  # pixels a side that a camera photographs
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Patches and noise."""
+
+    patch: int = number(64, 1)  # pixels, a side
+    sigma: float | tuple[float, float] = number(25.0, 0, 255)  # in levels of 255; [low, high] draws one for each patch
+    as_8bit: bool | float = number(
+        False, 0, 1
+    )  # noisy patches are clipped and rounded, as files are; or this part of the batches
+    jpeg: float = number(0.0, 0, 1)  # this part of the batches goes through JPEG with its noise
+    clean: float = number(0.0, 0, 1)  # this part of the patches has no noise
+    camera: float = number(0.0, 0, 1)  # this part of the batches has the noise of a simulated camera (data/camera.py) instead
+    drawn: float = number(0.0, 0, 0.9)  # this part of the images is drawn: flat areas, ramps and text
+    unknown: float = number(0.5, 0, 1)  # this part of the patches does not tell its level to a network that takes it
+    one_level: bool = False  # all patches of a batch have one level
+    # Half the squared error; the same, each patch's divided by the square root of its noise's variance (and of 4 levels, at
+    # sigma 25 by 1), so that weak noise counts too; or Charbonnier's, sqrt(error^2 + 0.001^2).
+    loss: Literal["squared", "weighted", "charbonnier"] = "squared"
+    holdout: int = number(0, 0)  # this many of the training images, evenly spaced, are kept for validation
+
+
+def begin(config: Denoising, setup: Setup) -> Task:
+    """Random patches of a folder of images, with noise; the loss is summed over pixels and colours.
+
+    Validation, where `holdout` images are kept from training: PSNR and SSIM of those.
+    """
+    data, device, sigma = setup.data, setup.device, check_sigma(config.sigma)
+    channels = setup.model.get("in_chans", setup.model.get("channels", 1))
+    if channels not in (1, 3):
+        raise InputError(f"model.in_chans = {channels!r} is not valid: images are gray (1) or colour (3)")
+    folder = split_folder(data, "train")
+    images = read_folder(folder, channels)
+    if config.holdout >= len(images):
+        raise InputError(f"holdout = {config.holdout} leaves none of the {len(images)} images in {data} to train on")
+    kept = held_out(len(images), config.holdout)
+    training = [image for i, image in enumerate(images) if i not in kept]
+    validation = [image for i, image in enumerate(images) if i in kept]
+    check_sizes(validation)
+    smallest = min(min(image.shape[:2]) for image in training)
+    if smallest < config.patch:
+        raise InputError(f"{folder} holds an image smaller than the training patch: denoising.patch is at most {smallest} for it")
+
+    training += draw_pictures(round(len(training) * config.drawn / (1 - config.drawn)), channels, setup.seed)
+    pixels = pixels_of(training, device)
+    told = bool(setup.model.get("noise_level"))
+
+    def batch(rng: np.random.Generator, iteration: int) -> Batch:
+        clean = random_patches(pixels, config.patch, setup.batch, rng)
+        generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+        noisy, target, level = noisy_patches(clean, config, rng, generator)
+        if not told:
+            return Batch(noisy, target, None, level)
+        silent = torch.rand(len(level), generator=generator, device=device) < config.unknown
+        return Batch(noisy, target, torch.where(silent, -1.0, level), level)
+
+    def loss(output: Tensor, batch: Batch) -> Tensor:
+        error = output.float() - batch.target
+        if config.loss == "charbonnier":
+            return 0.03 * ((error.square() + 1e-6).sqrt() - 1e-3).sum() / len(error)  # gradients as large as those of the square
+        squared = error.square().sum((1, 2, 3)) / 2
+        if config.loss == "weighted" and batch.level is not None:
+            squared = squared * ((25**2 + 4**2) / (batch.level.square() + 4**2)).sqrt()
+        return squared.mean()
+
+    def evaluate(model: RecurrentNet) -> Rows:
+        low, high = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+        levels = [level for level in MEASURED_AT if low <= level <= high] or [(low + high) / 2]
+        levels = levels if isinstance(sigma, tuple) else [sigma]
+        as_8bit = config.as_8bit > 0.5
+        results = [(at, denoising_results(model, validation, at, model.choices, as_8bit=as_8bit)) for at in levels if validation]
+        return [{"sigma": at, **row} for at, rows in results for row in rows]
+
+    return Task(
+        batch,
+        loss,
+        lambda output: output.float(),
+        evaluate,
+        {"folder": folder.resolve().name, "images": len(training), "crc32": checksum(image.tobytes() for image in training)},
+        {"noise": {"sigma": config.sigma, "as_8bit": config.as_8bit > 0.5, "camera": config.camera}},
+    )
+
+
+def noisy_patches(
+    clean: Tensor, config: Denoising, rng: np.random.Generator, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy patches and their targets, [B, C, H, W], and the levels of the noise, [B] in levels of 255, as the recipe says."""
+    by_camera, as_8bit, by_jpeg = (rng.random() < part for part in (config.camera, config.as_8bit, config.jpeg))
+    if by_camera:
+        noisy, target = (
+            picture.to(clean.device)
+            for picture in photograph(clean.cpu(), rng, torch.Generator().manual_seed(int(rng.integers(2**62))))
+        )
+        noisy = (noisy.clamp(0, 1) * 255).round() / 255
+    else:
+        levels = draw_levels(config.sigma, len(clean), generator)
+        levels = levels[:1].expand(len(clean)) if config.one_level else levels
+        if config.clean:
+            levels = torch.where(torch.rand(len(clean), generator=generator, device=clean.device) < config.clean, 0.0, levels)
+        noisy, target = add_noise(clean, levels, generator, as_8bit), clean
+    if by_jpeg:
+        noisy = through_jpeg(noisy.cpu(), rng).to(clean.device)
+    elif not by_camera:
+        return noisy, target, levels
+    return noisy, target, 255 * (noisy - target).square().mean((1, 2, 3)).sqrt()
+
+
+def measuring(
+    model: RecurrentNet,
+    data: str | Path | Sequence[np.ndarray],
+    *,
+    sigma: float = 25.0,
+    as_8bit: bool = False,
+    blind: bool = False,
+) -> Measuring:
+    """A folder of clean images (or `test` in it), or uint8 arrays [H, W, C], with the noise of the protocol of BSD68.
+
+    Args:
+        sigma: of the noise, in levels of 255; a network that takes the level is told it, unless `blind`.
+        as_8bit: the noisy images are clipped and rounded first, as files are.
+    """
+    check_sigma(sigma)
+    name = ""
+    if isinstance(data, str | Path):
+        folder = split_folder(data, "test")
+        data, name = read_folder(folder, model.about.channels), folder.name or folder.resolve().name
+    images = list(data)
+    height, width = max((image.shape[:2] for image in images), key=math.prod)
+
+    def rows(steps: Sequence[Steps], *, precision: str = "fp32", each: Callable[..., object] = lambda *_: None) -> Rows:
+        return denoising_results(model, images, sigma, steps, as_8bit=as_8bit, blind=blind, precision=precision, each=each)
+
+    about = {"data": name, "images": len(images), "sigma": sigma, "as_8bit": as_8bit}
+    return Measuring(about | ({"blind": blind} if model.about.takes_level else {}), (height, width), rows)
+
+
+def calibration(model: RecurrentNet, folder: str | Path) -> Iterator[Fed]:
+    """The middle of 16 images of a folder (or of `train` in it), with the noise that the network was made for, of cameras too.
+
+    A network that takes the noise level gets pairs, images and maps `sigma` [B, 1, H, W], which tell it in the left half and say
+    in the right that it is unknown, so that the range of each holds what stands for that.
+    """
+    return _noisy(model, list_images(split_folder(folder, "train")))
+
+
+def _noisy(model: RecurrentNet, files: Sequence[Path]) -> Iterator[Fed]:
+    sigma, as_8bit, camera = model.about.noise or Noise()
+    generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
+    for place in spread(len(files), IMAGES):
+        image = read_image(files[place], model.about.channels)
+        top, left = (max(side - CROP, 0) // 2 for side in image.shape[:2])
+        clean = to_tensor(image[top : top + CROP, left : left + CROP])
+        if rng.random() < camera and min(clean.shape[-2:]) >= SMALLEST:
+            noisy, target = photograph(clean, rng, generator)
+            noisy = (noisy.clamp(0, 1) * 255).round() / 255
+            level = 255 * (noisy - target).square().mean((1, 2, 3)).sqrt()
+        else:
+            level = draw_levels(sigma, 1, generator) if isinstance(sigma, tuple) else torch.tensor([sigma])
+            noisy = add_noise(clean, level, generator, as_8bit)
+        told = torch.full_like(noisy[:, :1], float(level))
+        told[..., told.shape[-1] // 2 :] = -1
+        yield (noisy.numpy(), told.numpy()) if model.about.takes_level else noisy.numpy()
+
+
+DENOISE = Kind(Denoising, (321, 481), {"PSNR dB": ("psnr", 3), "SSIM": ("ssim", 4)}, begin, measuring, calibration)

@@ -1,0 +1,70 @@
+"""What a run starts from: a network that takes its batches, the weights of another, a compiled graph a step count."""
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rcnet.cell import Cell, RecurrentNet, norms_of
+from rcnet.errors import InputError
+from rcnet.models.files import load
+from rcnet.models.registry import create_model
+from rcnet.tasks.task import Task
+from rcnet.training.recipe import Recipe
+from rcnet.training.steps import offer
+
+
+def new_network(recipe: Recipe, task: Task) -> RecurrentNet:
+    """A fresh network of the recipe, with what the task knows of it, offering what it will be trained at."""
+    model = create_model(**{**task.config, **recipe.model})
+    model.about = model.about.completed(task.preprocessing)
+    offer(model, recipe.settings)
+    task.prepare(model)
+    return model
+
+
+def check_batch(model: RecurrentNet, x: Tensor) -> None:
+    """`InputError` if the network cannot train on batches of this shape."""
+    net = copy.deepcopy(model).to("meta").train()
+    for n in net.choices:
+        try:
+            net(torch.empty_like(x, device="meta"), n)
+        except (RuntimeError, ValueError) as error:
+            shape = "x".join(map(str, x.shape))
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"{model.architecture['name']} cannot train on batches of {shape} at {n} steps: {reason}") from error
+
+
+def take_weights(name_or_path: str, model: RecurrentNet) -> tuple[dict[str, Any] | None, str]:
+    """Copies all tensors of other weights that fit, of the same name and shape; the kernels of all cells must.
+
+    Returns:
+        what the weights say of their training, and where the model has tensors that stay as they were, in words: nowhere is "".
+
+    Raises:
+        InputError: no such weights, or kernels that do not fit.
+    """
+    source, own = load(name_or_path), model.state_dict()
+    fits = {name: x for name, x in source.state_dict().items() if name in own and own[name].shape == x.shape}
+    norms = {id(p) for norm in norms_of(model) for p in norm.parameters()}
+    in_cells = {id(p) for cell in model.modules() if isinstance(cell, Cell) for p in cell.parameters()} - norms
+    if missing := [name for name, p in model.named_parameters() if id(p) in in_cells and name not in fits]:
+        raise InputError(
+            f"init = {name_or_path!r} holds {source.architecture}, and the recipe is for {model.architecture}: "
+            f"{missing[0]} does not fit, as the kernels of all cells must"
+        )
+    model.load_state_dict(own | fits)
+    return source.metadata.get("training"), _layers(own.keys() - fits.keys())
+
+
+def _layers(names: Iterable[str]) -> str:
+    """The layers or tables of norms that tensors belong to, in words: `cell1.norms, head`."""
+    return ", ".join(sorted({".".join(name.split(".")[:-1][:2]) for name in names}))
+
+
+def compiled(model: RecurrentNet) -> Callable[..., Tensor]:
+    """The model with one compiled graph a step count."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(model.choices))
+    return torch.compile(model, fullgraph=True, dynamic=False)
