@@ -1,6 +1,6 @@
 """`find_runs`: where a network repeats a block."""
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -41,7 +41,7 @@ class Run:
         calls = self.blocks[place]
         if len(calls) == 1:
             return calls[0].module
-        return nn.Sequential(OrderedDict((call.name.rpartition(".")[2], call.module) for call in calls))
+        return nn.Sequential(*(call.module for call in calls))
 
 
 @dataclass
