@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rcnet.errors import InputError
     from rcnet.evaluation.dial import best_settings
     from rcnet.models import create_model, list_models, load, register, save
+    from rcnet.models.converted import convert
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ __all__ = [
     "Transition",
     "best_settings",
     "classify",
+    "convert",
     "create_model",
     "denoise",
     "export",
@@ -46,6 +48,7 @@ _HOME = {
     **dict.fromkeys(("create_model", "list_models", "load", "register", "save"), "rcnet.models"),
     "About": "rcnet.about",
     "classify": "rcnet.deploy.classify",
+    "convert": "rcnet.models.converted",
     "denoise": "rcnet.deploy.denoise",
     "export": "rcnet.deploy.export",
     "load_exported": "rcnet.deploy.export",

@@ -48,7 +48,9 @@ class RelaxedCell(RecurrentCell):
     def _parts(self, steps: int, upstream: int) -> list[list[nn.Module]]:
         """Norms and differences of each step."""
         row = self._groups(steps, upstream)
-        return [[*row[t if self.by_step else 0], *self.differences[t]] for t in range(steps)]
+        groups: list[Any] = [row[t if self.by_step else 0] for t in range(steps)]
+        more: Any = self.differences
+        return [[*group, *more[t]] for t, group in enumerate(groups)]
 
     def forward(self, x: Any, steps: int, upstream: int = 0) -> Any:
         """x: [B, C, H, W], or a tuple that begins with it; the same shape."""

@@ -59,11 +59,15 @@ class Conversion:
     difference: float
 
     def __str__(self) -> str:
-        lines = [
-            f"{r.cell}: {r.blocks} x {r.what} at {r.name}, {r.before:,} -> {r.after:,} parameters" for r in self.replaced
-        ]
+        lines = [f"{r.cell}: {r.blocks} x {r.what} at {r.name}, {r.before:,} -> {r.after:,} parameters" for r in self.replaced]
         lines += [f"kept: {k.name}, {k.what}, {k.parameters:,} parameters: {k.reason}" for k in self.kept]
         return "\n".join([*lines, f"in all {self.before:,} -> {self.after:,} parameters"])
+
+
+class ConvertedNet(RecurrentNet):
+    """A network that `convert` made; `conversion` says how."""
+
+    conversion: Conversion
 
 
 def convert(
@@ -76,14 +80,14 @@ def convert(
     norm_mode: NormMode | None = None,
     example: Tensor | None = None,
     about: About | None = None,
-) -> RecurrentNet:
+    fit: bool = True,
+) -> ConvertedNet:
     """A network in which each run of repeated blocks is one recurrent cell; `model` is not changed.
 
     A run is two blocks or more that follow each other, of one class and differing only in their weights, whose input and output
-    have the same shape. Blocks that change the shape stay, as parts of the chain between the cells. Steps stand for blocks, evenly
-    spread: with as many steps as blocks each for its own; a step's norms and layer scales are those of its block, and convolutions
-    are shared. What was done is in `conversion` of the result, and prints as a table. The result is no network of one's own to be
-    saved: `rcnet.create_model("converted:...")` makes one that is (docs/convert.md).
+    have the same shape. Blocks that change the shape stay, as parts of the chain between the cells. Steps stand for blocks,
+    evenly spread: with as many steps as blocks each for its own; a step's norms and layer scales are those of its block, and
+    convolutions are shared. What was done is in `conversion` of the result, and prints as a table.
 
     Args:
         model: called with one image tensor; it gives a tensor, or several, of which `logits` or the first counts.
@@ -97,6 +101,7 @@ def convert(
         example: what the network is called with to find its course, [B, C, H, W]; random of the size that `about` says, or
             64x64 pixels, unless given.
         about: what the network takes and gives: its task, its channels, its size.
+        fit: set the weights; without, only their names and shapes count, as where a file brings them.
 
     Raises:
         InputError: nothing repeats (the reasons are named), or the network's code cannot be followed.
@@ -121,22 +126,30 @@ def convert(
         why = "; ".join(f"{k.name} {k.reason}" for k in kept[:4])
         raise InputError(f"{type(model).__name__} repeats no block{' in ' + ', '.join(regions) if regions else ''}: {why}")
     mode: NormMode = norm_mode or ("independent" if counts is not None and len(counts) == 1 else "double")
-    net, replaced = _chain(source, x, found.runs, counts, init, rank, mode)
+    net, replaced = _chain(source, x, found.runs, counts, init, rank, mode, fit)
     net.about = about
     if counts is None:
         most = [cell.steps[-1] for cell in net.recurrent_cells()]
         net.offer(tuple(min(level, n) for n in most) for level in range(1, max(most) + 1))
-    _check_sizes(source, net, x)
+    if fit:
+        _check_sizes(source, net, x)
     for p in net.parameters():
         p.requires_grad_(True)
-    net.conversion = Conversion(replaced, kept, size_of(source), size_of(net), _distance(source, net, x))
+    net.conversion = Conversion(replaced, kept, size_of(source), size_of(net), _distance(source, net, x) if fit else 0.0)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return net.train(model.training).to(device)
 
 
 def _chain(
-    source: nn.Module, x: Tensor, runs: Sequence[Run], counts: tuple[int, ...] | None, init: Init, rank: int, mode: NormMode
-) -> tuple[RecurrentNet, tuple[Replaced, ...]]:
+    source: nn.Module,
+    x: Tensor,
+    runs: Sequence[Run],
+    counts: tuple[int, ...] | None,
+    init: Init,
+    rank: int,
+    mode: NormMode,
+    fit: bool,
+) -> tuple[ConvertedNet, tuple[Replaced, ...]]:
     """The network of the runs' cells, and what lies between them."""
     blocks = {call.name for run in runs for block in run.blocks for call in block}
     modules = {id(source.get_submodule(name)) for name in blocks}
@@ -152,11 +165,11 @@ def _chain(
             break
         run = runs[j]
         own = counts or tuple(range(1, len(run.blocks) + 1))
-        cell = make_cell(run, own, init, rank, mode, before, unified=counts is not None)
+        cell = make_cell(run, own, init, rank, mode, before, unified=counts is not None, fit=fit)
         parts[f"cell{j + 1}"], before = cell, own
         old = size_of(*(run.module(i) for i in range(len(run.blocks))))
         replaced.append(Replaced(f"cell{j + 1}", run.name, run.what, len(run.blocks), old, size_of(cell)))
-    return RecurrentNet(**parts), tuple(replaced)
+    return ConvertedNet(**parts), tuple(replaced)
 
 
 def _segments(graph: fx.Graph, runs: Sequence[Run]) -> list[fx.Graph | None]:
@@ -242,7 +255,7 @@ def _without(graph: fx.Graph, argument: str) -> fx.Graph:
 
 @torch.no_grad()
 def make_cell(
-    run: Run, steps: tuple[int, ...], init: Init, rank: int, mode: NormMode, upstream: tuple[int, ...], unified: bool
+    run: Run, steps: tuple[int, ...], init: Init, rank: int, mode: NormMode, upstream: tuple[int, ...], unified: bool, fit: bool
 ) -> RelaxedCell:
     """The cell that stands for a run."""
     roots = [run.module(i) for i in range(len(run.blocks))]
@@ -250,12 +263,13 @@ def make_cell(
     own = take_out(graph, roots[0], vectors=True)
     layers = add_differences(graph, roots[0], len(own)) if rank else []
     body = fx.GraphModule(copy.deepcopy(roots[0]), graph)
-    for name, p in body.named_parameters():
+    for name, p in body.named_parameters() if fit else ():
         owner = roots[0].get_submodule(name.rpartition(".")[0])
         low = min(rank, largest_rank(owner)) if name.rpartition(".")[0] in layers else 0
         p.copy_(shared_kernel([held(root, name) for root in roots], init, low, groups_of(owner) if low else 1))
     stands_for = [spread(t, steps[-1], len(roots)) for t in range(steps[-1])]
-    differences = [[_fitted(roots[i], body, name, rank) for name in layers] for i in stands_for]
+    make = _fitted if fit else _fresh
+    differences = [[make(roots[i], body, name, rank) for name in layers] for i in stands_for]
     cell = RelaxedCell(
         body,
         lambda: [own_part(roots[0], name) for name in own],
@@ -278,10 +292,14 @@ def spread(step: int, steps: int, blocks: int) -> int:
     return 0 if steps == 1 else round(step * (blocks - 1) / (steps - 1))
 
 
+def _fresh(root: nn.Module, body: nn.Module, name: str, rank: int) -> nn.Sequential:
+    """A difference that is zero."""
+    return difference(root.get_submodule(name), rank)
+
+
 def _fitted(root: nn.Module, body: nn.Module, name: str, rank: int) -> nn.Sequential:
     """What a block's layer adds to the shared one."""
-    layer, shared = root.get_submodule(name), body.get_submodule(name)
-    made = difference(layer, rank)
+    layer, made = root.get_submodule(name), _fresh(root, body, name, rank)
     bias = held(root, f"{name}.bias") - held(body, f"{name}.bias") if getattr(layer, "bias", None) is not None else None
     set_difference(made, held(root, f"{name}.weight") - held(body, f"{name}.weight"), bias, groups_of(layer))
     return made
@@ -302,4 +320,3 @@ def _check_sizes(source: nn.Module, net: RecurrentNet, x: Tensor) -> None:
         shapes = [first_tensor(source(more)).shape, net.eval()(more, setting).shape]
         if shapes[0] != shapes[1]:
             raise InputError(f"its code cannot be followed for other batches than the example's: {list(shapes[1])}")
-

@@ -28,6 +28,7 @@ class Call:
 
     Attributes:
         shapes: of what it takes and gives.
+        shared: what it gives is used by others than the module after it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Call:
     gives: fx.Node | None = None
     shapes: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     reason: str = ""
+    shared: bool = False
 
 
 @dataclass
@@ -72,7 +74,7 @@ def record(root: nn.Module, example: Tensor, leaf: Callable[[nn.Module], bool] =
     """The graph of `root(example)`; modules for which `leaf` holds are one node.
 
     Raises:
-        InputError: the course of the code depends on the values of the example, or it uses a tensor that the module does not hold.
+        InputError: the course of the code depends on values of the example, or it uses a tensor that the module does not hold.
     """
     recorder, x = _Recorder(root, leaf), example.clone()
     recorder.value(recorder.graph.placeholder("x"), x)
@@ -183,8 +185,8 @@ class _Recorder(TorchFunctionMode):
         if self.off:
             return function(*plain_args, **plain_kwargs)
         if name in DECIDING and function is getattr(Tensor, name, None):
-            raise InputError(f"its code depends on the values of tensors (Tensor.{name})")
-        owner = getattr(function, "__self__", None)
+            raise InputError(f"its course depends on the values of tensors (Tensor.{name})")
+        owner: Any = getattr(function, "__self__", None)
         is_property = name == "__get__"
         shape = (is_property and owner.__name__ == "shape") or (name == "size" and function is Tensor.size)
         result = function(*plain_args, **plain_kwargs)

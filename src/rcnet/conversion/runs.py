@@ -111,6 +111,7 @@ def _chains(calls: Sequence[Call], place: dict[fx.Node, int]) -> Iterator[list[C
             before = chain[-1].gives if chain else None
             alone = before is not None and all(call.start <= place.get(user, -1) < call.end for user in before.users)
             if chain and not (call.takes is before and alone):
+                chain[-1].shared = call.takes is before
                 yield chain
                 chain = []
             chain.append(call)
@@ -176,5 +177,5 @@ def _kept(calls: Sequence[Call], inside: Sequence[str], regions: tuple[str, ...]
         elif call.shapes[0] != call.shapes[1]:
             reason = f"changes the shape, {list(call.shapes[0][1:])} to {list(call.shapes[1][1:])}"
         else:
-            reason = "no equal block follows it"
+            reason = "what it gives is used again later" if call.shared else "no equal block follows it"
         yield name, type(call.module).__name__, size, reason
