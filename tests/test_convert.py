@@ -341,3 +341,105 @@ def test_a_builder_of_ones_own(tmp_path):
     with pytest.raises(InputError, match="transformers has no network 'pipeline'"):
         rcnet.convert("transformers:pipeline", options={"task": "image-classification"})
     assert json.dumps(net.architecture)
+
+
+# The command, and training from a teacher
+
+
+def block16():
+    return conv_block(16)
+
+
+def small(num_classes=10):
+    """Four equal blocks."""
+    blocks = (conv_block(16) for _ in range(4))
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
+    return nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), *blocks, *head)
+
+
+def knowing():
+    """The same, always with the same weights."""
+    torch.manual_seed(5)
+    return small()
+
+
+@pytest.fixture
+def forgotten(monkeypatch):
+    from rcnet.models import registry
+
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+
+
+def test_the_command_converts_and_finetune_learns_from_the_teacher(run, cifar_folder, tmp_path, forgotten):
+    torch.save(trained(small()).state_dict(), tmp_path / "old.pt")
+    arguments = ("convert", "tests.test_convert:small", "--task", "classify", "--size", "32", "-o", tmp_path / "net.safetensors")
+    status, out, err = run(*arguments, "--weights", tmp_path / "old.pt", "--steps", "1,2")
+    assert status == 0, err
+    assert "cell1  4 x Sequential    1-4       9,408  2,384" in out
+    assert "changes the shape, [3, 32, 32] to [16, 16, 16]" in out
+    status, out, err = run(*arguments, "num_classes=10", "--weights", tmp_path / "old.pt", "--json")
+    assert json.loads(out)["rows"][0]["macs"] < json.loads(out)["original"]["macs"], err
+    net = rcnet.load(tmp_path / "net.safetensors")
+    assert torch.equal(net.cell1.body.get_submodule("0").weight, torch.load(tmp_path / "old.pt")["1.0.weight"])
+    short = ("batch=20", "iterations=40", "epochs=0", "ema=0", "classification.flip=none", "classification.crop=0")
+    quick = (*short, "optimizer.name=adam", "optimizer.lr=0.01", "precision=fp32", "teacher_weight=1", "log_every=1")
+    arguments = ("train", "finetune", *quick, f"init={tmp_path / 'net.safetensors'}", "--data", cifar_folder, "--json")
+    status, out, err = run(*arguments, "teacher=tests.test_convert:knowing", "--out", tmp_path / "run")
+    assert status == 0, err
+    assert json.loads(out)["architecture"] == net.architecture
+    after = rcnet.load(tmp_path / "run" / "weights.safetensors")
+    assert len(after.about.classes) == 10
+    images = torch.rand(50, 3, 32, 32)
+    with torch.no_grad():
+        expected = knowing().eval()(images).log_softmax(1)
+        away = [nn.functional.kl_div(model.eval()(images, 1).log_softmax(1), expected, log_target=True, reduction="batchmean")
+                for model in (net, after)]  # fmt: skip
+    assert away[1] < 0.5 * away[0]
+    assert json.loads(out)["pflop"] > 0
+
+
+def test_a_teacher_has_the_same_outputs(refused, run, cifar_folder, tmp_path, forgotten):
+    net = rcnet.convert("tests.test_convert:small", (1, 2), about=About("classify", size=(32, 32)))
+    rcnet.save(net, tmp_path / "net.safetensors")
+    arguments = ("train", "finetune", f"init={tmp_path / 'net.safetensors'}", "--data", cifar_folder, "--out", "new")
+    assert "teacher = 'tests.test_convert:dncnn' gives [1, 3, 32, 32]" in refused(*arguments, "teacher=tests.test_convert:dncnn")
+    assert "'nothing' is no network" in refused(*arguments, "teacher=nothing")
+
+
+def test_a_folder_of_transformers(run, refused, tmp_path):
+    model = trained(resnet())
+    model.save_pretrained(tmp_path / "old")
+    about = {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"height": 32, "width": 32}}
+    (tmp_path / "old" / "preprocessor_config.json").write_text(json.dumps(about))
+    status, out, err = run("convert", tmp_path / "old", "--steps", "all", "--rank", 100, "-o", tmp_path / "net.safetensors")
+    assert status == 0, err
+    assert "3 x ResNetBasicLayer" in out
+    net, x = rcnet.load(tmp_path / "net.safetensors"), torch.rand(2, 3, 32, 32)
+    assert net.about.size == (32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), model((x - 0.5) / 0.25).logits, rtol=0, atol=1e-4)
+    assert "has its own configuration" in refused("convert", tmp_path / "old", "a=1", "-o", "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nothing",), "'nothing' is no network to convert: give package.module:function"),
+        (("tests.test_convert:small",), "--task classify or --task denoise"),
+        (("tests.test_convert:small", "--task", "classify", "--steps", "few"), "--steps few is not valid"),
+        (("tests.test_convert:small", "--task", "classify", "--mean", "x"), "--mean x is not valid"),
+        (("tests.test_convert:small", "classes=3", "--task", "classify"), "cannot be built"),
+        (("tests.test_convert:block16", "--task", "classify"), "cannot be followed on an image"),
+    ],
+)
+def test_the_command_says_what_is_wrong(refused, forgotten, arguments, message):
+    assert message in refused("convert", *arguments, "-o", "net.safetensors")
+    assert "ends in .safetensors" in refused("convert", *arguments, "-o", "net.pt")
+
+
+def test_weights_that_do_not_fit(refused, forgotten, tmp_path):
+    torch.save(dncnn().state_dict(), tmp_path / "other.pt")
+    (tmp_path / "broken.pt").write_bytes(b"no weights")
+    for name in ("other.pt", "broken.pt"):
+        call = ("convert", "tests.test_convert:small", "--task", "classify", "-o", "x.safetensors", "--weights", name)
+        assert f"{name} does not hold the weights of tests.test_convert:small" in refused(*call)

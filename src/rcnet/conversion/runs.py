@@ -67,11 +67,11 @@ def find_runs(root: nn.Module, recording: Recording, regions: Iterable[str] | No
         InputError: a region that is no module of the network.
     """
     regions = None if regions is None else tuple(regions)
-    names = [name for name, _ in root.named_modules() if name]
-    for region in regions or ():
-        if region not in names:
-            raise unknown("region", region, names)
     calls = recording.calls
+    several = Counter(call.name.rpartition(".")[0] for call in calls)
+    for region in regions or ():
+        if region not in dict(root.named_modules()):
+            raise unknown("region", region, [name for name, count in several.items() if name and count > 1])
     times = Counter(id(call.module) for call in calls)
     for call in calls:
         if times[id(call.module)] > 1:

@@ -73,6 +73,11 @@ def register_as(name: str, task: str, build: Build) -> None:
     _ENTRIES[name] = Entry(name, task, (), build)
 
 
+def trusted(name: str) -> bool:
+    """Whether a file of weights may name it: a person did before, in this process or in `RCNET_MODULES`."""
+    return name in _ENTRIES or name.partition(":")[0] in os.environ.get("RCNET_MODULES", "").split(",")
+
+
 def _known() -> dict[str, Entry]:
     """All entries, those of the modules in `RCNET_MODULES` too."""
     for module in filter(None, os.environ.get("RCNET_MODULES", "").split(",")):

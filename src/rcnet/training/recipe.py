@@ -66,8 +66,10 @@ class Optimizer:
 class Recipe:
     """One training run. It ends after `minutes` if that is above 0, else `epochs`, else `iterations`; its schedule with it."""
 
-    model: Mapping[str, Any]
+    model: Mapping[str, Any] = field(default_factory=dict)  # that of `init` where it has no name
     init: str = ""  # weights to start from, bundled ones by name or a file; fresh ones unless given
+    teacher: str = ""  # a network to learn from: weights by name or file, a folder of transformers, package.module:function
+    teacher_weight: float = 0.5  # the part of the loss that is against the teacher's outputs; the rest is against the labels
     denoising: Denoising = field(default_factory=Denoising)
     classification: Classification = field(default_factory=Classification)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -137,6 +139,13 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     lengths = {override.partition("=")[0] for override in overrides} & {"minutes", "epochs", "iterations"}
     if lengths:  # the recipe's own length no longer counts
         table = {key: value for key, value in table.items() if key not in ("minutes", "epochs")}
+    read_overrides(overrides, table)
+    return recipe_from(table, f"{path} with {' '.join(overrides)}" if overrides else str(path))
+
+
+def read_overrides(overrides: Sequence[str], table: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The table, or a new one, with the values of `key=value` texts; `section.key=value` goes into a table in it."""
+    table = {} if table is None else table
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -148,7 +157,7 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
             if not isinstance(place, dict):
                 raise InputError(f"{section!r} in {override!r} is not a section of a recipe")
         place[last] = _toml_value(text)
-    return recipe_from(table, f"{path} with {' '.join(overrides)}" if overrides else str(path))
+    return table
 
 
 def recipe_from(table: Mapping[str, Any], source: str) -> Recipe:
@@ -172,6 +181,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "recalibrate": (0, math.inf),
     "iterations": (1, math.inf),
     "minutes": (0, math.inf),
+    "teacher_weight": (0, 1),
     "warmup": (0, 1),
     "decay": (0, 1),
     "frozen": (0, 1),

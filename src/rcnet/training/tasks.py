@@ -82,7 +82,7 @@ def make_task(recipe: Recipe, data: str | Path, device: torch.device) -> Task:
         InputError: the recipe names no network, or the data does not fit it.
     """
     if "name" not in recipe.model:
-        raise InputError("the recipe's [model] has no name, e.g. name = 'r3'")
+        raise InputError("the recipe's [model] has no name, e.g. name = 'r3', and there is no init that has one")
     make = denoising_task if entry(recipe.model["name"]).task == "denoise" else classification_task
     return make(recipe, data, device)
 
