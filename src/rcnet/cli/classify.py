@@ -21,6 +21,7 @@ def classify(
     model: str = DEFAULT,
     steps: str | None = None,
     budget: Budget = None,
+    confidence: str | None = None,
     top: int = 1,
     precision: str = "fp32",
     json_output: Json = False,
@@ -36,6 +37,7 @@ def classify(
       rcnet classify cat.png
       rcnet classify photos/ --steps 2 --top 3
       rcnet classify photos/ --budget 5ms
+      rcnet classify photos/ --confidence 0.9
       rcnet classify photos/ --model runs/mine/weights.safetensors --json
 
     Parameters
@@ -48,6 +50,10 @@ def classify(
         Cost: a step count of the model, or one number a cell, e.g. 4,3. The largest unless given.
     budget
         Most time or MACs for an image, e.g. 5ms or 300MMAC: the most steps that fit are taken, one image at a time.
+    confidence
+        Cost by the image: the least setting first, and on only where the likeliest class is less probable than this, e.g. 0.9.
+        Prints the setting of each image, and the mean cost, which counts all that was computed. calibrated: what
+        rcnet eval --risk --record found, so that the error is hardly above that of the largest setting.
     top
         How many of the likeliest classes to print.
     precision
@@ -62,10 +68,11 @@ def classify(
     import torch
     from tqdm import tqdm
 
-    from rcnet.cli.text import check_cost, parse_steps, table
-    from rcnet.cost import steps_for
+    from rcnet.cli.text import check_cost, count, parse_steps, table
+    from rcnet.cost import macs, steps_for
+    from rcnet.cost.budget import steps_text
     from rcnet.data.images import list_images
-    from rcnet.deploy.classify import best_classes, class_names, image_size, read_fitting
+    from rcnet.deploy.classify import best_classes, cascade_of, class_names, classify_adaptively, image_size, read_fitting
     from rcnet.deploy.classify import classify as run
     from rcnet.device import best_device, resolve_precision
     from rcnet.models import load
@@ -74,13 +81,17 @@ def classify(
     network = load(model).to(best_device())
     names, own = class_names(network), network.per_cell(parse_steps(steps))
     check_cost(steps, budget)
+    if confidence is not None and (steps is not None or budget is not None):
+        raise InputError("give one of --confidence, --steps and --budget")
+    sure = None if confidence is None else cascade_of(network, read_confidence(confidence))
     resolve_precision(precision, best_device())
     if budget is not None:
         size = (image_size(network), image_size(network))
         own = network.per_cell(steps_for(network, budget, size, precision=precision))
     at_a_time = BATCH if budget is None else 1
     rows: list[tuple[Path, list[tuple[str, float]]]] = []
-    failed = 0
+    taken: list[str] = []
+    failed, work = 0, 0.0
     for first in tqdm(range(0, len(files), at_a_time), disable=None if len(files) > BATCH else True, unit="batch", leave=False):
         read = []
         for file in files[first : first + at_a_time]:
@@ -92,12 +103,37 @@ def classify(
                 failed += 1
                 print(f"rcnet: {' '.join(str(error).split())}", file=sys.stderr)
         if read:
-            best = best_classes(run(network, torch.stack([x for _, x in read]), own, precision=precision), names, top)
+            images = torch.stack([x for _, x in read])
+            if sure is None:
+                probabilities = run(network, images, own, precision=precision)
+            else:
+                probabilities, settings, cost = classify_adaptively(network, images, *sure, precision=precision)
+                taken, work = taken + [steps_text(n) for n in settings], work + cost * len(images)
+            best = best_classes(probabilities, names, top)
             rows += zip([file for file, _ in read], best, strict=True)
     if json_output:
-        print(json.dumps([{"file": str(f), "classes": [{"class": c, "probability": p} for c, p in best]} for f, best in rows]))
+        found = [{"file": str(f), "classes": [{"class": c, "probability": p} for c, p in best]} for f, best in rows]
+        print(json.dumps([{**row, "steps": n} for row, n in zip(found, taken, strict=True)] if taken else found))
     else:
-        lines = [(file if i == 0 else "", name, f"{100 * p:.1f}%") for file, best in rows for i, (name, p) in enumerate(best)]
-        print(table(("file", "class", "probability"), lines))
+        lines = [
+            (file if i == 0 else "", name, f"{100 * p:.1f}%", *([taken[k] if i == 0 else ""] if taken else []))
+            for k, (file, best) in enumerate(rows)
+            for i, (name, p) in enumerate(best)
+        ]
+        print(table(("file", "class", "probability", *(["steps"] if taken else [])), lines))
+    if taken:
+        side = image_size(network)
+        whole = macs(network, network.choices[-1], (side, side))
+        print(f"{count(work / len(taken))} MACs an image; {count(whole)} at the largest setting", file=sys.stderr)
     if failed:
         raise InputError(f"{failed} of {len(files)} images could not be read; the others are above")
+
+
+def read_confidence(text: str) -> float | None:
+    """A probability, or None for `calibrated`."""
+    if text == "calibrated":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--confidence {text} is not valid: give a probability, e.g. 0.9, or calibrated") from None
