@@ -3,12 +3,15 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from rcnet.cli.text import Budget, Json
 from rcnet.errors import InputError
+
+if TYPE_CHECKING:
+    from rcnet.cell import Choice
 
 DEFAULT = "r2.cifar10"
 BATCH = 64  # images at a time
@@ -72,7 +75,15 @@ def classify(
     from rcnet.cost import macs, steps_for
     from rcnet.cost.budget import steps_text
     from rcnet.data.images import list_images
-    from rcnet.deploy.classify import best_classes, cascade_of, class_names, classify_adaptively, image_size, read_fitting
+    from rcnet.deploy.classify import (
+        adaptive_macs,
+        best_classes,
+        cascade_of,
+        class_names,
+        classify_adaptively,
+        image_size,
+        read_fitting,
+    )
     from rcnet.deploy.classify import classify as run
     from rcnet.device import best_device, resolve_precision
     from rcnet.models import load
@@ -90,8 +101,8 @@ def classify(
         own = network.per_cell(steps_for(network, budget, size, precision=precision))
     at_a_time = BATCH if budget is None else 1
     rows: list[tuple[Path, list[tuple[str, float]]]] = []
-    taken: list[str] = []
-    failed, work = 0, 0.0
+    taken: list[Choice] = []
+    failed = 0
     for first in tqdm(range(0, len(files), at_a_time), disable=None if len(files) > BATCH else True, unit="batch", leave=False):
         read = []
         for file in files[first : first + at_a_time]:
@@ -107,8 +118,8 @@ def classify(
             if sure is None:
                 probabilities = run(network, images, own, precision=precision)
             else:
-                probabilities, settings, cost = classify_adaptively(network, images, *sure, precision=precision)
-                taken, work = taken + [steps_text(n) for n in settings], work + cost * len(images)
+                probabilities, settings = classify_adaptively(network, images, *sure, precision=precision)
+                taken += settings
             best = best_classes(probabilities, names, top)
             rows += zip([file for file, _ in read], best, strict=True)
     if json_output:
@@ -116,15 +127,15 @@ def classify(
         print(json.dumps([{**row, "steps": n} for row, n in zip(found, taken, strict=True)] if taken else found))
     else:
         lines = [
-            (file if i == 0 else "", name, f"{100 * p:.1f}%", *([taken[k] if i == 0 else ""] if taken else []))
+            (file if i == 0 else "", name, f"{100 * p:.1f}%", *([steps_text(taken[k]) if i == 0 else ""] if taken else []))
             for k, (file, best) in enumerate(rows)
             for i, (name, p) in enumerate(best)
         ]
         print(table(("file", "class", "probability", *(["steps"] if taken else [])), lines))
-    if taken:
-        side = image_size(network)
-        whole = macs(network, network.choices[-1], (side, side))
-        print(f"{count(work / len(taken))} MACs an image; {count(whole)} at the largest setting", file=sys.stderr)
+    if sure is not None and taken:
+        size = (image_size(network), image_size(network))
+        work, whole = adaptive_macs(network, sure[1], taken, size), macs(network, network.choices[-1], size)
+        print(f"{count(work)} MACs an image; {count(whole)} at the largest setting", file=sys.stderr)
     if failed:
         raise InputError(f"{failed} of {len(files)} images could not be read; the others are above")
 

@@ -1,5 +1,6 @@
 """Classifying images of any size."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -85,13 +86,11 @@ class Adaptive(NamedTuple):
 
     Attributes:
         probabilities: of each class, float [B, classes].
-        steps: the setting whose answer each image has.
-        macs: multiply-accumulates an image, the mean; every setting that ran counts whole.
+        steps: the setting whose answer each image has; those of the cascade before it ran, too.
     """
 
     probabilities: Tensor
     steps: list[Choice]
-    macs: float
 
 
 def classify_adaptively(
@@ -115,18 +114,22 @@ def classify_adaptively(
         InputError: what `classify` raises; a confidence that is none; weights that hold no calibration.
     """
     confidence, chosen = cascade_of(model, confidence, settings)
-    size = (images.shape[-2], images.shape[-1])
     probabilities = classify(model, images, chosen[0], precision=precision)
-    taken, work = [chosen[0]] * len(images), float(macs(model, chosen[0], size)) * len(images)
+    taken = [chosen[0]] * len(images)
     for n in chosen[1:]:
         unsure = (probabilities.amax(1) < confidence).nonzero().flatten()
         if not len(unsure):
             break
         probabilities[unsure] = classify(model, images[unsure], n, precision=precision)
-        work += macs(model, n, size) * len(unsure)
         for place in unsure.tolist():
             taken[place] = n
-    return Adaptive(probabilities, taken, work / max(1, len(images)))
+    return Adaptive(probabilities, taken)
+
+
+def adaptive_macs(model: RecurrentNet, settings: Sequence[Choice], taken: Sequence[Choice], size: tuple[int, int]) -> float:
+    """Multiply-accumulates an image, the mean: every setting that ran counts whole, as nothing before it is used again."""
+    sums = dict(zip(settings, itertools.accumulate(macs(model, n, size) for n in settings), strict=True))
+    return sum(sums[n] for n in taken) / len(taken)
 
 
 def cascade_of(
@@ -137,7 +140,7 @@ def cascade_of(
         found = model.metadata.get("adaptive")
         if not found:
             raise InputError(
-                "these weights hold no calibration: rcnet eval WEIGHTS --data DATA --risk 0.5 --record; or give a number, e.g. 0.9"
+                "these weights hold no calibration: rcnet eval WEIGHTS --data DATA --risk 0.5 --record; or give a number, as 0.9"
             )
         confidence, settings = float(found["confidence"]), settings or found["steps"]
     if not 0 < confidence <= 1:

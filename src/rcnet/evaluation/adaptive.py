@@ -1,7 +1,7 @@
 """Cost by the image: the least setting first, and on only where the network is unsure.
 
-The threshold is calibrated as in "Fast yet Safe" (Jazbec et al. 2024, arXiv 2405.20915): on images held out, for a stated risk
-against the full setting, tested from the safest threshold downward, each time with an upper bound that holds with a stated chance.
+The threshold is calibrated as in "Fast yet Safe" (Jazbec et al. 2024, arXiv 2405.20915): on images held out, for a stated
+risk against the full setting, tested from the safest threshold downward, each time with an upper bound of a stated chance.
 """
 
 import itertools
@@ -92,18 +92,16 @@ def upper_bound(bad: int, count: int, chance: float) -> float:
 
 
 def _at_most(bad: int, count: int, rate: float) -> float:
-    """The probability of so many or fewer."""
-    if rate >= 1:
-        return 0.0
-    terms = [
-        math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) + k * math.log(rate) + (count - k) * math.log1p(-rate)
-        for k in range(bad + 1)
-    ] if rate > 0 else [0.0]  # fmt: skip
-    return sum(map(math.exp, terms))
+    """The probability of so many or fewer of `count`, for a rate in (0, 1)."""
+    total = 0.0
+    for k in range(bad + 1):
+        ways = math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
+        total += math.exp(ways + k * math.log(rate) + (count - k) * math.log1p(-rate))
+    return total
 
 
 def calibrate(given: Answers, labels: np.ndarray, cost: dict[Choice, int], risk: float, chance: float = CHANCE) -> Cascade:
-    """The cascade of least cost whose error is at most `risk` (a part, 0.005) above that of the full setting, but with that chance.
+    """The cascade of least cost whose error is at most `risk` (a part, 0.005) above the full setting's, but with that chance.
 
     What is bounded is the rate of images that the full setting gets right and the cascade wrong: the errors' difference is less.
     All cascades share the chance. Where none is safe and cheaper, the full setting alone.
@@ -151,9 +149,10 @@ def adaptive_results(
 ) -> dict[str, Any]:
     """A cascade calibrated on every other image, and measured on the rest, beside the fixed settings.
 
-    `steps` and `confidence` of the cascade; `risk`, `chance`; `rows` of the fixed settings and of the cascade: `steps`, `macs` (of
-    the cascade the mean), `error` in %; `curve`: the same for all thresholds; `fixed`: the error that fixed settings reach for the
-    cascade's cost, between two settings by drawing one; `pays`: whether the cascade's is less.
+    `steps` and `confidence` of the cascade; `risk`, `chance`; `rows` of the fixed settings and of the cascade: `steps`, `macs`
+    (of the cascade the mean), `error` in %, and of the cascade `ends`, the part of images that each setting answers; `curve`: the
+    same for all thresholds; `fixed`: the error that fixed settings reach for the cascade's cost, between two settings by drawing
+    one; `pays`: whether the cascade's is less.
 
     Args:
         images: uint8 [N, C, H, W].
