@@ -114,7 +114,7 @@ def classify_adaptively(
         InputError: what `classify` raises; a confidence that is none; weights that hold no calibration.
     """
     confidence, chosen = cascade_of(model, confidence, settings)
-    probabilities = classify(model, images, chosen[0], precision=precision)
+    probabilities = classify(model, images, chosen[0], precision=precision).clone()
     taken = [chosen[0]] * len(images)
     for n in chosen[1:]:
         unsure = (probabilities.amax(1) < confidence).nonzero().flatten()

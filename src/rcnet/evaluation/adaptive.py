@@ -1,7 +1,7 @@
 """Cost by the image: the least setting first, and on only where the network is unsure.
 
 The threshold is calibrated as in "Fast yet Safe" (Jazbec et al. 2024, arXiv 2405.20915): on images held out, for a stated
-risk against the full setting, tested from the safest threshold downward, each time with an upper bound of a stated chance.
+risk against the full setting, tested from the safest threshold downward, each time by the binomial test.
 """
 
 import itertools
@@ -80,19 +80,8 @@ def mean_macs(ran: np.ndarray, cascade: Cascade, cost: dict[Choice, int]) -> flo
     return float(sums[ran - 1].mean())
 
 
-def upper_bound(bad: int, count: int, chance: float) -> float:
-    """What a rate is at most, but with this chance, where `bad` of `count` were (Clopper and Pearson 1934)."""
-    if bad >= count:
-        return 1.0
-    low, high = bad / count, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _at_most(bad, count, middle) > chance else (low, middle)
-    return high
-
-
-def _at_most(bad: int, count: int, rate: float) -> float:
-    """The probability of so many or fewer of `count`, for a rate in (0, 1)."""
+def chance_of(bad: int, count: int, rate: float) -> float:
+    """The probability that `bad` or fewer of `count` are bad, for a rate in (0, 1)."""
     total = 0.0
     for k in range(bad + 1):
         ways = math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
@@ -130,7 +119,7 @@ def calibrate(given: Answers, labels: np.ndarray, cost: dict[Choice, int], risk:
             cascade = Cascade(steps, 1 - float(doubt))
             answer, ran = choose(given, cascade)
             harmed = int((right & (answer != labels)).sum())
-            if upper_bound(harmed, len(labels), chance / len(chains)) > risk:
+            if chance_of(harmed, len(labels), risk) > chance / len(chains):
                 break
             if (work := mean_macs(ran, cascade, cost)) < least:
                 best, least = cascade, work
