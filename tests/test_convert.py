@@ -3,6 +3,9 @@
 import copy
 import json
 import pickle
+import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -443,3 +446,16 @@ def test_weights_that_do_not_fit(refused, forgotten, tmp_path):
     for name in ("other.pt", "broken.pt"):
         call = ("convert", "tests.test_convert:small", "--task", "classify", "-o", "x.safetensors", "--weights", name)
         assert f"{name} does not hold the weights of tests.test_convert:small" in refused(*call)
+
+
+def test_the_python_of_the_page_runs():
+    page = (Path(__file__).parent.parent / "docs" / "convert.md").read_text()
+    names = {
+        "rcnet": rcnet, "torch": torch, "random": random, "F": nn.functional, "old": trained(small()),
+        "images": torch.rand(2, 3, 32, 32), "loader": [(torch.rand(4, 3, 32, 32), torch.arange(4))],
+    }  # fmt: skip
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, names)
+    assert not torch.equal(names["net"].cell1.body.get_submodule("0").weight, names["old"][1][0].weight)
