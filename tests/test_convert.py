@@ -21,6 +21,8 @@ from rcnet.conversion.record import first_tensor, record
 from rcnet.cost import macs, parameters
 from rcnet.deploy.export import export, load_exported
 
+from .conftest import IMAGES
+
 
 def conv_block(channels):
     return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU())
@@ -459,3 +461,23 @@ def test_the_python_of_the_page_runs():
     for block in blocks:
         exec(block, names)
     assert not torch.equal(names["net"].cell1.body.get_submodule("0").weight, names["old"][1][0].weight)
+
+
+def denoiser():
+    torch.manual_seed(6)
+    return nn.Sequential(*dncnn(), nn.Tanh())
+
+
+def test_a_denoiser_from_conversion_to_pictures(run, tmp_path, forgotten):
+    arguments = ("tests.test_convert:denoiser", "--task", "denoise", "--steps", "1,2", "-o", tmp_path / "net.safetensors")
+    status, _, err = run("convert", *arguments)
+    assert status == 0, err
+    short = ("iterations=3", "batch=2", "ema=0", "denoising.patch=16", "precision=fp32", "teacher=tests.test_convert:denoiser")
+    arguments = ("train", "finetune_denoiser", f"init={tmp_path / 'net.safetensors'}", *short, "--data", IMAGES / "bsd")
+    status, _, err = run(*arguments, "--out", tmp_path / "run")
+    assert status == 0, err
+    weights = tmp_path / "run" / "weights.safetensors"
+    assert rcnet.load(weights).choices == (1, 2)
+    status, _, err = run("denoise", IMAGES / "cat.png", "--model", weights, "--steps", "1", "--tile", "0", "-o", "out.png")
+    assert status == 0, err
+    assert (tmp_path / "out.png").exists()

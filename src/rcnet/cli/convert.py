@@ -31,14 +31,14 @@ def convert(
 
     Prints what was replaced, what stays and why, and what each step count
     costs. Each step has norms of its own, from the block that it stands for.
-    The accuracy comes back by training: rcnet train finetune.
+    The accuracy comes back by training:
+    rcnet train finetune init=converted.safetensors teacher=resnet-50/
 
     Examples::
 
       rcnet convert resnet-50/ -o converted.safetensors
       rcnet convert my.networks:build num_classes=10 --weights old.pt --task classify --size 32 -o converted.safetensors
       rcnet convert my.networks:denoiser --steps all --rank 4 --init low-rank --task denoise -o converted.safetensors
-      rcnet train finetune init=converted.safetensors teacher=resnet-50/ --data data/
 
     Parameters
     ----------
