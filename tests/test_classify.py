@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 from PIL import Image
 
 from rcnet.cell import batch_norms, norms_of
+from rcnet.cost import macs
 from rcnet.data.labelled import read_labelled, to_float
-from rcnet.deploy.classify import classify
+from rcnet.deploy.classify import adaptive_macs, classify, classify_adaptively
 from rcnet.errors import InputError
-from rcnet.evaluation import classification_results, recalibrate
+from rcnet.evaluation import adaptive, classification_results, recalibrate
+from rcnet.evaluation.adaptive import Answers, Cascade
 from rcnet.models import create_model, load
 from rcnet.tasks.classify import class_names
 from rcnet.training import read_recipe, train
@@ -343,3 +346,104 @@ def test_bad_requests_are_one_line(refused, run, cifar_folder, weights, tmp_path
     assert status == 2
     assert out.count("cat.png") == 2
     assert "1 of 3 images could not be read" in err
+
+
+# Cost by the image
+
+
+@pytest.fixture(scope="session")
+def given(weights, cifar_folder):
+    """What a small classifier answers to the images that it was not trained on."""
+    test = read_labelled(cifar_folder, "test")
+    return adaptive.answers(load(weights), test.images), test.labels.numpy()
+
+
+def test_a_cascade_stops_where_it_is_sure(given):
+    answers, _ = given
+    assert answers.steps == (2, 3, 4)
+    answer, ran = adaptive.choose(answers, Cascade((2, 4), 0.6))
+    sure = answers.sure[0] >= 0.6
+    assert 0 < sure.sum() < len(sure)
+    assert np.array_equal(ran, np.where(sure, 1, 2))
+    assert np.array_equal(answer, np.where(sure, answers.best[0], answers.best[2]))
+    cost = {2: 10, 3: 20, 4: 40}
+    assert adaptive.mean_macs(ran, Cascade((2, 4), 0.6), cost) == pytest.approx(10 + 40 * (~sure).mean())
+    assert np.array_equal(adaptive.choose(answers, Cascade((2, 4), 1.1))[0], answers.best[2])
+
+
+def test_the_test_is_that_of_clopper_and_pearson():
+    """Their upper limits at 5 %: 2.951 % for 0 of 100, 7.571 % for 3 of 100."""
+    for bad, limit in ((0, 0.02951), (3, 0.07571)):
+        assert adaptive.chance_of(bad, 100, limit) == pytest.approx(0.05, abs=2e-4)
+    assert adaptive.chance_of(5, 5, 0.1) == pytest.approx(1)
+
+
+def test_the_stated_risk_holds_with_its_chance():
+    """A hundred calibrations on answers whose true risk is known: at most one in ten is worse than stated."""
+    rng = np.random.default_rng(0)
+    cost, risk, count, worse, cheaper = {1: 1, 2: 4}, 0.05, 500, 0, 0
+    for _ in range(100):
+
+        def draw(count):
+            sure = rng.uniform(0.2, 1, count)
+            right = np.array([rng.random(count) < sure, rng.random(count) < 0.97])
+            return Answers((1, 2), np.where(right, 0, 1), np.stack([sure, np.ones(count)]))
+
+        cascade = adaptive.calibrate(draw(count), np.zeros(count, int), cost, risk)
+        large = draw(10_000)
+        answer, ran = adaptive.choose(large, cascade)
+        cheaper += adaptive.mean_macs(ran, cascade, cost) < 4
+        worse += (answer != 0).mean() - (large.best[1] != 0).mean() > risk
+    assert worse <= 10
+    assert cheaper > 50
+
+
+def test_calibration_takes_the_cheapest_that_is_safe(given):
+    answers, labels = given
+    cost = {2: 10, 3: 20, 4: 40}
+    safe, bold = (adaptive.calibrate(answers, labels, cost, risk) for risk in (1e-6, 0.9))
+    assert safe == Cascade((4,), 1.0)
+    assert bold.steps[0] == 2
+    assert bold.confidence < 0.5
+    for risk in (0, 1):
+        with pytest.raises(InputError, match="a part above 0 and below 1"):
+            adaptive.calibrate(answers, labels, cost, risk)
+
+
+def test_adaptive_classification_is_the_cascade(weights, cifar_folder):
+    model, images = load(weights), read_labelled(cifar_folder, "test").images
+    probabilities, steps = classify_adaptively(model, images, 0.6, (2, 4))
+    answer, ran = adaptive.choose(adaptive.answers(model, images), Cascade((2, 4), 0.6))
+    assert [2 if n == 1 else 4 for n in ran] == steps
+    assert np.array_equal(probabilities.argmax(1).numpy(), answer)
+    for n in (2, 4):
+        here = [k for k, taken in enumerate(steps) if taken == n]
+        torch.testing.assert_close(probabilities[here], classify(model, images[here], n), atol=1e-5, rtol=0)
+    cost = {n: macs(model, n, (32, 32)) for n in model.choices}
+    expected = adaptive.mean_macs(ran, Cascade((2, 4), 0.6), cost)
+    assert adaptive_macs(model, (2, 4), steps, (32, 32)) == pytest.approx(expected)
+    with pytest.raises(InputError, match="confidence=2 is not valid"):
+        classify_adaptively(model, images, 2)
+
+
+def test_eval_calibrates_and_classify_uses_it(run, refused, weights, cifar_folder, tmp_path):
+    file = shutil.copy(weights, tmp_path / "w.safetensors")
+    picture = next((cifar_folder / "test").rglob("*.png"))
+    assert "these weights hold no calibration" in refused("classify", picture, "--model", file, "--confidence", "calibrated")
+    status, out, err = run("eval", file, "--data", cifar_folder, "--risk", "60", "--record")
+    assert status == 0, err
+    assert "on 50 images of photos, calibrated on 50 others" in out
+    assert re.search(r"cost by the image (pays|does not pay)", out)
+    found = load(file).metadata["adaptive"]
+    assert found["steps"][-1] == 4
+    assert load(file).metadata["results"] == load(weights).metadata["results"]
+    status, out, err = run("classify", cifar_folder / "test", "--model", file, "--confidence", "calibrated", "--json")
+    assert status == 0, err
+    taken = {row["steps"] for row in json.loads(out)}
+    assert taken <= set(found["steps"])
+    assert re.search(r"MACs an image; .* at the largest setting", err)
+    status, out, err = run("classify", picture, "--model", file, "--confidence", "0.9")
+    assert out.splitlines()[0].split() == ["file", "class", "probability", "steps"]
+    assert "--confidence sure is not valid" in refused("classify", picture, "--model", file, "--confidence", "sure")
+    assert "give one of" in refused("classify", picture, "--model", file, "--confidence", "0.5", "--steps", "2")
+    assert "denoises: --risk is for classifiers" in refused("eval", "r3_fast.gray", "--data", IMAGES / "bsd", "--risk", "1")

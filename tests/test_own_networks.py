@@ -189,7 +189,8 @@ def test_results_of_bundled_weights_go_to_a_copy(run, refused, tmp_path):
     assert run(*arguments, "--sigma", "50")[0] == 0
     assert {path: path.stat().st_mtime_ns for path in bundled().values()} == installed
     results = read_metadata(tmp_path / "r3_fast.bsd-gray-25.safetensors")["results"]
-    assert [result["sigma"] for result in results] == [25.0, 15.0, 50.0]
+    known = read_metadata("r3_fast.bsd-gray-25")["results"]
+    assert [result["sigma"] for result in results] == [*(result["sigma"] for result in known), 15.0, 50.0]
     shutil.copy(bundled()["r3_fast.gray"], tmp_path / "r3_fast.bsd-gray-25.safetensors")
     assert "holds other weights" in run(*arguments)[2]
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rcnet.errors import InputError
     from rcnet.evaluation.recalibrate import recalibrate
     from rcnet.models import create_model, list_models, load, register, save
+    from rcnet.models.converted import convert
     from rcnet.tasks.dial import best_settings
 
 __version__ = "0.2.0"
@@ -28,6 +29,7 @@ __all__ = [
     "Transition",
     "best_settings",
     "classify",
+    "convert",
     "create_model",
     "denoise",
     "export",
@@ -48,6 +50,7 @@ _HOME = {
     **dict.fromkeys(("create_model", "list_models", "load", "register", "save"), "rcnet.models"),
     "About": "rcnet.about",
     "classify": "rcnet.deploy.classify",
+    "convert": "rcnet.models.converted",
     "denoise": "rcnet.deploy.denoise",
     "export": "rcnet.deploy.export",
     "load_exported": "rcnet.deploy.export",

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from cyclopts import App, CycloptsError, Parameter
 
 from rcnet.cli.classify import classify
+from rcnet.cli.convert import convert
 from rcnet.cli.data import data
 from rcnet.cli.denoise import denoise
 from rcnet.cli.doctor import doctor
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "profile": profile,
     "eval": evaluate,
     "train": train,
+    "convert": convert,
     "data": data,
     "export": export,
     "serve": serve,

@@ -3,12 +3,15 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from rcnet.cli.text import Budget, Json
 from rcnet.errors import InputError
+
+if TYPE_CHECKING:
+    from rcnet.cell import Choice
 
 DEFAULT = "r2.cifar10"
 BATCH = 64  # images at a time
@@ -21,6 +24,7 @@ def classify(
     model: str = DEFAULT,
     steps: str | None = None,
     budget: Budget = None,
+    confidence: str | None = None,
     top: int = 1,
     precision: str = "fp32",
     json_output: Json = False,
@@ -36,6 +40,7 @@ def classify(
       rcnet classify cat.png
       rcnet classify photos/ --steps 2 --top 3
       rcnet classify photos/ --budget 5ms
+      rcnet classify photos/ --confidence 0.9
       rcnet classify photos/ --model runs/mine/weights.safetensors --json
 
     Parameters
@@ -48,6 +53,10 @@ def classify(
         Cost: a step count of the model, or one number a cell, e.g. 4,3. The largest unless given.
     budget
         Most time or MACs for an image, e.g. 5ms or 300MMAC: the most steps that fit are taken, one image at a time.
+    confidence
+        Cost by the image: the least setting first, and on only where the likeliest class is less probable than this, e.g. 0.9.
+        Prints the setting of each image, and the mean cost, which counts all that was computed. calibrated: what
+        rcnet eval --risk --record found, so that the error is hardly above that of the largest setting.
     top
         How many of the likeliest classes to print.
     precision
@@ -62,10 +71,17 @@ def classify(
     import torch
     from tqdm import tqdm
 
-    from rcnet.cli.text import check_cost, parse_steps, table
-    from rcnet.cost import steps_for
+    from rcnet.cli.text import check_cost, count, parse_steps, table
+    from rcnet.cost import macs, steps_for
+    from rcnet.cost.budget import steps_text
     from rcnet.data.images import list_images
-    from rcnet.deploy.classify import best_classes, read_fitting
+    from rcnet.deploy.classify import (
+        adaptive_macs,
+        best_classes,
+        cascade_of,
+        classify_adaptively,
+        read_fitting,
+    )
     from rcnet.deploy.classify import classify as run
     from rcnet.device import best_device, resolve_precision
     from rcnet.models import load
@@ -75,12 +91,16 @@ def classify(
     network = load(model).to(best_device())
     names, own = class_names(network), network.per_cell(parse_steps(steps))
     check_cost(steps, budget)
+    if confidence is not None and (steps is not None or budget is not None):
+        raise InputError("give one of --confidence, --steps and --budget")
+    sure = None if confidence is None else cascade_of(network, read_confidence(confidence))
     resolve_precision(precision, best_device())
     if budget is not None:
         size = (image_size(network), image_size(network))
         own = network.per_cell(steps_for(network, budget, size, precision=precision))
     at_a_time = BATCH if budget is None else 1
     rows: list[tuple[Path, list[tuple[str, float]]]] = []
+    taken: list[Choice] = []
     failed = 0
     for first in tqdm(range(0, len(files), at_a_time), disable=None if len(files) > BATCH else True, unit="batch", leave=False):
         read = []
@@ -93,12 +113,37 @@ def classify(
                 failed += 1
                 print(f"rcnet: {' '.join(str(error).split())}", file=sys.stderr)
         if read:
-            best = best_classes(run(network, torch.stack([x for _, x in read]), own, precision=precision), names, top)
+            images = torch.stack([x for _, x in read])
+            if sure is None:
+                probabilities = run(network, images, own, precision=precision)
+            else:
+                probabilities, settings = classify_adaptively(network, images, *sure, precision=precision)
+                taken += settings
+            best = best_classes(probabilities, names, top)
             rows += zip([file for file, _ in read], best, strict=True)
     if json_output:
-        print(json.dumps([{"file": str(f), "classes": [{"class": c, "probability": p} for c, p in best]} for f, best in rows]))
+        found = [{"file": str(f), "classes": [{"class": c, "probability": p} for c, p in best]} for f, best in rows]
+        print(json.dumps([{**row, "steps": n} for row, n in zip(found, taken, strict=True)] if taken else found))
     else:
-        lines = [(file if i == 0 else "", name, f"{100 * p:.1f}%") for file, best in rows for i, (name, p) in enumerate(best)]
-        print(table(("file", "class", "probability"), lines))
+        lines = [
+            (file if i == 0 else "", name, f"{100 * p:.1f}%", *([steps_text(taken[k]) if i == 0 else ""] if taken else []))
+            for k, (file, best) in enumerate(rows)
+            for i, (name, p) in enumerate(best)
+        ]
+        print(table(("file", "class", "probability", *(["steps"] if taken else [])), lines))
+    if sure is not None and taken:
+        size = (image_size(network), image_size(network))
+        work, whole = adaptive_macs(network, sure[1], taken, size), macs(network, network.choices[-1], size)
+        print(f"{count(work)} MACs an image; {count(whole)} at the largest setting", file=sys.stderr)
     if failed:
         raise InputError(f"{failed} of {len(files)} images could not be read; the others are above")
+
+
+def read_confidence(text: str) -> float | None:
+    """A probability, or None for `calibrated`."""
+    if text == "calibrated":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--confidence {text} is not valid: give a probability, e.g. 0.9, or calibrated") from None

@@ -25,6 +25,7 @@ def evaluate(
     sigma: float | None = None,
     blind: bool = False,
     harm: bool = False,
+    risk: float | None = None,
     steps: str = "all",
     budget: Budget = None,
     as_8bit: bool = False,
@@ -52,6 +53,7 @@ def evaluate(
       rcnet eval r3_fast.photo --noisy real/ --clean truth/
       rcnet eval r3_fast.photo --data photos/ --harm
       rcnet eval r2.cifar10 --data data/ --json
+      rcnet eval r2.cifar10 --data data/ --risk 0.5 --record
 
     Parameters
     ----------
@@ -70,6 +72,10 @@ def evaluate(
     harm
         Add no noise: what becomes of clean photographs, a page of text (PSNR against themselves, at most 99) and of flat areas
         and ramps (the largest mean change, in levels of 255). Blind, or told the level that --sigma names, e.g. 0.
+    risk
+        Of a classifier: calibrate cost by the image (rcnet classify --confidence calibrated) on every other image, so that, with
+        9 chances of 10, the error is at most so many percentage points above that of the largest setting; and measure it on the
+        others, beside the fixed settings.
     steps
         A step count of the model, or all.
     budget
@@ -104,6 +110,8 @@ def evaluate(
     task = find_task(network.about.task)
     columns = dict(task.columns)
     if network.about.task == "denoise":
+        if risk is not None:
+            raise InputError(f"{model} denoises: --risk is for classifiers")
         if noisy is not None and clean is not None:
             result = measure_pairs(network, noisy, clean, budget or counts, sigma, precision)
         elif data is not None and harm:
@@ -120,6 +128,9 @@ def evaluate(
                 "flat, levels": ("flat", 2),
             }
     else:
+        if risk is not None and data is not None:
+            measure_adaptive(network, model, data, risk, precision, json_output, record)
+            return
         if data is None or sigma is not None or as_8bit or blind or harm:
             what = "classifies" if network.about.task == "classify" else "does not denoise"
             raise InputError(f"{model} {what}: it takes --data; --sigma, --as-8bit, --blind, --harm and pairs are for denoisers")
@@ -201,6 +212,40 @@ def measure_pairs(
     about = {"data": f"{noisy.resolve().name}, pairs", "images": len(pairs), "precision": precision}
     told = {"blind": sigma is None, **({} if sigma is None else {"told": sigma})} if network.about.takes_level else {}
     return {**about, **told, "rows": rows}
+
+
+def measure_adaptive(
+    network: "RecurrentNet", model: str, data: Path, risk: float, precision: str, json_output: bool, record: bool
+) -> None:
+    """Calibrates cost by the image, and prints what it reaches."""
+    from tqdm import tqdm
+
+    from rcnet.cli.text import count, table
+    from rcnet.cost.budget import steps_text
+    from rcnet.evaluation.adaptive import adaptive_results
+    from rcnet.evaluation.record import record_cascade
+    from rcnet.tasks.classify import read_matching
+
+    test = read_matching(data, "test", network)
+    with tqdm(total=len(network.choices) * len(test.labels), unit="image", disable=None, leave=False) as bar:
+        result = adaptive_results(network, test.images, test.labels, risk / 100, precision=precision, each=bar.update)
+    result = {"data": test.name, "precision": precision, **result}
+    if json_output:
+        print(json.dumps({"model": model, **result}, indent=1))
+    else:
+        *fixed, own = result["rows"]
+        lines = [(steps_text(row["steps"]), count(row["macs"]), f"{row['error']:.2f}") for row in fixed]
+        lines.append((" then ".join(map(steps_text, own["steps"])), count(own["macs"]), f"{own['error']:.2f}"))
+        print(f"{model} on {result['images']} images of {test.name}, calibrated on {result['calibrated_on']} others")
+        print(table(("steps", "MACs an image", "error %"), lines))
+        shares = ", ".join(
+            f"{100 * share:.0f}% end at {steps_text(n)}" for n, share in zip(own["steps"], own["ends"], strict=True)
+        )
+        print(f"taken from a probability of {result['confidence']:.5f}: {shares}")
+        verdict = "cost by the image pays" if result["pays"] else "cost by the image does not pay"
+        print(f"fixed settings at the same mean cost: {result['fixed']:.2f}%: {verdict}")
+    if record:
+        print(f"recorded in {record_cascade(network, model, result)}", file=sys.stderr)
 
 
 def steps_of(cost: "str | Sequence[Steps]", network: "RecurrentNet", size: tuple[int, int], precision: str) -> "Sequence[Steps]":

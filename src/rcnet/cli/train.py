@@ -33,13 +33,14 @@ def train(
       rcnet train r3_fast --data photos/ denoising.sigma=[5,50] minutes=60
       rcnet train r3_fast --data BSD/train --out runs/mine --resume
       rcnet train cifar_fast --data data/ model.name=s2 model.steps=4
+      rcnet train finetune init=converted.safetensors teacher=old.safetensors --data data/
       torchrun --nproc-per-node 8 -m rcnet train cifar_paper --data data/
 
     Parameters
     ----------
     recipe
-        A bundled recipe (cifar_fast, cifar_paper, r3, r3_more, r3_fast, r3_fast_color, r3_fast_dial, r3_fast_gray, r3_fast_photo)
-        or a TOML file.
+        A bundled recipe (cifar_fast, cifar_paper, finetune, finetune_denoiser, r3, r3_more, r3_fast, r3_fast_color, r3_fast_dial,
+        r3_fast_gray, r3_fast_photo) or a TOML file.
     overrides
         Values that replace the recipe's, e.g. batch=8 optimizer.lr=1e-3. Of minutes, epochs and iterations, one that is
         given replaces the recipe's.

@@ -1,5 +1,7 @@
 """Parameters and multiply-accumulates (MACs) of a network at a step count."""
 
+from collections.abc import Callable
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,8 +26,13 @@ def macs(model: RecurrentNet, steps: Steps, size: tuple[int, int], batch: int = 
     """
     call = ready(plain(unroll(model, steps)).to("meta"))
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            call(torch.empty(batch, model.about.channels, *size, device="meta"))
+        return counted(lambda: call(torch.empty(batch, model.about.channels, *size, device="meta")))
     except RuntimeError as error:
         raise refused(model, size, error) from error
+
+
+def counted(call: Callable[[], object]) -> int:
+    """MACs of what `call()` runs, counted as those of networks are."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call()
     return int(counter.get_total_flops()) // 2

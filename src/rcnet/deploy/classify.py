@@ -1,13 +1,16 @@
 """Classifying images of any size."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rcnet.calling import check_range, device_of, ready
-from rcnet.cell import RecurrentNet, Steps
+from rcnet.cell import Choice, RecurrentNet, Steps, choice
+from rcnet.cost.counting import macs
 from rcnet.data.images import read_image
 from rcnet.data.labelled import fit
 from rcnet.errors import InputError
@@ -42,6 +45,73 @@ def classify(model: RecurrentNet, images: Tensor, steps: Steps = None, *, precis
     else:
         check_range(images)
     return ready(model, steps, precision)(images).softmax(1).cpu()
+
+
+class Adaptive(NamedTuple):
+    """What an adaptive call gives.
+
+    Attributes:
+        probabilities: of each class, float [B, classes].
+        steps: the setting whose answer each image has; those of the cascade before it ran, too.
+    """
+
+    probabilities: Tensor
+    steps: list[Choice]
+
+
+def classify_adaptively(
+    model: RecurrentNet,
+    images: Tensor,
+    confidence: float | None = None,
+    settings: Sequence[Steps] | None = None,
+    *,
+    precision: str = "fp32",
+) -> Adaptive:
+    """As `classify`, at the least setting first, and on only for the images whose likeliest class is less probable.
+
+    Args:
+        images: [B, C, H, W], uint8 or float of any type in [0, 1].
+        confidence: the probability at which an answer is taken, in (0, 1]; None: what was calibrated, of weights that hold it
+            (`rcnet eval --risk --record`).
+        settings: those that run, one after the other; all of the model, or those calibrated, unless given.
+        precision: `fp32`, `bf16` or `auto`.
+
+    Raises:
+        InputError: what `classify` raises; a confidence that is none; weights that hold no calibration.
+    """
+    confidence, chosen = cascade_of(model, confidence, settings)
+    probabilities = classify(model, images, chosen[0], precision=precision).clone()
+    taken = [chosen[0]] * len(images)
+    for n in chosen[1:]:
+        unsure = (probabilities.amax(1) < confidence).nonzero().flatten()
+        if not len(unsure):
+            break
+        probabilities[unsure] = classify(model, images[unsure], n, precision=precision)
+        for place in unsure.tolist():
+            taken[place] = n
+    return Adaptive(probabilities, taken)
+
+
+def adaptive_macs(model: RecurrentNet, settings: Sequence[Choice], taken: Sequence[Choice], size: tuple[int, int]) -> float:
+    """Multiply-accumulates an image, the mean: every setting that ran counts whole, as nothing before it is used again."""
+    sums = dict(zip(settings, itertools.accumulate(macs(model, n, size) for n in settings), strict=True))
+    return sum(sums[n] for n in taken) / len(taken)
+
+
+def cascade_of(
+    model: RecurrentNet, confidence: float | None = None, settings: Sequence[Steps] | None = None
+) -> tuple[float, tuple[Choice, ...]]:
+    """The probability at which an answer is taken and the settings that run, as asked for, else as calibrated."""
+    if confidence is None:
+        found = model.metadata.get("adaptive")
+        if not found:
+            raise InputError(
+                "these weights hold no calibration: rcnet eval WEIGHTS --data DATA --risk 0.5 --record; or give a number, as 0.9"
+            )
+        confidence, settings = float(found["confidence"]), settings or found["steps"]
+    if not 0 < confidence <= 1:
+        raise InputError(f"confidence={confidence:g} is not valid: a probability above 0, at most 1, e.g. 0.9")
+    return confidence, tuple(choice(model.per_cell(n)) for n in settings or model.choices)
 
 
 def best_classes(probabilities: Tensor, names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:

@@ -4,4 +4,13 @@ from rcnet.evaluation.classify import classification_results
 from rcnet.evaluation.denoise import denoising_results, denoising_scores, pair_results, psnr, ssim
 from rcnet.evaluation.recalibrate import recalibrate
 
-__all__ = ["classification_results", "denoising_results", "denoising_scores", "pair_results", "psnr", "recalibrate", "ssim"]
+__all__ = [
+    "adaptive_results",
+    "classification_results",
+    "denoising_results",
+    "denoising_scores",
+    "pair_results",
+    "psnr",
+    "recalibrate",
+    "ssim",
+]

@@ -1,6 +1,7 @@
 """Writing what was measured into a file of weights, so that figures travel with them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,36 @@ def record_result(model: RecurrentNet, name_or_path: str | Path, result: dict[st
     Raises:
         InputError: a file in the place of the copy holds other weights.
     """
-    path, known = Path(name_or_path), list(model.metadata["results"])
+    path, there = _place(model, name_or_path)
+    known = list(there["results"])
+    about = {key: value for key, value in result.items() if key != "rows"}
+    same = [r for r in known if {key: value for key, value in r.items() if key != "rows"} == about]
+    measured = {json.dumps(row["steps"]): row for r in [*same, result] for row in r["rows"]}
+    joined = {**about, "rows": sorted(measured.values(), key=lambda row: np.mean(row["steps"]))}
+    save(model, path, **_adaptive(there), results=[*(r for r in known if r not in same), joined])
+    return path
+
+
+def record_cascade(model: RecurrentNet, name_or_path: str | Path, result: Mapping[str, Any]) -> Path:
+    """Writes a calibrated cascade (`adaptive_results`) into the metadata, where `record_result` writes, as `adaptive`."""
+    path, there = _place(model, name_or_path)
+    kept = {key: result[key] for key in ("steps", "confidence", "risk", "chance", "data", "calibrated_on", "images", "rows")}
+    save(model, path, results=there["results"], adaptive=kept)
+    return path
+
+
+def _adaptive(there: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: there[key] for key in ("adaptive",) if key in there}
+
+
+def _place(model: RecurrentNet, name_or_path: str | Path) -> tuple[Path, Mapping[str, Any]]:
+    """The file to write, and the metadata that is there."""
+    path = Path(name_or_path)
     if str(name_or_path) in bundled():
         path = Path(f"{name_or_path}.safetensors")
         if path.exists():
             there = read_metadata(path)
             if there.get("weights") != model.metadata["weights"]:
                 raise InputError(f"{path} holds other weights than {name_or_path}: the result would go there, so move it away")
-            known = there["results"]
-    about = {key: value for key, value in result.items() if key != "rows"}
-    same = [r for r in known if {key: value for key, value in r.items() if key != "rows"} == about]
-    measured = {json.dumps(row["steps"]): row for r in [*same, result] for row in r["rows"]}
-    joined = {**about, "rows": sorted(measured.values(), key=lambda row: np.mean(row["steps"]))}
-    save(model, path, results=[*(r for r in known if r not in same), joined])
-    return path
+            return path, there
+    return path, model.metadata

@@ -88,6 +88,7 @@ def save(model: RecurrentNet, path: str | Path, *, half: bool = False, **metadat
     checksum = _checksum(state)
     if known.get("weights", checksum) != checksum:
         known |= {"results": [], "training": {"before": known.get("training")}}
+        known.pop("adaptive", None)
     about = model.about.completed(metadata.get("preprocessing", {})).to_json()
     metadata = {**known, **metadata, "preprocessing": {**metadata.get("preprocessing", {}), **about}}
     metadata |= {"format": 1, "architecture": architecture, "weights": checksum}

@@ -68,6 +68,16 @@ def register(
     return add
 
 
+def register_as(name: str, task: str, build: Build) -> None:
+    """As `register`, under a name with a colon, which no list shows."""
+    _ENTRIES[name] = Entry(name, task, (), build)
+
+
+def trusted(name: str) -> bool:
+    """Whether a file of weights may name it: a person did before, in this process or in `RCNET_MODULES`."""
+    return name in _ENTRIES or name.partition(":")[0] in os.environ.get("RCNET_MODULES", "").split(",")
+
+
 def _known() -> dict[str, Entry]:
     """All entries, those of the modules in `RCNET_MODULES` too."""
     for module in filter(None, os.environ.get("RCNET_MODULES", "").split(",")):
@@ -137,7 +147,7 @@ def build_model(found: Entry, config: Mapping[str, Any]) -> RecurrentNet:
         if key not in valid:
             raise unknown(f"option of {name}", key, valid)
         _check_option(f"{key} of {name}", value, valid[key].annotation)
-    if "steps" in config:
+    if config.get("steps") is not None:
         steps = supported_steps(config["steps"])
         config["steps"] = steps if len(steps) > 1 else steps[0]
     try:

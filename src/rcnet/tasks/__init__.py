@@ -23,7 +23,7 @@ def find_task(name: str) -> Kind:
 def task_of(model: Mapping[str, Any]) -> Kind:
     """The task of a recipe's network, or `InputError` if it names none."""
     if "name" not in model:
-        raise InputError("the recipe's [model] has no name, e.g. name = 'r3'")
+        raise InputError("the recipe's [model] has no name, e.g. name = 'r3', and there is no init that has one")
     return find_task(find_builder(model["name"]).task or create_model(**model).about.task)
 
 

@@ -21,7 +21,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rcnet.cell import Choice, RecurrentNet, batch_norms
+from rcnet.cell import Choice, RecurrentNet, batch_norms, evaluating
 from rcnet.cost.counting import macs
 from rcnet.device import autocast, best_device, channels_last, keep_freed_memory, resolve_precision
 from rcnet.errors import InputError
@@ -37,8 +37,9 @@ from rcnet.training.optimizer import learning_rate_factor, make_optimizers, set_
 from rcnet.training.parallel import average, join, leave, share
 from rcnet.training.provenance import commit, made_here
 from rcnet.training.recipe import Recipe, fixed
-from rcnet.training.start import check_batch, compiled, new_network, take_weights
+from rcnet.training.start import check_batch, compiled, new_network, of_init, take_weights
 from rcnet.training.steps import check_probabilities, draw_steps, expected_cost
+from rcnet.training.teaching import Teacher, make_teacher
 
 
 def train(
@@ -76,6 +77,7 @@ class Run:
     """One run's state: the network, its average, the optimizers and how far they are."""
 
     def __init__(self, recipe: Recipe, data: Path, out: Path, resume: bool) -> None:
+        recipe, found = of_init(recipe)
         self.recipe, self.out, self.resume, self.commit = recipe, out, resume, commit()
         self.checkpoint = out / "checkpoint.pt"
         self.device = best_device()
@@ -93,11 +95,17 @@ class Run:
         self.kind = task_of(recipe.model)
         setup = Setup(data, self.device, recipe.model, recipe.batch, recipe.seed, recipe.precision)
         self.task: Task = self.kind.begin(recipe.sections[self.kind.key], setup)
-        model = new_network(recipe, self.task)
+        model = new_network(recipe, self.task, found)
         x = self.task.batch(np.random.default_rng(0), 0)[0]
         check_batch(model, x[: recipe.batch // self.world.size // recipe.accumulate])
         self.size = (x.shape[-2], x.shape[-1])  # of the images, height and width in pixels
         self.model: RecurrentNet = channels_last(model.to(self.device))
+        self.teacher: Teacher | None = None
+        self.teacher_macs = 0
+        if recipe.teacher:
+            with torch.no_grad():
+                given = evaluating(self.model)(x[:1])
+            self.teacher, self.teacher_macs = make_teacher(recipe.teacher, x[:1], given.shape)
         self.probabilities = check_probabilities(recipe.probabilities, self.model.choices)
         self.iterations = recipe.iterations
         if recipe.epochs > 0:
@@ -259,8 +267,9 @@ class Run:
     def backward(self, batch: Batch, weights: dict[Choice, float]) -> float:
         """Adds the gradients of one part of a batch; returns its share of the loss."""
         x, told = batch.x.contiguous(memory_format=torch.channels_last), {} if batch.sigma is None else {"sigma": batch.sigma}
+        taught = None if self.teacher is None else batch._replace(target=self.task.teach(self.teacher(x, **told)))
         if self.together:
-            return self.backward_together(x, batch, weights)
+            return self.backward_together(x, batch, taught, weights)
         total = 0.0
         for place, (steps, weight) in enumerate(weights.items()):
             try:
@@ -269,24 +278,31 @@ class Run:
             except (TorchDynamoException, InductorError) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise InputError(f"compile = true failed (on a CPU it needs a C++ compiler); leave it out: {reason}") from error
-            loss = weight / self.recipe.accumulate * self.task.loss(output, batch)
+            loss = weight / self.recipe.accumulate * self.loss(output, batch, taught)
             if self.recipe.objective == "sandwich" and place == 0:
                 batch = batch._replace(target=self.task.teach(output.detach()))
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         return total
 
+    def loss(self, output: Tensor, batch: Batch, taught: Batch | None) -> Tensor:
+        """Against the targets, and in part against those of the teacher."""
+        if taught is None:
+            return self.task.loss(output, batch)
+        part = self.recipe.teacher_weight
+        return (1 - part) * self.task.loss(output, batch) + part * self.task.loss(output, taught)
+
     @property
     def together(self) -> bool:
         """Whether one pass gives the outputs of all choices, and all are trained on."""
         return self.recipe.objective == "aggregated" and isinstance(self.model, EarlyExitNet)
 
-    def backward_together(self, x: Tensor, batch: Batch, weights: dict[Choice, float]) -> float:
+    def backward_together(self, x: Tensor, batch: Batch, taught: Batch | None, weights: dict[Choice, float]) -> float:
         """As `backward`, of exits that are computed once."""
         model: Any = self.model
         with autocast(self.precision, self.device):
             outputs = model.exits(x)
-        losses = [weight / self.recipe.accumulate * self.task.loss(outputs[n], batch) for n, weight in weights.items()]
+        losses = [weight / self.recipe.accumulate * self.loss(outputs[n], batch, taught) for n, weight in weights.items()]
         loss = torch.stack(losses).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
@@ -341,11 +357,11 @@ class Run:
         return result
 
     def flop(self) -> float:
-        """Floating-point operations of the convolutions so far: three times those of the forward, as steps are drawn."""
+        """Floating-point operations of the convolutions so far: three times those of the forward, as steps are drawn, and the
+        teacher's forward."""
         cost = [6 * macs(self.model, n, self.size) for n in self.model.choices]
-        if self.together:
-            return self.iteration * self.recipe.batch * max(cost)
-        return self.iteration * self.recipe.batch * expected_cost(cost, self.probabilities, self.recipe.objective)
+        own = max(cost) if self.together else expected_cost(cost, self.probabilities, self.recipe.objective)
+        return self.iteration * self.recipe.batch * (own + 2 * self.teacher_macs)
 
     def inputs(self) -> Iterator[Tensor]:
         """The batches that batch norms are recalibrated on."""

@@ -38,8 +38,10 @@ class Recipe:
     The section of each task is an attribute too: `recipe.denoising.sigma`.
     """
 
-    model: Mapping[str, Any]
+    model: Mapping[str, Any] = field(default_factory=dict)  # that of `init` where it has no name
     init: str = ""  # weights to start from, bundled or a file; what does not fit, e.g. norms of other steps, is fresh
+    teacher: str = ""  # a network to learn from: weights by name or file, a folder of transformers, package.module:function
+    teacher_weight: float = number(0.5, 0, 1)  # the part of the loss that is against the teacher's outputs; the rest: the labels
     optimizer: Optimizer = field(default_factory=Optimizer)
     batch: int = number(32, 1)  # images an iteration, of all processes together
     accumulate: int = number(1, 1, free=True)  # parts that a process takes its share of a batch in, in turn: less memory
@@ -128,6 +130,13 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     lengths = {override.partition("=")[0] for override in overrides} & {"minutes", "epochs", "iterations"}
     if lengths:  # the recipe's own length no longer counts
         table = {key: value for key, value in table.items() if key not in ("minutes", "epochs")}
+    read_overrides(overrides, table)
+    return recipe_from(table, f"{path} with {' '.join(overrides)}" if overrides else str(path))
+
+
+def read_overrides(overrides: Sequence[str], table: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The table, or a new one, with the values of `key=value` texts; `section.key=value` goes into a table in it."""
+    table = {} if table is None else table
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -139,7 +148,7 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
             if not isinstance(place, dict):
                 raise InputError(f"{section!r} in {override!r} is not a section of a recipe")
         place[last] = _toml_value(text)
-    return recipe_from(table, f"{path} with {' '.join(overrides)}" if overrides else str(path))
+    return table
 
 
 def recipe_from(table: Mapping[str, Any], source: str) -> Recipe:

@@ -1,7 +1,8 @@
 """What a run starts from: a network that takes its batches, the weights of another, a compiled graph a step count."""
 
 import copy
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -9,18 +10,30 @@ from torch import Tensor
 
 from rcnet.cell import Cell, RecurrentNet, norms_of
 from rcnet.errors import InputError
-from rcnet.models.files import load
+from rcnet.models.files import load, read_metadata
 from rcnet.models.registry import create_model
 from rcnet.tasks.task import Task
 from rcnet.training.recipe import Recipe
 from rcnet.training.steps import offer
 
 
-def new_network(recipe: Recipe, task: Task) -> RecurrentNet:
-    """A fresh network of the recipe, with what the task knows of it, offering what it will be trained at."""
-    model = create_model(**{**task.config, **recipe.model})
+def of_init(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe with the network of the weights that it starts from, and their metadata, where it names no network itself."""
+    if "name" in recipe.model or not recipe.init:
+        return recipe, {}
+    found = read_metadata(recipe.init)
+    architecture = found["architecture"]
+    return dataclasses.replace(recipe, model={"name": architecture["name"], **architecture["config"], **recipe.model}), found
+
+
+def new_network(recipe: Recipe, task: Task, found: Mapping[str, Any]) -> RecurrentNet:
+    """A fresh network of the recipe, with what the task knows of it, offering what it will be trained at.
+
+    `found`: the metadata of the weights whose network it is; empty where the recipe names one.
+    """
+    model = create_model(**(recipe.model if found else {**task.config, **recipe.model}))
     model.about = model.about.completed(task.preprocessing)
-    offer(model, recipe.settings)
+    offer(model, recipe.settings if recipe.settings != "unified" else found.get("settings", "unified"))
     task.prepare(model)
     return model
 

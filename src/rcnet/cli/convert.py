@@ -1,0 +1,144 @@
+"""rcnet convert"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from rcnet.cli.text import Json
+from rcnet.errors import InputError
+
+
+def convert(
+    network: str,
+    /,
+    *options: Annotated[str, Parameter(name="KEY=VALUE")],
+    output: Annotated[Path, Parameter(name=("--output", "-o"))],
+    weights: Path | None = None,
+    steps: str = "1,2,3",
+    init: Literal["first", "mean", "low-rank"] = "first",
+    rank: int = 0,
+    regions: str | None = None,
+    task: Literal["classify", "denoise"] | None = None,
+    size: int | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    json_output: Json = False,
+) -> None:
+    """Make a network with repeated blocks recurrent: blocks that follow each other and differ only in their weights become one
+    cell, whose number of steps is chosen at each call.
+
+    Prints what was replaced, what stays and why, and what each step count
+    costs. Each step has norms of its own, from the block that it stands for.
+    The accuracy comes back by training:
+    rcnet train finetune init=converted.safetensors teacher=resnet-50/
+
+    Examples::
+
+      rcnet convert resnet-50/ -o converted.safetensors
+      rcnet convert my.networks:build num_classes=10 --weights old.pt --task classify --size 32 -o converted.safetensors
+      rcnet convert my.networks:denoiser --steps all --rank 4 --init low-rank --task denoise -o converted.safetensors
+
+    Parameters
+    ----------
+    network
+        A folder that transformers' save_pretrained wrote; package.module:function, which returns a torch.nn.Module; or
+        torchvision:NAME, timm:NAME or transformers:CLASS.
+    options
+        What the function is called with, e.g. num_classes=10.
+    output
+        The file to write, .safetensors.
+    weights
+        A file of the network's weights, by name (a state dict): .safetensors or of torch.save.
+    steps
+        The step counts of every cell, e.g. 1,2,3; or all, for each cell from 1 to as many as it had blocks.
+    init
+        The shared kernels: those of the first block, their mean, or those beside which the differences of --rank leave the least.
+    rank
+        Of the difference that each step adds to the kernels; 0 for none.
+    regions
+        Convert only what is in these modules, e.g. layer3,layer4.
+    task
+        classify or denoise; of an image classifier of transformers, that.
+    size
+        The side of the images in pixels; of a folder, what it says.
+    mean, std
+        What the network expects of its images, one number a channel, e.g. 0.485,0.456,0.406; of a folder, what it says. The
+        converted network takes images in [0, 1].
+    json_output
+        Print JSON.
+    """
+    import dataclasses
+
+    import torch
+
+    from rcnet import unroll
+    from rcnet.about import About
+    from rcnet.cli.text import count, table
+    from rcnet.conversion.convert import SIDE
+    from rcnet.cost import macs, parameters
+    from rcnet.cost.budget import steps_text
+    from rcnet.cost.counting import counted
+    from rcnet.models import save
+    from rcnet.models.converted import about_of, read_original
+    from rcnet.models.converted import convert as run
+    from rcnet.training.recipe import read_overrides
+
+    if output.suffix != ".safetensors":
+        raise InputError(f"{output} is not valid: the file ends in .safetensors")
+    original = read_original(network, read_overrides(options), weights)
+    about: About = about_of(original.model)
+    sides = (size, size) if size else original.size or about.size
+    about = dataclasses.replace(about, task=task or about.task, size=sides)
+    if not about.task:
+        raise InputError("say what the network does: --task classify or --task denoise")
+    net = run(
+        original.model,
+        read_steps(steps),
+        init,
+        None if regions is None else regions.split(","),
+        rank,
+        about=about,
+        mean=read_numbers("--mean", mean) or original.mean,
+        std=read_numbers("--std", std) or original.std,
+        source=original.source,
+        options=original.options,
+    )
+    save(net, output)
+    height, width = sides or (SIDE, SIDE)
+    whole = original.normalized().eval()
+    before = counted(lambda: whole(torch.zeros(1, about.channels, height, width)))
+    cost = {n: (parameters(unroll(net, n)), macs(net, n, (height, width))) for n in net.choices}
+    done = net.conversion
+    if json_output:
+        size_before = {"parameters": done.before, "macs": before}
+        rows = [{"steps": n, "parameters": size, "macs": work} for n, (size, work) in cost.items()]
+        print(json.dumps({"output": str(output), **dataclasses.asdict(done), "original": size_before, "rows": rows}, indent=1))
+        return
+    lines = [(r.cell, f"{r.blocks} x {r.what}", r.name, f"{r.before:,}", f"{r.after:,}") for r in done.replaced]
+    print(table(("cell", "blocks", "where", "parameters", "now"), lines))
+    if done.kept:
+        print()
+        print(table(("kept", "what", "parameters", "why"), [(k.name, k.what, f"{k.parameters:,}", k.reason) for k in done.kept]))
+    print()
+    costs = [("before", (done.before, before)), *((steps_text(n), figures) for n, figures in cost.items())]
+    print(table(("steps", "parameters", f"MACs, {width}x{height}"), [(n, f"{size:,}", count(work)) for n, (size, work) in costs]))
+    print(f"\n{output}: {done.before:,} parameters became {done.after:,}")
+
+
+def read_steps(text: str) -> "tuple[int, ...] | Literal['all']":
+    """`all`, or step counts."""
+    if text == "all":
+        return "all"
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--steps {text} is not valid: give step counts, e.g. 1,2,3, or all") from None
+
+
+def read_numbers(option: str, text: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise InputError(f"{option} {text} is not valid: give a number a channel, e.g. 0.5,0.5,0.5") from None

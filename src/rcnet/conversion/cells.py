@@ -1,0 +1,151 @@
+"""What a block becomes: a body that takes its norms, and a cell whose steps may differ by more than norms."""
+
+import copy
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from rcnet.cell import Cell, RecurrentCell, StandardCell
+from rcnet.conversion.fit import LAYERS
+from rcnet.conversion.record import NORMS
+
+
+class Value(nn.Module):
+    """A parameter or buffer as a module: what a step has of its own, beside its norms."""
+
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        value = value.detach().clone()
+        if value.is_floating_point():
+            self.value = nn.Parameter(value)
+        else:
+            self.register_buffer("value", value)
+
+    def forward(self) -> Tensor:
+        return self.value
+
+
+class RelaxedCell(RecurrentCell):
+    """A recurrent cell whose steps may add layers of low rank to the shared ones (Bae et al. 2024, arXiv 2410.20672).
+
+    Its body is called as `body(x, [*norms, *differences])`, both those of the step. A tuple passes through but for its first
+    tensor, [B, C, H, W]: what layers further down the chain take beside the cell's output.
+
+    Args:
+        differences: the modules of each step; none unless given.
+        others: as for `RecurrentCell`.
+    """
+
+    def __init__(self, *others: Any, differences: Sequence[Iterable[nn.Module]] = (), **options: Any) -> None:
+        super().__init__(*others, **options)
+        self.differences = nn.ModuleList(nn.ModuleList(step) for step in differences or [()] * self.steps[-1])
+
+    def _parts(self, steps: int, upstream: int) -> list[list[nn.Module]]:
+        """Norms and differences of each step."""
+        row = self._groups(steps, upstream)
+        groups: list[Any] = [row[t if self.by_step else 0] for t in range(steps)]
+        more: Any = self.differences
+        return [[*group, *more[t]] for t, group in enumerate(groups)]
+
+    def forward(self, x: Any, steps: int, upstream: int = 0) -> Any:
+        """x: [B, C, H, W], or a tuple that begins with it; the same shape."""
+        return _passing([self.body] * steps, self._parts(steps, upstream), x)
+
+    def fixed(self, steps: int, upstream: int) -> Cell:
+        cell: Any = super().fixed(steps, upstream)
+        cell.differences = nn.ModuleList(list(self.differences)[:steps])
+        return cell
+
+    def untied(self) -> Cell:
+        parts = [nn.ModuleList(step) for step in self._parts(self.steps[0], 0)]
+        return UntiedCell((copy.deepcopy(self.body) for _ in parts), parts)
+
+
+class UntiedCell(StandardCell):
+    """As `StandardCell`; a tuple passes through but for its first tensor."""
+
+    def forward(self, x: Any, steps: int, upstream: int = 0) -> Any:
+        return _passing(list(self.bodies), list(self.norms), x)
+
+
+def _passing(bodies: Sequence[nn.Module], parts: Sequence[Any], x: Any) -> Any:
+    y, *held = x if isinstance(x, tuple) else (x,)
+    for body, own in zip(bodies, parts, strict=True):
+        y = body(y, own)
+    return (y, *held) if held else y
+
+
+def take_out(graph: fx.Graph, root: nn.Module, vectors: bool) -> list[str]:
+    """Makes norms an argument of a graph, `norms`; returns the names of what they stand for, in their order.
+
+    Args:
+        vectors: so are the parameters and buffers of one dimension that are used outside of layers (a layer's scale).
+    """
+    first = next(iter(graph.nodes))
+    with graph.inserting_after(first):
+        given = graph.placeholder("norms")
+    names: dict[str, fx.Node] = {}
+
+    def part(name: str) -> fx.Node:
+        if name not in names:
+            with graph.inserting_after(list(names.values())[-1] if names else given):
+                names[name] = graph.call_function(operator.getitem, (given, len(names)))
+        return names[name]
+
+    for node in list(graph.nodes):
+        if node.op == "call_module":
+            module, args = root.get_submodule(str(node.target)), node.args
+            if not isinstance(module, NORMS):
+                continue
+        elif node.op == "get_attr" and vectors and _is_vector(held(root, str(node.target))):
+            args = ()
+        else:
+            continue
+        own = part(str(node.target))
+        with graph.inserting_before(node):
+            called = graph.call_method("__call__", (own, *args), dict(node.kwargs))
+        node.replace_all_uses_with(called)
+        graph.erase_node(node)
+    return list(names)
+
+
+def _is_vector(value: Tensor) -> bool:
+    return value.numel() == max((1, *value.shape))
+
+
+def held(root: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by name."""
+    parent, _, last = name.rpartition(".")
+    return getattr(root.get_submodule(parent), last)
+
+
+def own_part(root: nn.Module, name: str) -> nn.Module:
+    """A copy of what `take_out` took out of a graph, by name."""
+    found: Any = root
+    for place in name.split("."):
+        found = getattr(found, place)
+    return copy.deepcopy(found) if isinstance(found, nn.Module) else Value(found)
+
+
+def add_differences(graph: fx.Graph, root: nn.Module, before: int) -> list[str]:
+    """Adds to each convolution and linear layer what the norms from number `before` give; returns the layers' names."""
+    given = next(node for node in graph.nodes if node.op == "placeholder" and node.target == "norms")
+    names: list[str] = []
+    for node in list(graph.nodes):
+        if node.op != "call_module" or type(root.get_submodule(str(node.target))) not in LAYERS:
+            continue
+        if node.target not in names:
+            names.append(str(node.target))
+        with graph.inserting_after(node):
+            own = graph.call_function(operator.getitem, (given, before + names.index(str(node.target))))
+        with graph.inserting_after(own):
+            more = graph.call_method("__call__", (own, *node.args), dict(node.kwargs))
+        with graph.inserting_after(more):
+            total = graph.call_function(torch.add, (node, more))
+        node.replace_all_uses_with(total, delete_user_cb=lambda user, total=total: user is not total)
+    return names

@@ -1,0 +1,322 @@
+"""`convert`: an ordinary network with repeated blocks made one with recurrent cells."""
+
+import copy
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from rcnet.about import About
+from rcnet.cell import NORM_MODES, NormMode, RecurrentNet, Transition, supported_steps
+from rcnet.conversion.cells import RelaxedCell, add_differences, held, own_part, take_out
+from rcnet.conversion.fit import INITS, difference, groups_of, largest_rank, set_difference, shared_kernel
+from rcnet.conversion.record import first_tensor, is_leaf, record
+from rcnet.conversion.runs import Run, find_runs, size_of
+from rcnet.errors import InputError, unknown
+
+Init = Literal["first", "mean", "low-rank"]
+SIDE = 64  # pixels of the example where nothing says
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A run that became a cell, with the parameters of the blocks and of the cell."""
+
+    cell: str
+    name: str
+    what: str
+    blocks: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays as it was, and why."""
+
+    name: str
+    what: str
+    parameters: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` did: as text, a table.
+
+    Attributes:
+        before, after: parameters of the whole network; `after` with all norms and differences.
+        difference: of the outputs at the most steps and before, for the example, relative to the output.
+    """
+
+    replaced: tuple[Replaced, ...]
+    kept: tuple[Kept, ...]
+    before: int
+    after: int
+    difference: float
+
+    def __str__(self) -> str:
+        lines = [f"{r.cell}: {r.blocks} x {r.what} at {r.name}, {r.before:,} -> {r.after:,} parameters" for r in self.replaced]
+        lines += [f"kept: {k.name}, {k.what}, {k.parameters:,} parameters: {k.reason}" for k in self.kept]
+        return "\n".join([*lines, f"in all {self.before:,} -> {self.after:,} parameters"])
+
+
+class ConvertedNet(RecurrentNet):
+    """A network that `convert` made; `conversion` says how."""
+
+    conversion: Conversion
+
+
+def convert(
+    model: nn.Module,
+    steps: int | Iterable[int] | Literal["all"] = (1, 2, 3),
+    init: Init = "first",
+    regions: Iterable[str] | None = None,
+    rank: int = 0,
+    *,
+    norm_mode: NormMode | None = None,
+    example: Tensor | None = None,
+    about: About | None = None,
+    fit: bool = True,
+) -> ConvertedNet:
+    """A network in which each run of repeated blocks is one recurrent cell; `model` is not changed.
+
+    A run is two blocks or more that follow each other, of one class and differing only in their weights, whose input and output
+    have the same shape. Blocks that change the shape stay, as parts of the chain between the cells. Steps stand for blocks,
+    evenly spread: with as many steps as blocks each for its own; a step's norms and layer scales are those of its block, and
+    convolutions are shared. What was done is in `conversion` of the result, and prints as a table.
+
+    Args:
+        model: called with one image tensor; it gives a tensor, or several, of which `logits` or the first counts.
+        steps: the step counts of every cell; `all`: each cell takes from 1 to as many as it had blocks.
+        init: the shared kernels: those of the `first` block; their `mean`; `low-rank`, the kernels beside which the differences
+            of this rank leave the least (least squares, by turns).
+        regions: names of modules; only what is in them is replaced.
+        rank: of the difference, of its own, that each step adds to the kernel of each convolution and linear layer; 0: none. At
+            the full rank (any large number), with as many steps as blocks, the function is that of `model`.
+        norm_mode: shared, independent or double; independent for one step count and double for several unless given.
+        example: what the network is called with to find its course, [B, C, H, W]; random of the size that `about` says, or
+            64x64 pixels, unless given.
+        about: what the network takes and gives: its task, its channels, its size.
+        fit: set the weights; without, only their names and shapes count, as where a file brings them.
+
+    Raises:
+        InputError: nothing repeats (the reasons are named), or the network's code cannot be followed.
+    """
+    about = about or About()
+    if init not in INITS:
+        raise unknown("init", init, INITS)
+    if norm_mode is not None and norm_mode not in NORM_MODES[1:]:
+        raise unknown("norm mode", norm_mode, NORM_MODES[1:])
+    if type(rank) is not int or rank < 0 or (init == "low-rank" and not rank):
+        raise InputError(f"rank={rank!r} is not valid: a whole number from 0; from 1 with init='low-rank'")
+    counts = None if isinstance(steps, str) and steps == "all" else supported_steps(steps)  # type: ignore[arg-type]
+    source = copy.deepcopy(model).cpu().eval()
+    x = torch.rand(2, about.channels, *(about.size or (SIDE, SIDE))) if example is None else example.detach().cpu()
+    try:
+        recording = record(source, x)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{type(model).__name__} cannot be followed on an image of {list(x.shape)}: {error}") from error
+    found = find_runs(source, recording, regions)
+    kept = tuple(Kept(*row) for row in found.kept)
+    if not found.runs:
+        why = "; ".join(f"{k.name} {k.reason}" for k in kept[:4])
+        raise InputError(f"{type(model).__name__} repeats no block{' in ' + ', '.join(regions) if regions else ''}: {why}")
+    mode: NormMode = norm_mode or ("independent" if counts is not None and len(counts) == 1 else "double")
+    net, replaced = _chain(source, x, found.runs, counts, init, rank, mode, fit)
+    net.about = about
+    if counts is None:
+        most = [cell.steps[-1] for cell in net.recurrent_cells()]
+        net.offer(tuple(min(level, n) for n in most) for level in range(1, max(most) + 1))
+    if fit:
+        _check_sizes(source, net, x)
+    for p in net.parameters():
+        p.requires_grad_(True)
+    net.conversion = Conversion(replaced, kept, size_of(source), size_of(net), _distance(source, net, x) if fit else 0.0)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return net.train(model.training).to(device)
+
+
+def _chain(
+    source: nn.Module,
+    x: Tensor,
+    runs: Sequence[Run],
+    counts: tuple[int, ...] | None,
+    init: Init,
+    rank: int,
+    mode: NormMode,
+    fit: bool,
+) -> tuple[ConvertedNet, tuple[Replaced, ...]]:
+    """The network of the runs' cells, and what lies between them."""
+    blocks = {call.name for run in runs for block in run.blocks for call in block}
+    modules = {id(source.get_submodule(name)) for name in blocks}
+    graph = record(source, x, lambda module: id(module) in modules or is_leaf(module)).graph
+    parts: dict[str, nn.Module] = {}
+    replaced: list[Replaced] = []
+    before: tuple[int, ...] = ()
+    for j, segment in enumerate(_segments(graph, runs)):
+        name = "stem" if j == 0 else "head" if j == len(runs) else f"transition{j}"
+        if segment is not None:
+            parts[name] = _between(source, segment, mode, before)
+        if j == len(runs):
+            break
+        run = runs[j]
+        own = counts or tuple(range(1, len(run.blocks) + 1))
+        cell = make_cell(run, own, init, rank, mode, before, unified=counts is not None, fit=fit)
+        parts[f"cell{j + 1}"], before = cell, own
+        old = size_of(*(run.module(i) for i in range(len(run.blocks))))
+        replaced.append(Replaced(f"cell{j + 1}", run.name, run.what, len(run.blocks), old, size_of(cell)))
+    return ConvertedNet(**parts), tuple(replaced)
+
+
+def _segments(graph: fx.Graph, runs: Sequence[Run]) -> list[fx.Graph | None]:
+    """The graph cut at its runs: a graph before each and one after the last, or None where nothing is between.
+
+    Each takes what the cell before gives, and gives what the next one takes; where more than that is used later, both are tuples,
+    of which the rest passes the cells by.
+    """
+    first = {run.blocks[0][0].name: j for j, run in enumerate(runs)}
+    last = {run.blocks[-1][-1].name: j for j, run in enumerate(runs)}
+    inner = {call.name for run in runs for block in run.blocks for call in block}
+    entries: list[fx.Node] = []
+    exits: list[fx.Node] = []
+    home: dict[fx.Node, int] = {}
+    at = 0
+    for node in graph.nodes:
+        name = str(node.target) if node.op == "call_module" else ""
+        if name in first:
+            entries.append(node.args[0])  # type: ignore[arg-type]
+        if name in last:
+            exits.append(node)
+            at += 1
+            home[node] = at
+        elif name not in inner:
+            home[node] = at
+    end = next(node for node in graph.nodes if node.op == "output")
+    use = {node: max([home.get(user, -1) for user in node.users] + [-1]) for node in home}
+    for j, node in enumerate(entries):
+        use[node] = max(use[node], j)
+
+    def live(j: int) -> list[fx.Node]:
+        """What passes cell j by."""
+        return [n for n in home if home[n] <= j and n.op != "get_attr" and use[n] > j]
+
+    segments: list[fx.Graph | None] = []
+    for j in range(len(runs) + 1):
+        takes = [graph_input(graph) if j == 0 else exits[j - 1], *(live(j - 1) if j else [])]
+        gives = [end.args[0]] if j == len(runs) else [entries[j], *live(j)]
+        inside = [n for n in home if home[n] == j and n not in takes and n.op not in ("placeholder", "output", "get_attr")]
+        segments.append(None if not inside and takes == gives else _cut(takes, inside, gives))
+    return segments
+
+
+def graph_input(graph: fx.Graph) -> fx.Node:
+    return next(node for node in graph.nodes if node.op == "placeholder")
+
+
+def _cut(takes: Sequence[fx.Node], inside: Sequence[fx.Node], gives: Sequence[Any]) -> fx.Graph:
+    """A graph of these nodes, from the values `takes` to the values `gives`."""
+    part = fx.Graph()
+    x = part.placeholder("x")
+    new = {takes[0]: x}
+    if len(takes) > 1:
+        new = {node: part.call_function(operator.getitem, (x, i)) for i, node in enumerate(takes)}
+
+    def found(node: fx.Node) -> fx.Node:
+        if node not in new and node.op == "get_attr":
+            new[node] = part.get_attr(str(node.target))
+        return new[node]
+
+    for node in inside:
+        new[node] = part.node_copy(node, found)
+    given = tuple(found(node) for node in gives)
+    part.output(given if len(given) > 1 else given[0])
+    return part
+
+
+def _between(source: nn.Module, graph: fx.Graph, mode: NormMode, upstream: tuple[int, ...]) -> nn.Module:
+    """A part of the network, with norms for each number of steps of the cell before where there are several."""
+    if mode != "double" or not upstream:
+        return fx.GraphModule(source, graph)
+    names = take_out(graph, source, vectors=False)
+    if not names:
+        return fx.GraphModule(source, _without(graph, "norms"))
+    norm = lambda: [own_part(source, name) for name in names]  # noqa: E731
+    return Transition(fx.GraphModule(source, graph), norm, norm_mode=mode, upstream=upstream)
+
+
+def _without(graph: fx.Graph, argument: str) -> fx.Graph:
+    graph.erase_node(next(node for node in graph.nodes if node.op == "placeholder" and node.target == argument))
+    return graph
+
+
+@torch.no_grad()
+def make_cell(
+    run: Run, steps: tuple[int, ...], init: Init, rank: int, mode: NormMode, upstream: tuple[int, ...], unified: bool, fit: bool
+) -> RelaxedCell:
+    """The cell that stands for a run."""
+    roots = [run.module(i) for i in range(len(run.blocks))]
+    graph = record(roots[0], torch.rand(run.shape)).graph
+    own = take_out(graph, roots[0], vectors=True)
+    layers = add_differences(graph, roots[0], len(own)) if rank else []
+    body = fx.GraphModule(copy.deepcopy(roots[0]), graph)
+    for name, p in body.named_parameters() if fit else ():
+        owner = roots[0].get_submodule(name.rpartition(".")[0])
+        low = min(rank, largest_rank(owner)) if name.rpartition(".")[0] in layers else 0
+        p.copy_(shared_kernel([held(root, name) for root in roots], init, low, groups_of(owner) if low else 1))
+    stands_for = [spread(t, steps[-1], len(roots)) for t in range(steps[-1])]
+    make = _fitted if fit else _fresh
+    differences = [[make(roots[i], body, name, rank) for name in layers] for i in stands_for]
+    cell = RelaxedCell(
+        body,
+        lambda: [own_part(roots[0], name) for name in own],
+        steps,
+        norm_mode=mode,
+        upstream=upstream,
+        unified=unified,
+        differences=differences,
+    )
+    groups: Any = cell.norms
+    for row in groups:
+        for t, group in enumerate(row):
+            for module, name in zip(group, own, strict=True):
+                module.load_state_dict(own_part(roots[stands_for[t]], name).state_dict())
+    return cell
+
+
+def spread(step: int, steps: int, blocks: int) -> int:
+    """The block that a step stands for, both from 0: the first for the first, the last for the last."""
+    return 0 if steps == 1 else round(step * (blocks - 1) / (steps - 1))
+
+
+def _fresh(root: nn.Module, body: nn.Module, name: str, rank: int) -> nn.Sequential:
+    """A difference that is zero."""
+    return difference(root.get_submodule(name), rank)
+
+
+def _fitted(root: nn.Module, body: nn.Module, name: str, rank: int) -> nn.Sequential:
+    """What a block's layer adds to the shared one."""
+    layer, made = root.get_submodule(name), _fresh(root, body, name, rank)
+    bias = held(root, f"{name}.bias") - held(body, f"{name}.bias") if getattr(layer, "bias", None) is not None else None
+    set_difference(made, held(root, f"{name}.weight") - held(body, f"{name}.weight"), bias, groups_of(layer))
+    return made
+
+
+@torch.no_grad()
+def _distance(source: nn.Module, net: RecurrentNet, x: Tensor) -> float:
+    """How far the outputs at the most steps are from those before."""
+    expected, given = first_tensor(source(x)), net.eval()(x)
+    return float((given - expected).norm() / expected.norm().clamp(min=1e-12))
+
+
+@torch.no_grad()
+def _check_sizes(source: nn.Module, net: RecurrentNet, x: Tensor) -> None:
+    """`InputError` if the graph holds the size of the example's batch."""
+    more = torch.cat([x, x[:1]])
+    for setting in net.settings[:1]:
+        shapes = [first_tensor(source(more)).shape, net.eval()(more, setting).shape]
+        if shapes[0] != shapes[1]:
+            raise InputError(f"its code cannot be followed for other batches than the example's: {list(shapes[1])}")

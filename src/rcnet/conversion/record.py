@@ -1,0 +1,243 @@
+"""`record`: the graph of what a module does to an example, whatever its code looks like.
+
+`torch.fx.symbolic_trace` runs the code on stand-ins and stops where it asks for a shape or a type. Here the code runs on real
+tensors, and each function of torch and each call of a layer is written down. Sizes stay numbers of the graph, so that other
+batches fit; the course of the code, and dropout that is no layer, are those of the example in evaluation mode.
+"""
+
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+from rcnet.errors import InputError
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+DECIDING = ("__bool__", "item", "tolist", "__int__", "__float__", "__len__", "numpy")
+
+
+@dataclass
+class Call:
+    """One call of a module: its nodes are `start` to `end` of the graph; it takes and gives one tensor, or `reason` says not.
+
+    Attributes:
+        shapes: of what it takes and gives.
+        shared: what it gives is used by others than the module after it.
+    """
+
+    name: str
+    module: nn.Module
+    start: int = 0
+    end: int = 0
+    takes: fx.Node | None = None
+    gives: fx.Node | None = None
+    shapes: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    reason: str = ""
+    shared: bool = False
+
+
+@dataclass
+class Recording:
+    """The graph of a module, whose targets are its parts by name, and the calls of them all in order."""
+
+    graph: fx.Graph
+    calls: list[Call]
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is one node of a graph: torch's own layers, and norms of any class."""
+    return isinstance(module, NORMS) or (type(module).__module__.startswith("torch.nn") and not isinstance(module, CONTAINERS))
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The tensor of what a network gives: itself, `logits`, or the first of a tuple or a dictionary."""
+    while not isinstance(output, Tensor):
+        if getattr(output, "logits", None) is not None:
+            output = output.logits
+        elif isinstance(output, dict) and output:
+            output = next(iter(output.values()))
+        elif isinstance(output, tuple | list) and output:
+            output = output[0]
+        else:
+            raise InputError(f"the network gives {type(output).__name__}: it has to give a tensor, or several, the first of them")
+    return output
+
+
+@torch.no_grad()
+def record(root: nn.Module, example: Tensor, leaf: Callable[[nn.Module], bool] = is_leaf) -> Recording:
+    """The graph of `root(example)`; modules for which `leaf` holds are one node.
+
+    Raises:
+        InputError: the course of the code depends on values of the example, or it uses a tensor that the module does not hold.
+    """
+    recorder, x = _Recorder(root, leaf), example.clone()
+    recorder.value(recorder.graph.placeholder("x"), x)
+    with recorder, _patched(recorder):
+        output = first_tensor(recorder.called(recorder.plain, root, (x,), {}))
+    recorder.graph.output(recorder.node(output))
+    return Recording(recorder.graph, recorder.calls)
+
+
+@contextmanager
+def _patched(recorder: "_Recorder") -> Iterator[None]:
+    """Calls of modules go through the recorder."""
+    plain = recorder.plain
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return recorder.called(plain, module, args, kwargs)
+
+    nn.Module.__call__ = call  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = plain  # type: ignore[method-assign]
+
+
+class _Size(int):
+    """A side of a tensor: a number that knows its node."""
+
+    make: Callable[[], fx.Node]
+
+    def __new__(cls, value: int, make: Callable[[], fx.Node]) -> "_Size":
+        size = super().__new__(cls, value)
+        size.make = make
+        return size
+
+
+def _arithmetic(name: str) -> Callable[[Any, Any], Any]:
+    plain, function, flipped = getattr(int, f"__{name}__"), getattr(operator, f"__{name.removeprefix('r')}__"), name[0] == "r"
+
+    def compute(self: _Size, other: Any) -> Any:
+        value = plain(self, other)
+        if value is NotImplemented or not isinstance(value, int):
+            return value
+
+        def make() -> fx.Node:
+            node, with_it = self.make(), other.make() if isinstance(other, _Size) else other
+            return node.graph.call_function(function, (with_it, node) if flipped else (node, with_it))
+
+        return _Size(value, make)
+
+    return compute
+
+
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv", "mod"):
+    setattr(_Size, f"__{_name}__", _arithmetic(_name))
+
+
+class _Recorder(TorchFunctionMode):
+    """Writes down what runs."""
+
+    def __init__(self, root: nn.Module, leaf: Callable[[nn.Module], bool]) -> None:
+        super().__init__()
+        self.root, self.leaf, self.plain = root, leaf, nn.Module.__call__
+        self.graph = fx.Graph()
+        self.calls: list[Call] = []
+        self.names = {id(module): name for name, module in root.named_modules()}
+        self.held = {id(tensor): name for name, tensor in [*root.named_parameters(), *root.named_buffers()]}
+        self.nodes: dict[int, fx.Node] = {}
+        self.kept: list[Any] = []  # so that no id is used again
+        self.off = False
+
+    def value(self, node: fx.Node, result: Any) -> Any:
+        """What ran, known by its node from now on."""
+        if isinstance(result, Tensor):
+            self.nodes[id(result)] = node
+            self.kept.append(result)
+        elif isinstance(result, tuple | list):
+            for place, part in enumerate(result):
+                if isinstance(part, Tensor):
+                    self.value(self.graph.call_function(operator.getitem, (node, place)), part)
+        return result
+
+    def node(self, value: Any) -> Any:
+        """The node of a tensor or a size; other values as they are."""
+        if isinstance(value, _Size):
+            return value.make()
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in self.nodes:
+            if id(value) not in self.held:
+                raise InputError("a tensor that is no parameter, buffer or result")
+            self.value(self.graph.get_attr(self.held[id(value)]), value)
+        return self.nodes[id(value)]
+
+    def mapped(self, values: Any, change: Callable[[Any], Any]) -> Any:
+        if isinstance(values, slice):
+            return slice(*(self.mapped(part, change) for part in (values.start, values.stop, values.step)))
+        if isinstance(values, tuple | list):
+            parts = [self.mapped(part, change) for part in values]
+            return parts if isinstance(values, list) else tuple(parts)
+        if isinstance(values, dict):
+            return {key: self.mapped(part, change) for key, part in values.items()}
+        return change(values)
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(function, "__name__", "")
+        plain_args, plain_kwargs = self.mapped((args, kwargs), lambda v: int(v) if isinstance(v, _Size) else v)
+        if self.off:
+            return function(*plain_args, **plain_kwargs)
+        if name in DECIDING and function is getattr(Tensor, name, None):
+            raise InputError(f"its course depends on the values of tensors (Tensor.{name})")
+        owner: Any = getattr(function, "__self__", None)
+        is_property = name == "__get__"
+        shape = (is_property and owner.__name__ == "shape") or (name == "size" and function is Tensor.size)
+        result = function(*plain_args, **plain_kwargs)
+        if shape:
+            return self.sizes(args, kwargs, result)
+        if not any(isinstance(part, Tensor) for part in (result if isinstance(result, tuple | list) else (result,))):
+            return result
+        nodes = self.mapped((args, kwargs), self.node)
+        if is_property:
+            node = self.graph.call_function(getattr, (nodes[0][0], owner.__name__))
+        elif function is getattr(Tensor, name, None):
+            dunder = getattr(operator, name, None) if name.startswith("__") else None
+            node = self.graph.call_function(dunder, *nodes) if dunder else self.graph.call_method(name, *nodes)
+        else:
+            node = self.graph.call_function(function, *nodes)
+        return self.value(node, result)
+
+    def sizes(self, args: Any, kwargs: Any, result: Any) -> Any:
+        """Sides that know their nodes."""
+        source = self.node(args[0])
+
+        def side(value: int, place: int) -> _Size:
+            return _Size(value, lambda: self.graph.call_method("size", (source, place)))
+
+        if isinstance(result, int):
+            return side(result, args[1] if len(args) > 1 else kwargs["dim"])
+        return torch.Size([side(value, place) for place, value in enumerate(result)])
+
+    def called(self, plain: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """The call of a module, written down: a node if it is a leaf, else what it does inside."""
+        if self.off or id(module) not in self.names:
+            return plain(module, *args, **kwargs)
+        call = Call(self.names[id(module)], module, start=len(self.graph.nodes))
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        source = self.nodes.get(id(given[0])) if given else None
+        shape = tuple(given[0].shape) if given else ()
+        self.calls.append(call)
+        if module is not self.root and self.leaf(module):
+            nodes = self.mapped((args, kwargs), self.node)
+            self.off = True
+            try:
+                result = plain(module, *self.mapped(args, lambda v: int(v) if isinstance(v, _Size) else v), **kwargs)
+            finally:
+                self.off = False
+            result = self.value(self.graph.call_module(call.name, *nodes), result)
+        else:
+            result = plain(module, *args, **kwargs)
+        call.end = len(self.graph.nodes)
+        if len(given) != 1 or len(args) != 1 or source is None or not isinstance(result, Tensor):
+            call.reason = "takes or gives more than one tensor"
+        else:
+            call.takes, call.gives = source, self.nodes.get(id(result))
+            call.shapes = (tuple(map(int, shape)), tuple(int(n) for n in tuple.__iter__(result.shape)))
+        return result

@@ -1,0 +1,195 @@
+"""Cost by the image: the least setting first, and on only where the network is unsure.
+
+The threshold is calibrated as in "Fast yet Safe" (Jazbec et al. 2024, arXiv 2405.20915): on images held out, for a stated
+risk against the full setting, tested from the safest threshold downward, each time by the binomial test.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rcnet.calling import device_of, ready
+from rcnet.cell import Choice, RecurrentNet
+from rcnet.cost.counting import macs
+from rcnet.errors import InputError
+
+# From the safest: one minus the probability of the likeliest class above which a setting's answer is taken.
+DOUBTS = tuple(np.geomspace(1e-5, 0.8, 80))
+MANY = 5  # settings, above which cascades have two of them and not three
+CHANCE = 0.1  # that the risk is larger than stated
+
+
+class Cascade(NamedTuple):
+    """Settings, cheapest first. The first whose likeliest class has a probability of `confidence` answers, else the last."""
+
+    steps: tuple[Choice, ...]
+    confidence: float
+
+
+class Answers(NamedTuple):
+    """What each setting answers to each image: the class and its probability, [settings, images]."""
+
+    steps: tuple[Choice, ...]
+    best: np.ndarray
+    sure: np.ndarray
+
+
+@torch.inference_mode()
+def answers(
+    model: RecurrentNet,
+    images: Tensor,
+    *,
+    precision: str = "fp32",
+    batch: int = 250,
+    each: Callable[[int], object] = lambda images: None,
+) -> Answers:
+    """What every setting of a classifier answers.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        each: called with the number of images after each batch, for a progress bar.
+    """
+    device, best, sure = device_of(model), [], []
+    for n in model.choices:
+        call, parts = ready(model, n, precision), []
+        for pixels in torch.split(images, batch):
+            parts.append(call(pixels.to(device).float() / 255).softmax(1).max(1))
+            each(len(pixels))
+        sure.append(torch.cat([part.values for part in parts]).cpu().numpy())
+        best.append(torch.cat([part.indices for part in parts]).cpu().numpy())
+    return Answers(model.choices, np.stack(best), np.stack(sure))
+
+
+def choose(given: Answers, cascade: Cascade) -> tuple[np.ndarray, np.ndarray]:
+    """The answer to each image, and how many settings of the cascade ran for it."""
+    rows = [given.steps.index(n) for n in cascade.steps]
+    enough = given.sure[rows] >= cascade.confidence
+    enough[-1] = True
+    first = enough.argmax(0)
+    return np.take_along_axis(given.best[rows], first[None], 0)[0], first + 1
+
+
+def mean_macs(ran: np.ndarray, cascade: Cascade, cost: dict[Choice, int]) -> float:
+    """Multiply-accumulates an image: every setting that ran counts whole, as nothing of the one before is used again."""
+    sums = np.cumsum([cost[n] for n in cascade.steps])
+    return float(sums[ran - 1].mean())
+
+
+def chance_of(bad: int, count: int, rate: float) -> float:
+    """The probability that `bad` or fewer of `count` are bad, for a rate in (0, 1)."""
+    total = 0.0
+    for k in range(bad + 1):
+        ways = math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
+        total += math.exp(ways + k * math.log(rate) + (count - k) * math.log1p(-rate))
+    return total
+
+
+def calibrate(given: Answers, labels: np.ndarray, cost: dict[Choice, int], risk: float, chance: float = CHANCE) -> Cascade:
+    """The cascade of least cost whose error is at most `risk` (a part, 0.005) above the full setting's, but with that chance.
+
+    What is bounded is the rate of images that the full setting gets right and the cascade wrong: the errors' difference is less.
+    All cascades share the chance. Where none is safe and cheaper, the full setting alone.
+
+    Args:
+        given: answers to images held out from training.
+        labels: their classes, [images].
+        cost: MACs of each setting.
+
+    Raises:
+        InputError: a risk or a chance that is none, or no images.
+    """
+    for name, value in (("risk", risk), ("chance", chance)):
+        if not 0 < value < 1:
+            raise InputError(f"{name}={value:g} is not valid: a part above 0 and below 1, e.g. 0.005")
+    if not len(labels):
+        raise InputError("there are no images to calibrate on")
+    full = max(given.steps, key=lambda n: cost[n])
+    right = given.best[given.steps.index(full)] == labels
+    fewer = [n for n in given.steps if cost[n] < cost[full]]
+    lengths = (1, 2) if len(given.steps) <= MANY else (1,)
+    chains = [(*chain, full) for length in lengths for chain in itertools.combinations(fewer, length)]
+    best, least = Cascade((full,), 1.0), float(cost[full])
+    for steps in chains:
+        for doubt in DOUBTS:
+            cascade = Cascade(steps, 1 - float(doubt))
+            answer, ran = choose(given, cascade)
+            harmed = int((right & (answer != labels)).sum())
+            if chance_of(harmed, len(labels), risk) > chance / len(chains):
+                break
+            if (work := mean_macs(ran, cascade, cost)) < least:
+                best, least = cascade, work
+    return best
+
+
+def adaptive_results(
+    model: RecurrentNet,
+    images: Tensor,
+    labels: Tensor,
+    risk: float,
+    *,
+    chance: float = CHANCE,
+    precision: str = "fp32",
+    each: Callable[[int], object] = lambda images: None,
+) -> dict[str, Any]:
+    """A cascade calibrated on every other image, and measured on the rest, beside the fixed settings.
+
+    `steps` and `confidence` of the cascade; `risk`, `chance`; `rows` of the fixed settings and of the cascade: `steps`, `macs`
+    (of the cascade the mean), `error` in %, and of the cascade `ends`, the part of images that each setting answers; `curve`: the
+    same for all thresholds; `fixed`: the error that fixed settings reach for the cascade's cost, between two settings by drawing
+    one; `pays`: whether the cascade's is less.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        labels: int64 [N].
+
+    Raises:
+        InputError: one setting only, or what `calibrate` raises.
+    """
+    if len(model.choices) < 2:
+        raise InputError("this network has one setting: there is none that costs less")
+    size = (images.shape[-2], images.shape[-1])
+    cost, target = {n: macs(model, n, size) for n in model.choices}, labels.numpy()
+    given = answers(model, images, precision=precision, each=each)
+    halves = [Answers(given.steps, given.best[:, k::2], given.sure[:, k::2]) for k in (0, 1)]
+    cascade = calibrate(halves[0], target[0::2], cost, risk, chance)
+    rest, truth = halves[1], target[1::2]
+    fixed = [{"steps": n, "macs": cost[n], "error": _error(row, truth)} for n, row in zip(rest.steps, rest.best, strict=True)]
+
+    def measured(at: Cascade) -> dict[str, Any]:
+        answer, ran = choose(rest, at)
+        shares = [round(float((ran == k + 1).mean()), 4) for k in range(len(at.steps))]
+        return {
+            "confidence": at.confidence,
+            "macs": round(mean_macs(ran, at, cost)),
+            "error": _error(answer, truth),
+            "ends": shares,
+        }
+
+    own = measured(cascade)
+    expected = _between(fixed, own["macs"])
+    return {
+        **cascade._asdict(),
+        "risk": risk,
+        "chance": chance,
+        "calibrated_on": len(target[0::2]),
+        "images": len(truth),
+        "rows": [*fixed, {"steps": cascade.steps, **own}],
+        "curve": [measured(Cascade(cascade.steps, 1 - float(doubt))) for doubt in DOUBTS],
+        "fixed": expected,
+        "pays": own["error"] < expected,
+    }
+
+
+def _error(answer: np.ndarray, truth: np.ndarray) -> float:
+    return round(100 * float((answer != truth).mean()), 3)
+
+
+def _between(fixed: Sequence[dict[str, Any]], work: float) -> float:
+    """The error of fixed settings at so many MACs, on straight lines between them."""
+    ordered = sorted(fixed, key=lambda row: row["macs"])
+    return round(float(np.interp(work, [row["macs"] for row in ordered], [row["error"] for row in ordered])), 3)

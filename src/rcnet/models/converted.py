@@ -1,0 +1,259 @@
+"""Networks of others, converted: they are saved, loaded and trained as the family `converted`."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from rcnet import conversion
+from rcnet.about import About
+from rcnet.cell import NormMode, RecurrentNet, supported_steps
+from rcnet.conversion import ConvertedNet, Init
+from rcnet.errors import InputError
+from rcnet.models.layers import Normalize
+from rcnet.models.registry import entry, find_builder, register_as, trusted
+
+LIBRARIES = ("transformers", "torchvision", "timm")  # whose networks a file of weights may name
+
+
+def convert(
+    model: nn.Module | str,
+    steps: int | Iterable[int] | Literal["all"] = (1, 2, 3),
+    init: Init = "first",
+    regions: Iterable[str] | None = None,
+    rank: int = 0,
+    *,
+    norm_mode: NormMode | None = None,
+    example: Tensor | None = None,
+    about: About | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    source: str = "",
+    options: Mapping[str, Any] | None = None,
+) -> ConvertedNet:
+    """As `rcnet.conversion.convert`: each run of repeated blocks becomes one recurrent cell; `print(net.conversion)` says which.
+
+    A network that says where it is from is saved by `rcnet.save` and loaded by `rcnet.load`: those of transformers do.
+
+    Args:
+        model: a network with its weights, or the name of its builder, as `source`.
+        steps, init, regions, rank, norm_mode, example: as `rcnet.conversion.convert` has them.
+        about: what the network takes and gives; of an image classifier of transformers its configuration unless given.
+        mean, std: of each channel of the images that `model` takes; the converted network takes images in [0, 1].
+        source: the builder of the network: `transformers:CLASS`, `torchvision:NAME`, `timm:NAME` or `package.module:function`.
+        options: what the builder is called with, as JSON has it (of transformers: the configuration).
+
+    Raises:
+        InputError: an unknown builder; nothing repeats; code that cannot be followed.
+    """
+    if isinstance(model, str):
+        source = model
+        model = build_source(source, options or {})
+    elif not source and hasattr(model, "config") and type(model).__module__.startswith("transformers."):
+        source, options = f"transformers:{type(model).__name__}", json.loads(model.config.to_json_string())  # type: ignore[union-attr,operator]
+    about = about or about_of(model)
+    net = conversion.convert(model, steps, init, regions, rank, norm_mode=norm_mode, example=example, about=about)
+    net = _normalized(net, mean, std)
+    if source:
+        size = list(about.size) if about.size else None if example is None else list(example.shape[-2:])
+        config = {
+            "source": source, "options": dict(options or {}), "steps": None if steps == "all" else _listed(steps),
+            "regions": None if regions is None else list(regions), "rank": rank or None, "norm_mode": norm_mode,
+            "mean": list(mean), "std": list(std), "in_chans": about.channels, "multiple": about.multiple, "side": size,
+        }  # fmt: skip
+        net.architecture = {"name": f"converted:{about.task}", "config": json.loads(json.dumps(config))}
+    return net
+
+
+def _listed(steps: Any) -> int | list[int]:
+    counts = supported_steps(steps)
+    return list(counts) if len(counts) > 1 else counts[0]
+
+
+def about_of(model: nn.Module) -> About:
+    """What a network of transformers says of itself."""
+    config: Any = getattr(model, "config", None)
+    channels = getattr(config, "num_channels", 3)
+    if type(model).__module__.startswith("transformers.") and "ImageClassification" in type(model).__name__:
+        return About("classify", channels=channels, classes=tuple(map(str, config.id2label.values())))
+    return About(channels=channels)
+
+
+def _normalized(net: ConvertedNet, mean: Sequence[float], std: Sequence[float]) -> ConvertedNet:
+    """The network with (x - mean) / std before it."""
+    if not mean and not std:
+        return net
+    if len(mean) != len(std) or len(mean) not in (1, net.about.channels):
+        raise InputError(f"mean={list(mean)} and std={list(std)} are not valid: one number a channel, {net.about.channels}")
+    whole = ConvertedNet(normalize=Normalize(mean, std), **dict(net.named_children()))
+    whole.offer(net.settings)
+    whole.about, whole.conversion = net.about, net.conversion
+    return whole.train(net.training)
+
+
+def build_source(name: str, options: Mapping[str, Any], named: bool = True) -> nn.Module:
+    """The network that a builder makes.
+
+    Args:
+        named: a person named it, and no file: what is no library's is imported, `package.module:function`.
+
+    Raises:
+        InputError: no such builder, or it refuses the options.
+    """
+    library, _, what = name.partition(":")
+    try:
+        if library in LIBRARIES and what:
+            return _from_library(library, what, options)
+        model: Any = (find_builder if named or trusted(name) else entry)(name).build(**options)
+    except ImportError as error:
+        raise InputError(f"{name} needs {library}: pip install {library} ({error})") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} cannot be built: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{name} builds {type(model).__name__}: it has to return a torch.nn.Module")
+    return model
+
+
+def _from_library(library: str, what: str, options: Mapping[str, Any]) -> nn.Module:
+    """A network of a library with fresh weights; nothing is downloaded."""
+    if library == "timm":
+        import timm
+
+        return timm.create_model(what, pretrained=False, **options)
+    if library == "torchvision":
+        import torchvision
+
+        return torchvision.models.get_model(what, weights=None, **options)
+    import transformers
+
+    kind = getattr(transformers, what, None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel) and kind.config_class):
+        raise InputError(f"transformers has no network {what!r}")
+    return kind(kind.config_class.from_dict(dict(options)))
+
+
+class Original(NamedTuple):
+    """A network to convert, with its weights, and what is known of it."""
+
+    model: nn.Module
+    source: str = ""
+    options: Mapping[str, Any] = MappingProxyType({})
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    size: tuple[int, int] | None = None
+
+    def normalized(self) -> nn.Module:
+        """The network as called with images in [0, 1]; it gives one tensor."""
+        return _OneTensor(self.model, Normalize(self.mean, self.std) if self.mean else nn.Identity())
+
+
+class _OneTensor(nn.Module):
+    def __init__(self, model: nn.Module, normalize: nn.Module) -> None:
+        super().__init__()
+        self.model, self.normalize = model, normalize
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conversion.first_tensor(self.model(self.normalize(x)))
+
+
+def read_original(name: str, options: Mapping[str, Any] | None = None, weights: str | Path | None = None) -> Original:
+    """A network to convert: a folder that transformers saved, with its weights; else what a builder makes.
+
+    Args:
+        name: a folder, or a builder as `convert` takes it.
+        options: what the builder is called with.
+        weights: a file of tensors by name, safetensors or of torch.save, that the network then takes.
+
+    Raises:
+        InputError: no such network, options for a folder, or weights that do not fit.
+    """
+    folder = Path(name)
+    if (folder / "config.json").is_file():
+        if options or weights:
+            raise InputError(f"{folder} has its own configuration and weights: give no others")
+        return _of_transformers(folder)
+    if ":" not in name:
+        raise InputError(
+            f"{name!r} is no network to convert: give package.module:function, torchvision:NAME, timm:NAME, transformers:CLASS, "
+            "or a folder that transformers saved (with config.json)"
+        )
+    model = build_source(name, options or {})
+    if weights is not None:
+        try:
+            path = Path(weights)
+            plain = path.suffix == ".safetensors"
+            state: Any = load_file(path) if plain else torch.load(path, map_location="cpu", weights_only=True)
+            model.load_state_dict(state.get("state_dict", state))
+        except OSError as error:
+            raise InputError(f"{weights} cannot be read: {error.strerror or error}") from error
+        except Exception as error:  # torch.load raises almost anything on a broken file
+            raise InputError(f"{weights} does not hold the weights of {name}: {str(error).strip().splitlines()[0]}") from error
+    return Original(model, name, dict(options or {}))
+
+
+def _of_transformers(folder: Path) -> Original:
+    """A network, and how its images are prepared, of a folder that `save_pretrained` wrote; nothing is downloaded."""
+    try:
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        kind = getattr(transformers, (config.architectures or [""])[0], None)
+        if kind is None:
+            raise InputError(f"{folder}/config.json names no network of transformers: architectures = {config.architectures}")
+        model = kind.from_pretrained(folder, local_files_only=True)
+    except ImportError as error:
+        raise InputError("this folder needs transformers: pip install 'rcnet[interop]'") from error
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise InputError(f"{folder} is no network that transformers loads: {str(error).strip().splitlines()[0]}") from error
+    prepared: dict[str, Any] = {}
+    if (folder / "preprocessor_config.json").is_file():
+        prepared = json.loads((folder / "preprocessor_config.json").read_text())
+    size = prepared.get("crop_size") or prepared.get("size") or {}
+    size = {"height": size, "width": size} if isinstance(size, int) else size
+    sides = (size["height"], size["width"]) if "height" in size else (size["shortest_edge"],) * 2 if size else None
+    normalized = prepared.get("do_normalize", False)
+    mean, std = (tuple(prepared.get(key, ())) if normalized else () for key in ("image_mean", "image_std"))
+    return Original(model, f"transformers:{kind.__name__}", json.loads(config.to_json_string()), mean, std, sides)
+
+
+def rebuilt(
+    source: str,
+    options: Mapping[str, Any] | None = None,
+    steps: Iterable[int] | int | None = (1, 2, 3),
+    regions: Iterable[str] | None = None,
+    rank: int | None = None,
+    norm_mode: NormMode | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    in_chans: int = 3,
+    multiple: int = 1,
+    side: Sequence[int] | None = None,
+) -> RecurrentNet:
+    """A converted network with fresh weights, as a file of weights describes it.
+
+    Args:
+        source, options: the builder and what it is called with.
+        steps: the step counts of every cell; None: each cell takes as many as it had blocks.
+        side: height and width in pixels of the image that the network is followed with.
+        in_chans, multiple: what `About` says of its images.
+        regions, rank, norm_mode, mean, std: as `convert` has them.
+    """
+    with torch.device("cpu"):
+        model = build_source(source, options or {}, named=False)
+        about = About(channels=in_chans, multiple=multiple)
+        example = None if side is None else torch.rand(2, in_chans, *side)
+        net = conversion.convert(
+            model, "all" if steps is None else steps, regions=regions, rank=rank or 0, norm_mode=norm_mode, example=example,
+            about=about, fit=False,
+        )  # fmt: skip
+        return _normalized(net, mean, std)
+
+
+for _task in ("classify", "denoise", ""):
+    register_as(f"converted:{_task}", _task, rebuilt)

@@ -1,0 +1,47 @@
+"""The teacher of a recipe: a network whose outputs are learned from, beside the labels."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rcnet.calling import ready
+from rcnet.cost.counting import counted
+from rcnet.errors import InputError
+from rcnet.models.converted import read_original
+from rcnet.models.files import bundled, load
+
+Teacher = Callable[..., Tensor]
+
+
+def make_teacher(name: str, x: Tensor, expected: torch.Size) -> tuple[Teacher, int]:
+    """`teacher(x)`, or `teacher(x, sigma=...)`, on images in [0, 1] on the device of `x`, and its MACs for one of them.
+
+    Args:
+        name: weights of rcnet by name or file, at their most steps; a folder that transformers saved; or the name of a builder,
+            as `convert` takes it, of a network that takes images in [0, 1] and has its weights.
+        x: images, [B, C, H, W].
+        expected: the shape of the student's output for them.
+
+    Raises:
+        InputError: no such network, or one of other outputs.
+    """
+    if name in bundled() or Path(name).is_file():
+        model = load(name).to(x.device)
+        call, takes_level = ready(model), model.about.takes_level
+    else:
+        original = read_original(name)
+        call, takes_level = original.normalized().eval().to(x.device), False
+
+    def teach(x: Tensor, **told: object) -> Tensor:
+        with torch.no_grad():
+            return call(x, **told if takes_level else {})
+
+    try:
+        shape = teach(x).shape
+    except RuntimeError as error:
+        raise InputError(f"teacher = {name!r} does not take these images: {str(error).strip().splitlines()[0]}") from error
+    if shape != expected:
+        raise InputError(f"teacher = {name!r} gives {list(shape)}, and the network {list(expected)}: both need the same outputs")
+    return teach, counted(lambda: teach(x[:1]))

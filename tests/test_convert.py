@@ -1,0 +1,483 @@
+"""Networks of others made recurrent: what repeats, what stays, and that the function is kept."""
+
+import copy
+import json
+import pickle
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import rcnet
+from rcnet import About, InputError, unroll, untie
+from rcnet.conversion import convert
+from rcnet.conversion.cells import RelaxedCell
+from rcnet.conversion.fit import shared_kernel
+from rcnet.conversion.record import first_tensor, record
+from rcnet.cost import macs, parameters
+from rcnet.deploy.export import export, load_exported
+
+from .conftest import IMAGES
+
+
+def conv_block(channels):
+    return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU())
+
+
+def dncnn(blocks=4, channels=8):
+    """As KAIR has it: one chain, no block is a module."""
+    body = [part for _ in range(blocks) for part in conv_block(channels)]
+    return nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.ReLU(), *body, nn.Conv2d(channels, 3, 3, padding=1))
+
+
+class UNet(nn.Module):
+    """No chain: what cells pass by is used later, and a size is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Conv2d(3, 8, 3, padding=1)
+        self.down = nn.Sequential(*(conv_block(8) for _ in range(3)))
+        self.pool = nn.Conv2d(8, 16, 2, 2)
+        self.middle = nn.ModuleList(conv_block(16) for _ in range(4))
+        self.up = nn.ConvTranspose2d(16, 8, 2, 2)
+        self.out = nn.Sequential(conv_block(8), conv_block(8), nn.Conv2d(8, 3, 3, padding=1))
+
+    def forward(self, x):
+        height, width = x.shape[-2:]
+        x = nn.functional.pad(x, (0, width % 2, 0, height % 2), mode="replicate")
+        first = self.head(x)
+        skip = self.down(first)
+        y = self.pool(skip)
+        for block in self.middle:
+            y = block(y)
+        y = self.out(self.up(y) + skip + first)
+        return (x + y)[..., :height, :width]
+
+
+class Scaled(nn.Module):
+    """A ConvNeXt block: depthwise convolution, LayerNorm, linear layers, a scale for each channel."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.spatial = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
+        self.norm = nn.LayerNorm(channels)
+        self.wide, self.narrow = nn.Linear(channels, 2 * channels), nn.Linear(2 * channels, channels)
+        self.scale = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x):
+        y = self.norm(self.spatial(x).permute(0, 2, 3, 1))
+        y = self.scale * self.narrow(nn.functional.gelu(self.wide(y)))
+        return x + y.permute(0, 3, 1, 2)
+
+
+class Grouped(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(channels, channels, 3, padding=1, groups=2), nn.GroupNorm(2, channels)
+
+    def forward(self, x):
+        x = x + torch.relu(self.norm(self.conv(x)))
+        return x
+
+
+def stack(block, blocks=3, channels=8):
+    return nn.Sequential(nn.Conv2d(3, channels, 3, 2, 1), *(block(channels) for _ in range(blocks)), nn.Conv2d(channels, 5, 1))
+
+
+def resnet(**options):
+    transformers = pytest.importorskip("transformers")
+    small = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [3, 4], "layer_type": "basic", "num_labels": 5}
+    return transformers.ResNetForImageClassification(transformers.ResNetConfig(**{**small, **options}))
+
+
+def regnet():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.RegNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[3, 3], groups_width=4)
+    return transformers.RegNetForImageClassification(config)
+
+
+def convnext():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ConvNextConfig(hidden_sizes=[8, 16], depths=[2, 3], num_stages=2)
+    return transformers.ConvNextForImageClassification(config)
+
+
+def trained(model):
+    """Norms and scales as after training, each its own."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm):
+            nn.init.uniform_(module.weight, 0.5, 1)
+            nn.init.normal_(module.bias, std=0.2)
+    for name, parameter in model.named_parameters():
+        if "scale" in name:
+            nn.init.uniform_(parameter, 0.5, 1)
+    return model.eval()
+
+
+NETWORKS = {
+    "dncnn": dncnn,
+    "unet": UNet,
+    "layer norm": lambda: stack(Scaled),
+    "group norm": lambda: stack(Grouped),
+    "resnet": resnet,
+    "bottleneck": lambda: resnet(layer_type="bottleneck", depths=[2, 3]),
+    "regnet": regnet,
+    "convnext": convnext,
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request):
+    return trained(NETWORKS[request.param]())
+
+
+@torch.no_grad()
+def test_untied_at_all_steps_the_function_is_the_same(network):
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    net = convert(network, "all", rank=10**6)
+    x = torch.rand(3, 3, 41, 50)
+    expected = first_tensor(network(x))
+    assert net.conversion.difference < 1e-5
+    torch.testing.assert_close(net(x), expected, rtol=0, atol=1e-4)
+    assert (net(x, net.choices[0]) - expected).abs().max() > 1e-3
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    standard = untie(unroll(net))
+    torch.testing.assert_close(standard(x), expected, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_what_takes_a_network_takes_a_converted_one(network):
+    net, x = convert(network, (1, 3), "mean", rank=1).eval(), torch.rand(2, 3, 40, 48)
+    for n in (1, 3):
+        expected, fixed = net(x, n), unroll(net, n)
+        for other in (fixed, untie(fixed), copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+            torch.testing.assert_close(other(x) if len(other.choices) == 1 else other(x, n), expected)
+        torch.testing.assert_close(rcnet.optimize(net, n, precision="fp32")(x, n), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.export.export(fixed, (x,)).module()(x), expected)
+    assert macs(net, 3, (32, 32)) > macs(net, 1, (32, 32))
+
+
+def test_gradients_reach_every_parameter(network):
+    net = convert(network, (1, 2), "low-rank", rank=1).train()
+    for cell in net.recurrent_cells():
+        for p in cell.differences.parameters():
+            nn.init.normal_(p, std=0.1)
+    for n in net.choices:
+        net(torch.rand(4, 3, 64, 64), n).square().sum().backward()
+    missing = [name for name, p in net.named_parameters() if p.grad is None]
+    assert not [name for name in missing if ".norms." not in name]
+    rows = {name.partition(".norms.")[0] for name in missing}
+    assert all(len(net.get_submodule(row).norms) > 1 for row in rows)
+
+
+def test_each_kernel_is_there_once():
+    original, net = trained(dncnn(5, 16)), None
+    net = convert(original, (1, 2, 3))
+    (done,) = net.conversion.replaced
+    assert (done.blocks, done.what, done.before) == (5, "Conv2d+BatchNorm2d+ReLU", 5 * (16 * 16 * 9 + 16 + 32))
+    assert done.after == 16 * 16 * 9 + 16 + 3 * 32
+    assert parameters(net) == net.conversion.after == net.conversion.before - done.before + done.after
+    assert [kept.name for kept in net.conversion.kept] == ["0", str(len(original) - 1)]
+    assert "changes the shape, [3, 64, 64] to [16, 64, 64]" in str(net.conversion)
+    conv = net.cell1.body.get_submodule("0")
+    assert torch.equal(conv.weight, original[2].weight)
+    means = [group[0].running_mean for group in net.cell1.norms[0]]
+    assert [torch.equal(mean, original[i].running_mean) for mean, i in zip(means, (3, 9, 15), strict=True)] == [True] * 3
+
+
+def test_parts_between_have_norms_for_each_number_of_steps():
+    net = convert(trained(resnet()), (1, 2))
+    assert [name for name, _ in net.named_children()] == ["stem", "cell1", "transition1", "cell2", "head"]
+    assert [len(row) for row in net.transition1.norms] == [0, 1, 1]
+    assert isinstance(net.cell2, RelaxedCell)
+    assert [len(row) for row in net.cell2.norms] == [0, 1, 2]
+    single = convert(trained(resnet()), 2)
+    assert not hasattr(single.transition1, "norms")
+
+
+def test_kernels_start_as_asked():
+    original = trained(dncnn())
+    weights = torch.stack([original[i].weight for i in (2, 5, 8, 11)])
+    kernel = {init: convert(original, 4, init, rank=rank).cell1.body.get_submodule("0").weight
+              for init, rank in (("first", 0), ("mean", 0), ("low-rank", 3))}  # fmt: skip
+    torch.testing.assert_close(kernel["first"], weights[0])
+    torch.testing.assert_close(kernel["mean"], weights.mean(0))
+
+    def left(kernel):
+        values = torch.linalg.svdvals((weights - kernel).flatten(2))[:, 3:]
+        return values.square().sum()
+
+    assert left(kernel["low-rank"]) < 0.98 * left(kernel["mean"])
+    assert left(kernel["mean"]) < left(kernel["first"])
+    assert torch.equal(shared_kernel(list(weights), "low-rank", 8, 1), weights.mean(0))
+
+
+@torch.no_grad()
+def test_more_rank_is_nearer_and_costs_more():
+    original = trained(dncnn())
+    nets = [convert(original, 4, "low-rank" if rank else "mean", rank=rank) for rank in (0, 1, 4, 8)]
+    away = [net.conversion.difference for net in nets]
+    assert away == sorted(away, reverse=True)
+    assert away[0] > 0.05
+    assert away[-1] < 1e-5
+    sizes = [net.conversion.replaced[0].after for net in nets]
+    assert [size - sizes[0] for size in sizes] == [4 * (rank * (8 * 9 + 8) + 8) if rank else 0 for rank in (0, 1, 4, 8)]
+    assert macs(nets[1], 4, (32, 32)) - macs(nets[0], 4, (32, 32)) == 4 * 32 * 32 * (8 * 9 + 8)
+
+
+def test_regions():
+    net = convert(trained(UNet()), 2, regions=["middle"])
+    assert [done.name for done in net.conversion.replaced] == ["middle.0-3"]
+    assert "is in no region that was named" in {kept.reason for kept in net.conversion.kept}
+    with pytest.raises(InputError, match="unknown region 'midle': did you mean 'middle'"):
+        convert(UNet(), regions=["midle"])
+    with pytest.raises(InputError, match="repeats no block in pool"):
+        convert(UNet(), regions=["pool"])
+
+
+class Looping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = conv_block(3)
+
+    def forward(self, x):
+        return self.block(self.block(x))
+
+
+class Deciding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(conv_block(3), conv_block(3))
+
+    def forward(self, x):
+        return self.blocks(x) if x.mean() > 0 else x
+
+
+class Side(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(conv_block(3) for _ in range(2))
+
+    def forward(self, x):
+        first = self.blocks[0](x)
+        return self.blocks[1](first) + first
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (Looping, "block is called 2 times already"),
+        (Deciding, r"depends on the values of tensors \(Tensor\.__bool__\)"),
+        (Side, r"blocks\.0 what it gives is used again later"),
+        (lambda: nn.Sequential(conv_block(3), nn.Conv2d(3, 3, 1)), "0 no equal block follows it"),
+        (lambda: nn.Sequential(nn.Linear(7, 7)), r"cannot be followed on an image of \[2, 3, 64, 64\]"),
+    ],
+)
+def test_what_cannot_be_converted_is_said(make, reason):
+    with pytest.raises(InputError, match=reason):
+        convert(make().eval())
+
+
+def test_bad_options_are_named():
+    with pytest.raises(InputError, match="unknown init 'last'"):
+        convert(dncnn(), init="last")
+    with pytest.raises(InputError, match="from 1 with init='low-rank'"):
+        convert(dncnn(), init="low-rank")
+    with pytest.raises(InputError, match="rank=-1"):
+        convert(dncnn(), rank=-1)
+    with pytest.raises(InputError, match="unknown norm mode 'none'"):
+        convert(dncnn(), norm_mode="none")
+
+
+@torch.no_grad()
+def test_another_batch_than_the_example(network):
+    graph = record(network, torch.rand(2, 3, 64, 64))
+    x = torch.rand(1, 3, 48, 41)
+    torch.testing.assert_close(torch.fx.GraphModule(network, graph.graph)(x), first_tensor(network(x)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [(1, 2), "all"])
+def test_saved_and_loaded(tmp_path, steps):
+    net = rcnet.convert(trained(resnet()), steps, rank=2, mean=[0.5] * 3, std=[0.2] * 3, example=torch.rand(2, 3, 32, 32))
+    x = torch.rand(2, 3, 32, 32)
+    rcnet.save(net, tmp_path / "net.safetensors")
+    again = rcnet.load(tmp_path / "net.safetensors")
+    assert again.choices == net.choices
+    assert again.about.task == "classify"
+    assert len(again.about.classes) == 5
+    for n in net.choices:
+        assert torch.equal(again(x, n), net(x, n))
+    if steps == "all":
+        return
+    path = export(again, tmp_path / "net.onnx", steps=net.choices[:1])
+    np.testing.assert_allclose(load_exported(path, net.choices[0])(x.numpy()), net(x, net.choices[0]).numpy(), atol=1e-4)
+
+
+def test_images_are_in_0_1():
+    original = trained(dncnn())
+    mean, std = [0.4, 0.5, 0.6], [0.1, 0.2, 0.3]
+    net = rcnet.convert(original, "all", rank=100, mean=mean, std=std, about=About("denoise"))
+    x = torch.rand(1, 3, 32, 32)
+    expected = original((x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
+    torch.testing.assert_close(net(x), expected, rtol=0, atol=1e-4)
+    with pytest.raises(InputError, match="one number a channel, 3"):
+        rcnet.convert(original, mean=[0.5, 0.5], std=[1.0, 1.0])
+
+
+def test_a_builder_of_ones_own(tmp_path):
+    net = rcnet.convert("tests.test_convert:dncnn", (1, 2), options={"blocks": 3}, about=About("denoise"))
+    rcnet.save(net, tmp_path / "net.safetensors")
+    assert rcnet.load(tmp_path / "net.safetensors").architecture == net.architecture
+    from rcnet.models import registry
+
+    del registry._ENTRIES["tests.test_convert:dncnn"]
+    with pytest.raises(InputError, match=r"unknown model 'tests\.test_convert:dncnn'"):
+        rcnet.load(tmp_path / "net.safetensors")
+    with pytest.raises(InputError, match=r"has to return a torch\.nn.Module"):
+        rcnet.convert("json:dumps", options={"obj": 1})
+    with pytest.raises(InputError, match="transformers has no network 'pipeline'"):
+        rcnet.convert("transformers:pipeline", options={"task": "image-classification"})
+    assert json.dumps(net.architecture)
+
+
+# The command, and training from a teacher
+
+
+def block16():
+    return conv_block(16)
+
+
+def small(num_classes=10):
+    """Four equal blocks."""
+    blocks = (conv_block(16) for _ in range(4))
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
+    return nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), *blocks, *head)
+
+
+def knowing():
+    """The same, always with the same weights."""
+    torch.manual_seed(5)
+    return small()
+
+
+@pytest.fixture
+def forgotten(monkeypatch):
+    from rcnet.models import registry
+
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+
+
+def test_the_command_converts_and_finetune_learns_from_the_teacher(run, cifar_folder, tmp_path, forgotten):
+    torch.save(trained(small()).state_dict(), tmp_path / "old.pt")
+    arguments = ("convert", "tests.test_convert:small", "--task", "classify", "--size", "32", "-o", tmp_path / "net.safetensors")
+    status, out, err = run(*arguments, "--weights", tmp_path / "old.pt", "--steps", "1,2")
+    assert status == 0, err
+    assert "cell1  4 x Sequential    1-4       9,408  2,384" in out
+    assert "changes the shape, [3, 32, 32] to [16, 16, 16]" in out
+    status, out, err = run(*arguments, "num_classes=10", "--weights", tmp_path / "old.pt", "--json")
+    assert json.loads(out)["rows"][0]["macs"] < json.loads(out)["original"]["macs"], err
+    net = rcnet.load(tmp_path / "net.safetensors")
+    assert torch.equal(net.cell1.body.get_submodule("0").weight, torch.load(tmp_path / "old.pt")["1.0.weight"])
+    short = ("batch=20", "iterations=40", "epochs=0", "ema=0", "classification.flip=none", "classification.crop=0")
+    quick = (*short, "optimizer.name=adam", "optimizer.lr=0.01", "precision=fp32", "teacher_weight=1", "log_every=1")
+    arguments = ("train", "finetune", *quick, f"init={tmp_path / 'net.safetensors'}", "--data", cifar_folder, "--json")
+    status, out, err = run(*arguments, "teacher=tests.test_convert:knowing", "--out", tmp_path / "run")
+    assert status == 0, err
+    assert json.loads(out)["architecture"] == net.architecture
+    after = rcnet.load(tmp_path / "run" / "weights.safetensors")
+    assert len(after.about.classes) == 10
+    images = torch.rand(50, 3, 32, 32)
+    with torch.no_grad():
+        expected = knowing().eval()(images).log_softmax(1)
+        away = [nn.functional.kl_div(model.eval()(images, 1).log_softmax(1), expected, log_target=True, reduction="batchmean")
+                for model in (net, after)]  # fmt: skip
+    assert away[1] < 0.5 * away[0]
+    assert json.loads(out)["pflop"] > 0
+
+
+def test_a_teacher_has_the_same_outputs(refused, run, cifar_folder, tmp_path, forgotten):
+    net = rcnet.convert("tests.test_convert:small", (1, 2), about=About("classify", size=(32, 32)))
+    rcnet.save(net, tmp_path / "net.safetensors")
+    arguments = ("train", "finetune", f"init={tmp_path / 'net.safetensors'}", "--data", cifar_folder, "--out", "new")
+    assert "teacher = 'tests.test_convert:dncnn' gives [1, 3, 32, 32]" in refused(*arguments, "teacher=tests.test_convert:dncnn")
+    assert "'nothing' is no network" in refused(*arguments, "teacher=nothing")
+
+
+def test_a_folder_of_transformers(run, refused, tmp_path):
+    model = trained(resnet())
+    model.save_pretrained(tmp_path / "old")
+    about = {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"height": 32, "width": 32}}
+    (tmp_path / "old" / "preprocessor_config.json").write_text(json.dumps(about))
+    status, out, err = run("convert", tmp_path / "old", "--steps", "all", "--rank", 100, "-o", tmp_path / "net.safetensors")
+    assert status == 0, err
+    assert "3 x ResNetBasicLayer" in out
+    net, x = rcnet.load(tmp_path / "net.safetensors"), torch.rand(2, 3, 32, 32)
+    assert net.about.size == (32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), model((x - 0.5) / 0.25).logits, rtol=0, atol=1e-4)
+    assert "has its own configuration" in refused("convert", tmp_path / "old", "a=1", "-o", "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nothing",), "'nothing' is no network to convert: give package.module:function"),
+        (("tests.test_convert:small",), "--task classify or --task denoise"),
+        (("tests.test_convert:small", "--task", "classify", "--steps", "few"), "--steps few is not valid"),
+        (("tests.test_convert:small", "--task", "classify", "--mean", "x"), "--mean x is not valid"),
+        (("tests.test_convert:small", "classes=3", "--task", "classify"), "cannot be built"),
+        (("tests.test_convert:block16", "--task", "classify"), "cannot be followed on an image"),
+    ],
+)
+def test_the_command_says_what_is_wrong(refused, forgotten, arguments, message):
+    assert message in refused("convert", *arguments, "-o", "net.safetensors")
+    assert "ends in .safetensors" in refused("convert", *arguments, "-o", "net.pt")
+
+
+def test_weights_that_do_not_fit(refused, forgotten, tmp_path):
+    torch.save(dncnn().state_dict(), tmp_path / "other.pt")
+    (tmp_path / "broken.pt").write_bytes(b"no weights")
+    for name in ("other.pt", "broken.pt"):
+        call = ("convert", "tests.test_convert:small", "--task", "classify", "-o", "x.safetensors", "--weights", name)
+        assert f"{name} does not hold the weights of tests.test_convert:small" in refused(*call)
+
+
+def test_the_python_of_the_page_runs():
+    page = (Path(__file__).parent.parent / "docs" / "convert.md").read_text()
+    names = {
+        "rcnet": rcnet, "torch": torch, "random": random, "F": nn.functional, "old": trained(small()),
+        "images": torch.rand(2, 3, 32, 32), "loader": [(torch.rand(4, 3, 32, 32), torch.arange(4))],
+    }  # fmt: skip
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, names)
+    assert not torch.equal(names["net"].cell1.body.get_submodule("0").weight, names["old"][1][0].weight)
+
+
+def denoiser():
+    torch.manual_seed(6)
+    return nn.Sequential(*dncnn(), nn.Tanh())
+
+
+def test_a_denoiser_from_conversion_to_pictures(run, tmp_path, forgotten):
+    arguments = ("tests.test_convert:denoiser", "--task", "denoise", "--steps", "1,2", "-o", tmp_path / "net.safetensors")
+    status, _, err = run("convert", *arguments)
+    assert status == 0, err
+    short = ("iterations=3", "batch=2", "ema=0", "denoising.patch=16", "precision=fp32", "teacher=tests.test_convert:denoiser")
+    arguments = ("train", "finetune_denoiser", f"init={tmp_path / 'net.safetensors'}", *short, "--data", IMAGES / "bsd")
+    status, _, err = run(*arguments, "--out", tmp_path / "run")
+    assert status == 0, err
+    weights = tmp_path / "run" / "weights.safetensors"
+    assert rcnet.load(weights).choices == (1, 2)
+    status, _, err = run("denoise", IMAGES / "cat.png", "--model", weights, "--steps", "1", "--tile", "0", "-o", "out.png")
+    assert status == 0, err
+    assert (tmp_path / "out.png").exists()
