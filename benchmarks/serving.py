@@ -39,7 +39,7 @@ from benchmarks.generator import Call, Outcome, generate
 RESULTS = Path(__file__).parent.parent / "results"
 DENOISER, CLASSIFIER = "r3_fast.bsd-gray-25", "r2.cifar10"
 OBJECTIVE = 0.15  # seconds
-SIDE, SIGMA, PICTURES = 192, 25, 16  # of the crops; how many of them
+SIDE, SIGMA, PICTURES = 256, 25, 16  # of the crops; how many of them
 POLICIES = {"adaptive": "slack", "fixed largest": "fixed", "fixed least": "least"}
 PLAIN = "plain FastAPI"
 TRACE = ((0.3, {DENOISER: 1 / 3}), (0.4, {DENOISER: 3}), (0.3, {DENOISER: 1 / 3}))  # part of the time, rate in capacities

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from rcnet.errors import InputError, unknown
 
+FULL = 0.8  # the part of the workers' time that arriving requests may take, so that the queue drains
 HIGH, LOW, HOLD = 0.6, 0.25, 5.0  # of the hysteresis: shares of the objective; objectives between two steps up
 
 
@@ -42,6 +43,13 @@ class Dial(NamedTuple):
     since: float
 
 
+class Stream(NamedTuple):
+    """What arrived for one model lately: requests a second, and the mean of their pixels."""
+
+    rate: float
+    pixels: int
+
+
 class State(NamedTuple):
     """What is known when a batch is about to be made.
 
@@ -52,6 +60,7 @@ class State(NamedTuple):
         waiting: the requests, the earliest deadline first.
         free: when each worker is free.
         cost: (model, setting, pixels) -> seconds that one request takes of a worker, cautiously.
+        streams: of the models for which anything arrived.
     """
 
     now: float
@@ -60,6 +69,7 @@ class State(NamedTuple):
     waiting: Sequence[Ask]
     free: Sequence[float]
     cost: Callable[[str, int, int], float]
+    streams: Mapping[str, Stream]
 
 
 Chosen = Mapping[str, int]
@@ -88,17 +98,17 @@ def hysteresis(state: State) -> Chosen:
 
 
 def slack(state: State) -> Chosen:
-    """The best settings with which every waiting request is in time.
+    """The best settings with which every waiting request is in time and the queue drains at the rate at which requests arrive.
 
-    From the least, the model whose next setting gains most quality for a second is raised, as long as all deadlines hold.
+    From the least, the model whose next setting gains most quality for a second is raised, as long as both hold.
     """
     chosen = dict.fromkeys(state.models, 0)
-    typical = {ask.model: ask.pixels for ask in state.waiting}
+    typical = {name: stream.pixels for name, stream in state.streams.items()} | {ask.model: ask.pixels for ask in state.waiting}
     open_ = {name for name in typical if len(state.models[name].quality) > 1}
     while open_:
         name = max(open_, key=lambda name: _gain(state, name, chosen[name], typical[name]))
         higher = chosen | {name: chosen[name] + 1}
-        if in_time(state, higher):
+        if drains(state, higher) and in_time(state, higher):
             chosen = higher
         if chosen != higher or chosen[name] + 1 == len(state.models[name].quality):
             open_.remove(name)
@@ -110,6 +120,12 @@ def _gain(state: State, name: str, setting: int, pixels: int) -> float:
     quality = state.models[name].quality
     extra = state.cost(name, setting + 1, pixels) - state.cost(name, setting, pixels)
     return (quality[setting + 1] - quality[setting]) / max(extra, 1e-9)
+
+
+def drains(state: State, chosen: Chosen) -> bool:
+    """Whether the workers have time for what arrives, if it goes on arriving as it did lately."""
+    busy = sum(stream.rate * state.cost(name, chosen[name], stream.pixels) for name, stream in state.streams.items())
+    return busy <= FULL * len(state.free)
 
 
 def in_time(state: State, chosen: Chosen) -> bool:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rcnet.serve.costs import Costs
-from rcnet.serve.policies import Ask, Dial, Policy, State, ends
+from rcnet.serve.policies import Ask, Dial, Policy, State, Stream, ends
 
+RECENT = 4.0  # objectives over which the rate of arrivals is averaged
+BLOCK = 0.25  # of the objective: no longer is a batch of several, so that those who come meanwhile are in time
 MEMORY = 2.0  # seconds over which the demand for a model is averaged
 UNUSED = 0.005  # of the machine: a model of which less was asked lately has no claim
 PROBE = 2.0  # seconds without a measurement, after which an idle engine takes a request that it would refuse
@@ -95,6 +97,7 @@ class Scheduler:
             self.costs.add(name, model.macs)
         self.free = self.free or [0.0] * self.workers
         self._dials = {name: (len(model.offered) - 1, -math.inf) for name, model in self.models.items()}
+        self._arrived = {name: (0.0, 0.0, 0.0) for name in self.models}
         self._demand = {name: (0.0, 0.0) for name in self.models}
         self._usual = dict.fromkeys(self.models, 0.0)
         self._measured = dict.fromkeys(self.models, -math.inf)
@@ -105,6 +108,7 @@ class Scheduler:
         ask = self._ask(request)
         alone = self._seconds(request)
         self._note_demand(request.model, alone, now)
+        self._note_arrival(request, now)
         if math.isinf(min(self.free)):
             raise Refused("down", "no worker is up at the moment", 1.0)
         if len(self.waiting) >= self.bound:
@@ -202,7 +206,7 @@ class Scheduler:
                 known[key] = factor * self._share(name, setting, pixels, count[name])
             return known[key]
 
-        return State(now, self.objective, dials, asks, tuple(self.free), cost)
+        return State(now, self.objective, dials, asks, tuple(self.free), cost, self._streams(now))
 
     @property
     def _cautious(self) -> float:
@@ -237,7 +241,7 @@ class Scheduler:
         best, share = 1, self.costs.seconds(head.model, setting, head.pixels)
         for size in self._sizes(count):
             seconds = self.costs.seconds(head.model, setting, head.pixels, size)
-            if size > 1 and now + self._cautious * seconds > head.deadline:
+            if size > 1 and self._cautious * seconds > min(head.deadline - now, BLOCK * self.objective):
                 break
             hope = 1.0 if self.costs.measured(head.model, setting, head.pixels, size) else 0.9
             if hope * seconds / size < 0.97 * share:
@@ -298,6 +302,19 @@ class Scheduler:
     def _note_demand(self, name: str, seconds: float, now: float) -> None:
         self._usual[name] = seconds
         self._demand[name] = (self._decayed(name, now) + seconds / MEMORY / len(self.free), now)
+
+    def _note_arrival(self, request: Request, now: float) -> None:
+        rate, pixels, since = self._arrived[request.model]
+        left, more = math.exp((since - now) / (RECENT * self.objective)), 1 / (RECENT * self.objective)
+        self._arrived[request.model] = left * rate + more, left * pixels + more * request.pixels, now
+
+    def _streams(self, now: float) -> dict[str, Stream]:
+        """What arrived lately; refused requests count, for they will come again."""
+        found = {}
+        for name, (rate, pixels, since) in self._arrived.items():
+            if rate:
+                found[name] = Stream(rate * math.exp((since - now) / (RECENT * self.objective)), round(pixels / rate))
+        return found
 
 
 def pareto(quality: Sequence[float]) -> tuple[int, ...]:
