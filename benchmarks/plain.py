@@ -1,6 +1,6 @@
 """The endpoint that people write around a model: FastAPI, a function, the network in it. What `benchmarks.serving` compares with.
 
-    python -m benchmarks.plain r3_fast.bsd-gray-25 --steps 3,3,2 --port 8001
+python -m benchmarks.plain r3_fast.bsd-gray-25 --steps 3,3,2 --port 8001
 """
 
 import argparse

@@ -83,10 +83,10 @@ def calls_of(trace: Sequence[tuple[float, dict[str, float]]], capacity: dict[str
 
 
 @contextlib.contextmanager
-def running(*command: str) -> Iterator[str]:
-    """The address of a server that is ready, until it is ended."""
+def running(*command: str, core: int | None = None) -> Iterator[str]:
+    """The address of a server that is ready, on one core if that is named, until it is ended."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-m", *command], env=environment)
+    process = subprocess.Popen([sys.executable, "-m", *command], env=environment, preexec_fn=lambda: stay_on(core))
     url = f"http://127.0.0.1:{command[-1]}"
     try:
         while not answers(url):
@@ -97,6 +97,11 @@ def running(*command: str) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(40)
+
+
+def stay_on(core: int | None) -> None:
+    if core is not None:
+        os.sched_setaffinity(0, {core})
 
 
 def answers(url: str) -> bool:
@@ -177,7 +182,7 @@ def bins(pairs: Sequence[tuple[Call, Outcome]], cost: dict[str, float], largest:
     return found
 
 
-async def overhead(count: int = 300) -> dict[str, float]:
+async def overhead(count: int = 150) -> dict[str, float]:
     """Milliseconds that the engine adds to computing, request by request at batch 1: queue, policy, the way to the worker and back."""
     from rcnet.serve.engine import Engine
     from rcnet.serve.policies import slack
@@ -196,7 +201,7 @@ async def overhead(count: int = 300) -> dict[str, float]:
     return {"median_ms": statistics.median(added), "p95_ms": float(np.percentile(added, 95)), "requests": count}
 
 
-def measure(folder: Path, seconds: float) -> dict[str, Any]:
+def measure(folder: Path, seconds: float, cores: Sequence[int | None]) -> dict[str, Any]:
     """All runs, one after the other; the servers that have no turn are idle."""
     import torch
 
@@ -208,21 +213,21 @@ def measure(folder: Path, seconds: float) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
 
         def start(*command: str) -> str:
-            return stack.enter_context(running(*command, "--port", str(free_port())))
+            return stack.enter_context(running(*command, "--port", str(free_port()), core=cores[0]))
 
         one = {name: start("rcnet", "serve", DENOISER, *serve, "--policy", of) for name, of in POLICIES.items()}
         two = {name: start("rcnet", "serve", DENOISER, CLASSIFIER, *serve, "--policy", of) for name, of in POLICIES.items()}
         about = {model["name"]: model for model in json.load(urllib.request.urlopen(f"{two['adaptive']}/v1/models"))}
         largest = [s["setting"] for s in about[DENOISER]["settings"] if s["offered"]][-1]
         one[PLAIN] = start("benchmarks.plain", DENOISER, "--steps", largest)
-        pool = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
+        pool = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), stay_on, (cores[1],)))
         pool.submit(generate, one["adaptive"], [], []).result()
         print("measuring", flush=True)
 
         capacity = {model: capacity_of(two["fixed largest"], PATHS[model], noisy) for model in PATHS}
         result = {
             "hardware": hardware(torch.device("cpu")),
-            "cores": os.cpu_count(),
+            "cores": os.cpu_count() if cores[0] is None else 1,
             "torch": torch.__version__,
             "commit": commit(),
             "seconds": seconds,
@@ -255,7 +260,12 @@ def asked(result: dict[str, Any]) -> list[tuple[str, str, float, bool]]:
     more = adaptive["quality"] - one["fixed least"]["quality"]
     overhead_ms = result["overhead"]["median_ms"]
     return [
-        ("adaptive: admitted requests answered within the objective, %", ">= 95", 100 * adaptive["share"], adaptive["share"] >= 0.95),
+        (
+            "adaptive: admitted requests answered within the objective, %",
+            ">= 95",
+            100 * adaptive["share"],
+            adaptive["share"] >= 0.95,
+        ),
         ("adaptive: as many within the objective as fixed largest, times", ">= 2", times, times >= 2),
         ("adaptive: mean PSNR above fixed least, dB", "> 0", more, more > 0),
         ("the engine's time a request beyond computing, batch 1, ms", "< 1", overhead_ms, overhead_ms < 1),
@@ -275,6 +285,11 @@ def table(runs: dict[str, Any], model: str, unit: str) -> list[str]:
     return lines
 
 
+def machine(result: dict[str, Any]) -> str:
+    together = f"{result['cores']} cores for server, network and generator together"
+    return "one core for server and network, another for the generator" if result["cores"] == 1 else together
+
+
 def render(result: dict[str, Any]) -> str:
     capacity = result["capacity"]
     over = result["overhead"]
@@ -282,8 +297,7 @@ def render(result: dict[str, Any]) -> str:
         [
             "# Serving under a peak",
             "",
-            f"Rendered by `python -m benchmarks.serving`: {result['hardware']}, {result['cores']} cores for server, network (one",
-            f"thread) and generator together, torch {result['torch']}, commit {result['commit']}. The objective is",
+            f"Rendered by `python -m benchmarks.serving`: {result['hardware']}, {machine(result)}, torch {result['torch']}, commit {result['commit']}. The objective is",
             f"{result['objective_ms']:.0f} ms from when a request was due to its last byte; traces of {result['seconds']:g} s; crops of {SIDE}x{SIDE} with noise of",
             f"sigma {SIGMA}, PNG in and out. Cost: MACs, mean of the answers, of those of the largest setting, ({result['largest']}).",
             "",
@@ -293,7 +307,7 @@ def render(result: dict[str, Any]) -> str:
             "",
             *table(result["one"], DENOISER, "PSNR dB, mean of the answers"),
             "",
-            f"Refused: {over['requests']} requests alone, one after the other, took {over['median_ms']:.2f} ms (median; 95 %:",
+            f"The engine: {over['requests']} requests alone, one after the other, took {over['median_ms']:.2f} ms (median; 95 %:",
             f"{over['p95_ms']:.2f} ms) beyond computing in the engine.",
             "",
             f"## Two models: first a peak of `{DENOISER}`, then of both (`{CLASSIFIER}`: {capacity[CLASSIFIER]:.1f} requests/s)",
@@ -343,14 +357,17 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", type=Path, nargs="?", help="folder of pictures; without it, what was measured is rendered again")
+    parser.add_argument(
+        "images", type=Path, nargs="?", help="folder of pictures; without it, what was measured is rendered again"
+    )
     parser.add_argument("--seconds", type=float, default=22, help="of a trace")
+    parser.add_argument("--cores", type=int, nargs=2, default=(None, None), help="of the server and of the generator, to stay on")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args()
     path = args.out / "serving.json"
     if args.images:
         args.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(measure(args.images, args.seconds), indent=1) + "\n")
+        path.write_text(json.dumps(measure(args.images, args.seconds, args.cores), indent=1) + "\n")
     result = json.loads(path.read_text())
     (args.out / "serving.md").write_text(render(result))
     draw(result, args.out / "serving.png")

@@ -172,9 +172,9 @@ def test_slack_counts_what_the_worker_still_does_and_named_settings():
 def test_slack_leaves_time_for_what_arrives():
     models = {"a": Dial((0.0, 0.1, 0.2), 0, 0), "b": Dial((0.0, 0.1), 0, 0)}
     cost = lambda name, setting, pixels: 0.01 * (1 + setting)  # noqa: E731
-    assert slack(state([Ask("a", 1, 0.1)], models, cost, streams={"a": Stream(20, 1)})) == {"a": 2, "b": 0}
+    assert slack(state([Ask("a", 1, 0.1)], models, cost, streams={"a": Stream(15, 1)})) == {"a": 2, "b": 0}
     assert slack(state([Ask("a", 1, 0.1)], models, cost, streams={"a": Stream(35, 1)})) == {"a": 1, "b": 0}
-    assert slack(state([Ask("a", 1, 0.1)], models, cost, streams={"a": Stream(20, 1), "b": Stream(50, 1)})) == {"a": 0, "b": 0}
+    assert slack(state([Ask("a", 1, 0.1)], models, cost, streams={"a": Stream(20, 1), "b": Stream(60, 1)})) == {"a": 0, "b": 0}
 
 
 def fill(scheduler, *requests):

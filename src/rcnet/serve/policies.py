@@ -7,12 +7,13 @@ that is left over goes where it buys the most measured quality.
 
 import heapq
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from rcnet.errors import InputError, unknown
 
-FULL = 0.8  # the part of the workers' time that arriving requests may take, so that the queue drains
+FULL, DRAIN = 0.85, 1.5  # the part of the workers' time that what arrives may take; objectives until the queue is empty
 HIGH, LOW, HOLD = 0.6, 0.25, 5.0  # of the hysteresis: shares of the objective; objectives between two steps up
 
 
@@ -98,7 +99,7 @@ def hysteresis(state: State) -> Chosen:
 
 
 def slack(state: State) -> Chosen:
-    """The best settings with which every waiting request is in time and the queue drains at the rate at which requests arrive.
+    """The best settings with which every waiting request is in time and the queue drains.
 
     From the least, the model whose next setting gains most quality for a second is raised, as long as both hold.
     """
@@ -108,7 +109,7 @@ def slack(state: State) -> Chosen:
     while open_:
         name = max(open_, key=lambda name: _gain(state, name, chosen[name], typical[name]))
         higher = chosen | {name: chosen[name] + 1}
-        if drains(state, higher) and in_time(state, higher):
+        if in_time(state, higher) and drains(state, higher):
             chosen = higher
         if chosen != higher or chosen[name] + 1 == len(state.models[name].quality):
             open_.remove(name)
@@ -123,9 +124,12 @@ def _gain(state: State, name: str, setting: int, pixels: int) -> float:
 
 
 def drains(state: State, chosen: Chosen) -> bool:
-    """Whether the workers have time for what arrives, if it goes on arriving as it did lately."""
-    busy = sum(stream.rate * state.cost(name, chosen[name], stream.pixels) for name, stream in state.streams.items())
-    return busy <= FULL * len(state.free)
+    """Whether the queue is empty within `DRAIN`, or by the last deadline, if requests go on arriving as they did lately."""
+    up = [free for free in state.free if math.isfinite(free)]
+    time = max([DRAIN * state.objective, *(ask.deadline - state.now for ask in state.waiting)])
+    waiting = sum(_takes(state, ask, chosen) for ask in state.waiting) + sum(max(free - state.now, 0.0) for free in up)
+    arriving = sum(stream.rate * state.cost(name, chosen[name], stream.pixels) for name, stream in state.streams.items())
+    return waiting + arriving / FULL * time <= time * len(up)
 
 
 def in_time(state: State, chosen: Chosen) -> bool:
@@ -143,11 +147,14 @@ def ends(state: State, chosen: Chosen) -> list[tuple[Ask, float]]:
     free, done = [max(time, state.now) for time in state.free], []
     heapq.heapify(free)
     for ask in state.waiting:
-        seconds = state.cost(ask.model, chosen[ask.model], ask.pixels) if ask.seconds is None else ask.seconds
-        end = free[0] + seconds
+        end = free[0] + _takes(state, ask, chosen)
         heapq.heapreplace(free, end)
         done.append((ask, end))
     return done
+
+
+def _takes(state: State, ask: Ask, chosen: Chosen) -> float:
+    return state.cost(ask.model, chosen[ask.model], ask.pixels) if ask.seconds is None else ask.seconds
 
 
 POLICIES: dict[str, Policy] = {"slack": slack, "hysteresis": hysteresis, "fixed": fixed, "least": least}
