@@ -11,6 +11,7 @@ from rcnet.serve.costs import Costs
 from rcnet.serve.policies import Ask, Dial, Policy, State, Stream, ends
 
 RECENT = 4.0  # objectives over which the rate of arrivals is averaged
+GAPS = 3.0  # mean gaps between two arrivals: a longer silence says that their rate fell
 BLOCK = 0.25  # of the objective: no longer is a batch of several, so that those who come meanwhile are in time
 MEMORY = 2.0  # seconds over which the demand for a model is averaged
 UNUSED = 0.005  # of the machine: a model of which less was asked lately has no claim
@@ -304,17 +305,23 @@ class Scheduler:
         self._demand[name] = (self._decayed(name, now) + seconds / MEMORY / len(self.free), now)
 
     def _note_arrival(self, request: Request, now: float) -> None:
-        rate, pixels, since = self._arrived[request.model]
-        left, more = math.exp((since - now) / (RECENT * self.objective)), 1 / (RECENT * self.objective)
+        left, more = self._left(request.model, now), 1 / (RECENT * self.objective)
+        rate, pixels, _ = self._arrived[request.model]
         self._arrived[request.model] = left * rate + more, left * pixels + more * request.pixels, now
+
+    def _left(self, name: str, now: float) -> float:
+        """The part of the rate of arrivals that still holds: it fades, and after a silence it is no more than `GAPS` allows."""
+        rate, _, since = self._arrived[name]
+        silence = max(now - since, 1e-9)
+        return min(math.exp(-silence / (RECENT * self.objective)), GAPS / silence / max(rate, 1e-9))
 
     def _streams(self, now: float) -> dict[str, Stream]:
         """What arrived lately; refused requests count, for they will come again."""
-        found = {}
-        for name, (rate, pixels, since) in self._arrived.items():
-            if rate:
-                found[name] = Stream(rate * math.exp((since - now) / (RECENT * self.objective)), round(pixels / rate))
-        return found
+        return {
+            name: Stream(rate * self._left(name, now), round(pixels / rate))
+            for name, (rate, pixels, _) in self._arrived.items()
+            if rate
+        }
 
 
 def pareto(quality: Sequence[float]) -> tuple[int, ...]:
