@@ -239,7 +239,7 @@ def test_an_idle_engine_measures_again_what_it_thinks_too_slow():
     scheduler.costs.observe("a", 0, PIXELS, 1, 0.3)
     scheduler._measured["a"] = 0.0
     with pytest.raises(Refused):
-        scheduler.submit(Request("a", (1,), PIXELS, 1.15), 1.0)
+        scheduler.submit(Request("a", (1,), PIXELS, 0.55), 0.4)
     request = Request("a", (1,), PIXELS, 5.15)
     scheduler.submit(request, 5.0)
     assert scheduler.late(5.1) == []

@@ -109,7 +109,7 @@ def slack(state: State) -> Chosen:
     while open_:
         name = max(open_, key=lambda name: _gain(state, name, chosen[name], typical[name]))
         higher = chosen | {name: chosen[name] + 1}
-        if in_time(state, higher) and drains(state, higher):
+        if drains(state, higher) and in_time(state, higher):
             chosen = higher
         if chosen != higher or chosen[name] + 1 == len(state.models[name].quality):
             open_.remove(name)

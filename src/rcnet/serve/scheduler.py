@@ -15,7 +15,7 @@ GAPS = 3.0  # mean gaps between two arrivals: a longer silence says that their r
 BLOCK = 0.25  # of the objective: no longer is a batch of several, so that those who come meanwhile are in time
 MEMORY = 2.0  # seconds over which the demand for a model is averaged
 UNUSED = 0.005  # of the machine: a model of which less was asked lately has no claim
-PROBE = 2.0  # seconds without a measurement, after which an idle engine takes a request that it would refuse
+PROBE = 0.5  # seconds without a measurement, after which an idle engine takes a request that it would refuse
 BOLD = 4.0  # but not one that takes more than this many times what it may
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,8 @@ class Scheduler:
 
     def done(self, batch: Batch, seconds: float, now: float, worker: int = 0) -> None:
         """A batch took so many seconds of computing."""
-        self.costs.observe(batch.model, batch.setting, batch.requests[0].pixels, len(batch.requests), seconds)
+        trust = 1.0 if any(request.probe for request in batch.requests) else 0.3
+        self.costs.observe(batch.model, batch.setting, batch.requests[0].pixels, len(batch.requests), seconds, trust)
         self._measured[batch.model] = now
         self.free[worker] = now
 
@@ -229,7 +230,9 @@ class Scheduler:
 
     def _share(self, name: str, setting: int, pixels: int, waiting: int) -> float:
         """What one request takes where so many wait: its share of the best batch."""
-        return min(self.costs.seconds(name, setting, pixels, size) / size for size in self._sizes(waiting))
+        seconds = {size: self.costs.seconds(name, setting, pixels, size) for size in self._sizes(waiting)}
+        short = BLOCK * self.objective / self._cautious
+        return min(of / size for size, of in seconds.items() if size == 1 or of <= short)
 
     def _sizes(self, count: int) -> Iterator[int]:
         size = 1
