@@ -1,0 +1,44 @@
+"""Malformed requests, and what the OpenAPI document promises, against the real server."""
+
+import asyncio
+
+import pytest
+from benchmarks import fuzz
+
+from .test_serve import Server, encoded, picture
+
+schemathesis = pytest.importorskip("schemathesis")
+checks = pytest.importorskip("schemathesis.specs.openapi.checks")
+settings = pytest.importorskip("hypothesis").settings
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = Server(*fuzz.SERVER[:-2])
+    yield server
+    status, _, err = server.end()
+    assert status == 0
+    assert "Traceback" not in err
+
+
+@pytest.fixture
+def api(server):
+    return schemathesis.openapi.from_url(f"{server.url}/openapi.json").exclude(path="/v1/load", method="POST")
+
+
+schema = schemathesis.pytest.from_fixture("api")
+CHECKS = [checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance]
+
+
+@schema.parametrize()
+@settings(max_examples=10, deadline=None)
+def test_answers_are_as_documented(case):
+    case.call_and_validate(checks=CHECKS)
+
+
+def test_malformed_requests(server):
+    report = asyncio.run(fuzz.fuzz(server.url, server.process.pid, 300))
+    assert report.wrong == []
+    assert report.statuses.total() == 300
+    assert {415, 422} <= {status for _, status in report.statuses}
+    assert server.post("/v1/denoise", encoded(picture())).status_code == 200
