@@ -118,25 +118,8 @@ class Desk:
 
     async def picture(self, request: Request) -> codec.Picture:
         """The image that the request brings."""
-        data = await self._body(request)
+        data = await read_body(request, self.limits)
         return await self._aside(codec.decode, data, self.limits.pixels)
-
-    async def _body(self, request: Request) -> bytes:
-        most = self.limits.body
-        declared = request.headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > most:
-            raise codec.TooLarge(f"the body has {declared} bytes and this server takes at most {most}")
-        parts, size = [], 0
-        try:
-            async with asyncio.timeout(self.limits.patience):
-                async for part in request.stream():
-                    size += len(part)
-                    if size > most:
-                        raise codec.TooLarge(f"the body has more than the {most} bytes that this server takes")
-                    parts.append(part)
-        except TimeoutError:
-            raise Failure(408, f"the body did not arrive within {self.limits.patience:g} s", reason="slow") from None
-        return b"".join(parts)
 
     async def compute(self, request: Request, about: Served, work: Work, steps: str | None, kind: str) -> Answer:
         """The engine's answer, in time to be sent before the deadline; the place is freed if the client goes away."""
@@ -175,6 +158,30 @@ class Desk:
     async def _aside(self, call: Callable[..., T], *arguments: Any) -> T:
         """A call in a thread, so that others are answered meanwhile."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """The body of a request.
+
+    Raises:
+        TooLarge: more bytes than the limit, declared or sent.
+        Failure: it did not arrive in time.
+    """
+    most = limits.body
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > most:
+        raise codec.TooLarge(f"the body has {declared} bytes and this server takes at most {most}")
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(limits.patience):
+            async for part in request.stream():
+                size += len(part)
+                if size > most:
+                    raise codec.TooLarge(f"the body has more than the {most} bytes that this server takes")
+                parts.append(part)
+    except TimeoutError:
+        raise Failure(408, f"the body did not arrive within {limits.patience:g} s", reason="slow") from None
+    return b"".join(parts)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
