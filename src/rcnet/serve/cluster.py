@@ -5,6 +5,7 @@ A front takes the connections and passes each request to a replica; it asks anot
 
 import asyncio
 import signal
+import threading
 from typing import Any
 
 from ray import serve
@@ -112,9 +113,10 @@ def run(settings: Settings, replicas: tuple[int, int]) -> None:
     with bind(settings.host, settings.port) as free:
         port, address = free.getsockname()[1], shown(free)
     serve.start(http_options={"host": settings.host, "port": port})
-    stop = {signal.SIGTERM, signal.SIGINT}
     serve.run(application(settings, replicas), name=NAME, route_prefix="/")
     print(f"rcnet serves {', '.join(settings.models)} at http://{address}", flush=True)
-    signal.pthread_sigmask(signal.SIG_BLOCK, stop)
-    signal.sigwait(stop)
+    ended = threading.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, lambda *_: ended.set())
+    ended.wait()
     serve.delete(NAME)
