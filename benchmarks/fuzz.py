@@ -3,9 +3,9 @@
     pip install 'rcnet[serve]'
     python -m benchmarks.fuzz [--requests 10000] [--seed 0]
 
-Starts `rcnet serve` on loopback and sends it requests of a seeded generator, eight at a time. It fails if any answer is a 5xx other
-than 503, if a request that was sent whole gets no answer, if the memory of the server and its worker (Linux: proportional set size)
-grows by more than a twentieth after the first thousand, or if the server does not denoise an image at the end.
+Starts `rcnet serve` on loopback and sends it requests of a seeded generator, eight at a time. It fails if any answer is a 5xx
+other than 503, if a request that was sent whole gets no answer, if the memory of the server and its worker (Linux: proportional
+set size) grows by more than a twentieth after the first thousand, or if the server does not denoise an image at the end.
 """
 
 import argparse
@@ -25,12 +25,28 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SERVER = ("r3_fast.photo", "r2.cifar10", "--slo", "3s", "--max-pixels", "4096", "--max-mb", "1", "--patience", "0.3", "--threads", "1")
+SERVER = ("r3_fast.photo", "r2.cifar10", "--slo", "3s", "--max-pixels", "4096", "--max-mb", "1", "--patience", "0.3")
 AT_ONCE, PATIENCE = 8, 60.0  # clients; seconds in which an answer has to come
 WARM, GROWTH = 1000, 1.05  # requests before memory is compared; times more that it may be at the end
 SIDES = (1, 2, 7, 16, 33, 48)  # few: the runtime keeps what it prepared for each size of an image
 FORMATS = ("PNG", "JPEG", "WebP", "npy")
-WORDS = ("", "0", "-1", "1", "2", "1,1,1", "nan", "inf", "-inf", "1e999", "9" * 300, "true", "null", "../etc/passwd", "%00", "%F0%9F%99%82")
+WORDS = (
+    "",
+    "0",
+    "-1",
+    "1",
+    "2",
+    "1,1,1",
+    "nan",
+    "inf",
+    "-inf",
+    "1e999",
+    "9" * 300,
+    "null",
+    "../etc/passwd",
+    "%00",
+    "%F0%9F%99%82",
+)
 NAMES = ("model", "steps", "sigma", "strength", "deadline_ms", "top", "nothing", "")
 
 
@@ -109,7 +125,7 @@ def noise_shot(rng: random.Random) -> Shot:
 
 
 def query_shot(rng: random.Random) -> Shot:
-    accept = rng.choice(("", "", "Accept: image/jpeg\r\n", "Accept: application/json\r\n", "Accept: ;;,\r\n", "Accept: text/html\r\n"))
+    accept = rng.choice(("", "", *(f"Accept: {kind}\r\n" for kind in ("image/jpeg", "application/json", ";;,", "text/html"))))
     return Shot("parameters", (post(path_of(rng) + query(rng), picture(rng, rng.choice(FORMATS)), accept),))
 
 
@@ -124,7 +140,7 @@ def http_shot(rng: random.Random) -> Shot:
         (
             rng.randbytes(rng.randrange(1, 200)) + b"\r\n\r\n",
             b"GET / HTTP/9.9\r\n\r\n",
-            f"{rng.choice(('PUT', 'DELETE', 'PATCH', 'BREW'))} {path_of(rng)} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode(),
+            post("/v1/denoise", b"").replace(b"POST", rng.choice((b"PUT", b"DELETE", b"PATCH", b"BREW"))),
             post("/v1/denoise", body, f"X: {'y' * rng.choice((10, 100_000))}\r\n"),
             post("/v1/denoise", body, length=rng.choice((-1, 10**30, 5))),
             chunked + b"zz\r\n" + body,
@@ -223,7 +239,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    command = [sys.executable, "-m", "rcnet", "serve", *SERVER, "--port", "0"]
+    command = [sys.executable, "-m", "rcnet", "serve", *SERVER, "--threads", "1", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
         assert process.stdout
         url = process.stdout.readline().split()[-1]

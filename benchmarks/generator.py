@@ -1,7 +1,7 @@
 """An open-loop generator of HTTP load: each request goes out when it is due, whatever became of those before it.
 
 It imports little and is meant to run in a process of its own (`multiprocessing`, start method spawn). Every request has a
-connection of its own. At most so many are in flight: one that is due beyond that is not sent, and counts as one without an answer.
+connection of its own. At most so many are in flight: one that is due beyond that is not sent, and counts as without an answer.
 """
 
 import asyncio

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from benchmarks import fuzz
 
 from .test_serve import Server, encoded, picture
@@ -15,7 +16,7 @@ given, settings = hypothesis.given, hypothesis.settings
 
 @pytest.fixture(scope="module")
 def server():
-    server = Server(*fuzz.SERVER[:-2])
+    server = Server(*fuzz.SERVER)
     yield server
     status, _, err = server.end()
     assert status == 0

@@ -33,6 +33,7 @@ def server(tmp_path_factory):
     command = [sys.executable, "-m", "rcnet", "serve", "r3_fast.photo", "--ray", "--replicas", "2", "--slo", "20s"]
     command += ["--port", url.rpartition(":")[2], "--threads", "1", "--device", "cpu"]
     environment = os.environ | {"HOME": home, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    environment |= {"RAY_raylet_start_wait_time_s": "300"}
     environment |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     end = time.monotonic() + STARTING

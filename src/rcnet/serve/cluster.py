@@ -4,10 +4,12 @@ A front takes the connections and passes each request to a replica; it asks anot
 """
 
 import asyncio
+import os
 import signal
 import threading
 from typing import Any
 
+import ray
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -104,7 +106,7 @@ def application(settings: Settings, replicas: tuple[int, int], fronts: int = 1) 
         name=ENGINE, max_ongoing_requests=2 * settings.limits.requests, ray_actor_options=needs, health_check_period_s=5, **scale
     )(Replica)
     ingress = serve.ingress(lambda: front(settings))()
-    gate = serve.deployment(name="Front", num_replicas=fronts, max_ongoing_requests=4096, ray_actor_options={"num_cpus": 0.1})
+    gate = serve.deployment(name="Front", num_replicas=fronts, max_ongoing_requests=4096, ray_actor_options={"num_cpus": 0})
     return gate(ingress).bind(engine.bind(settings))
 
 
@@ -112,6 +114,8 @@ def run(settings: Settings, replicas: tuple[int, int]) -> None:
     """Serves on the cluster that RAY_ADDRESS names, or on one of this machine alone, until SIGTERM or SIGINT."""
     with bind(settings.host, settings.port) as free:
         port, address = free.getsockname()[1], shown(free)
+    if not os.environ.get("RAY_ADDRESS"):
+        ray.init(include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": settings.host, "port": port})
     serve.run(application(settings, replicas), name=NAME, route_prefix="/")
     print(f"rcnet serves {', '.join(settings.models)} at http://{address}", flush=True)
