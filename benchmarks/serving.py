@@ -8,7 +8,8 @@ a process of its own (benchmarks/generator.py). The first trace has a valley, a 
 setting, and a valley; the capacity is measured first. It is sent to `rcnet serve` with the default policy, with the largest
 setting fixed and with the least fixed, and to a plain FastAPI endpoint of the largest (benchmarks/plain.py). The second trace is
 of two models on one server: a peak of the one, then of both. A second of each peak goes first and does not count. Times count
-from the moment at which a request was due until its last byte. Results go to results/serving.json, tables to results/serving.md, the picture to results/serving.png.
+from the moment at which a request was due until its last byte. Results go to results/serving.json, tables to
+results/serving.md, the picture to results/serving.png.
 """
 
 import argparse
@@ -310,8 +311,8 @@ def render(result: dict[str, Any]) -> str:
             "",
             f"Rendered by `python -m benchmarks.serving`: {result['hardware']}, {machine(result)},",
             f"torch {result['torch']}, commit {result['commit']}. Traces of {result['seconds']:g} s; crops of {SIDE}x{SIDE},",
-            f"noise of sigma {SIGMA}, PNG in and out. In time: within {result['objective_ms']:.0f} ms from when a request was due to",
-            f"its last byte. Cost: MACs, mean of the answers, of those of the largest setting, ({result['largest']}).",
+            f"noise of sigma {SIGMA}, PNG in and out. In time: within {result['objective_ms']:.0f} ms from when a request was due",
+            f"to its last byte. Cost: MACs, mean of the answers, of those of the largest setting, ({result['largest']}).",
             "",
             "![Requests, cost and time over time](serving.png)",
             "",
