@@ -401,3 +401,11 @@ def test_sigterm_finishes_what_is_in_progress(guarded):
 )
 def test_what_the_command_refuses(refused, arguments, says):
     assert says in refused("serve", *arguments)
+
+
+def test_the_board_shows_metrics_that_there_are(server):
+    board = json.loads((Path(__file__).parent.parent / "docker/grafana/rcnet.json").read_text())
+    shown = set(re.findall(r"rcnet_\w+", json.dumps([panel["targets"] for panel in board["panels"]])))
+    families = {family.name for family in text_string_to_metric_families(server.client.get("/metrics").text)}
+    assert len(shown) > 8
+    assert {re.sub("_(total|bucket|sum|count)$", "", name) for name in shown} <= families

@@ -28,6 +28,8 @@ def serve(
     requests: int = 64,
     patience: float = 10.0,
     token_file: Path | None = None,
+    ray: Annotated[bool, Parameter(negative="")] = False,
+    replicas: str = "1",
 ) -> None:
     """Serve networks over HTTP, at the best settings that answer everybody in time.
 
@@ -77,6 +79,10 @@ def serve(
         Seconds in which a body has to arrive.
     token_file
         File with a token that clients must send as Authorization: Bearer TOKEN. RCNET_TOKEN, unless given.
+    ray
+        Serve on the Ray cluster that RAY_ADDRESS names, or on one of this machine alone.
+    replicas
+        With --ray: how many engines, e.g. 2, or 1-8 for as many as the load needs.
     """
     from rcnet.cost.budget import parse_budget
 
@@ -111,7 +117,26 @@ def serve(
         limits=Limits(body=max_mb << 20, pixels=max_pixels, requests=requests, patience=patience),
         token=read_token(token_file),
     )
-    run(settings)
+    if not ray:
+        run(settings)
+        return
+    try:
+        from rcnet.serve.cluster import run as run_on_ray
+    except ImportError as error:
+        raise InputError(f"serving on Ray needs {error.name}: pip install 'rcnet[ray]'") from error
+    run_on_ray(settings, read_replicas(replicas))
+
+
+def read_replicas(text: str) -> tuple[int, int]:
+    """`2`, or `1-8`: the least and the most."""
+    low, _, high = text.partition("-")
+    try:
+        found = int(low), int(high or low)
+    except ValueError:
+        found = 0, 0
+    if not 1 <= found[0] <= found[1]:
+        raise InputError(f"--replicas {text} is not valid: give a number, e.g. 2, or a range, e.g. 1-8")
+    return found
 
 
 def check(name: str, value: int, lowest: int) -> None:

@@ -208,7 +208,7 @@ def _of_transformers(folder: Path) -> Original:
             raise InputError(f"{folder}/config.json names no network of transformers: architectures = {config.architectures}")
         model = kind.from_pretrained(folder, local_files_only=True)
     except ImportError as error:
-        raise InputError("this folder needs transformers: pip install 'rcnet[interop]'") from error
+        raise InputError("this folder needs transformers: pip install 'rcnet[transformers]'") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(f"{folder} is no network that transformers loads: {str(error).strip().splitlines()[0]}") from error
     prepared: dict[str, Any] = {}

@@ -39,13 +39,13 @@ class Costs:
         """Whether such a call was ever measured."""
         return _key(setting, pixels, batch) in self._pace[model]
 
-    def observe(self, model: str, setting: int, pixels: int, batch: int, seconds: float) -> None:
-        """A call took this long."""
+    def observe(self, model: str, setting: int, pixels: int, batch: int, seconds: float, trust: float = 0.3) -> None:
+        """A call took this long; `trust`: the part of an error of the prediction that is laid to the machine's speed."""
         known, key = self._pace[model], _key(setting, pixels, batch)
         work = self._macs[model][setting] * pixels * batch
         if key in known:
             error = math.log(seconds / self.seconds(model, setting, pixels, batch))
-            self.slow *= math.exp(0.3 * max(-ERROR, min(error, ERROR)))
+            self.slow *= math.exp(trust * max(-ERROR, min(error, ERROR)))
             self.spread += 0.05 * (min(abs(error), ERROR) - self.spread)
         pace = seconds / self.slow / work
         before = known.get(key, (pace, work))[0]

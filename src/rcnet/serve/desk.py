@@ -85,9 +85,9 @@ class Desk:
         self.engine, self.limits, self.metrics = engine, limits, Metrics(engine)
         self.open = 0
         self._threads = ThreadPoolExecutor(THREADS, "images")
-        self._encoding = Costs()
+        self._writing = Costs()  # seconds from a result to the last byte of its response
         for kind in codec.ANSWERS:
-            self._encoding.add(kind, (1.0,))
+            self._writing.add(kind, (1.0,))
 
     def model(self, task: str, name: str | None) -> Served:
         """The model of this name, or the first of this task."""
@@ -118,40 +118,27 @@ class Desk:
 
     async def picture(self, request: Request) -> codec.Picture:
         """The image that the request brings."""
-        data = await self._body(request)
+        data = await read_body(request, self.limits)
         return await self._aside(codec.decode, data, self.limits.pixels)
 
-    async def _body(self, request: Request) -> bytes:
-        most = self.limits.body
-        declared = request.headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > most:
-            raise codec.TooLarge(f"the body has {declared} bytes and this server takes at most {most}")
-        parts, size = [], 0
-        try:
-            async with asyncio.timeout(self.limits.patience):
-                async for part in request.stream():
-                    size += len(part)
-                    if size > most:
-                        raise codec.TooLarge(f"the body has more than the {most} bytes that this server takes")
-                    parts.append(part)
-        except TimeoutError:
-            raise Failure(408, f"the body did not arrive within {self.limits.patience:g} s", reason="slow") from None
-        return b"".join(parts)
-
     async def compute(self, request: Request, about: Served, work: Work, steps: str | None, kind: str) -> Answer:
-        """The engine's answer, in time to be encoded before the deadline; the place is freed if the client goes away."""
+        """The engine's answer, in time to be sent before the deadline; the place is freed if the client goes away."""
         visit = request.scope["rcnet"]
-        encoding = self._encoding.seconds(kind, 0, work.pixels.shape[0] * work.pixels.shape[1])
-        deadline = visit.arrived + visit.objective - min(1.3 * encoding, visit.objective / 2)
-        return await unless_gone(request, self.engine.submit(about.name, work, deadline, steps))
+        visit.kind, visit.pixels = kind, work.pixels.shape[0] * work.pixels.shape[1]
+        writing = (1 + 2 * self._writing.spread) * self._writing.seconds(kind, 0, visit.pixels)
+        deadline = visit.arrived + visit.objective - min(writing, visit.objective / 2)
+        answer = await unless_gone(request, self.engine.submit(about.name, work, deadline, steps))
+        visit.computed = self.engine.clock()
+        return answer
 
     async def encode(self, picture: codec.Picture, answer: Answer, kind: str) -> bytes:
         """The denoised image as PNG, JPEG or npy."""
-        started = self.engine.clock()
-        data = await self._aside(codec.encode, picture, answer.result.pixels, kind)
-        height, width = answer.result.pixels.shape[:2]
-        self._encoding.observe(kind, 0, height * width, 1, self.engine.clock() - started)
-        return data
+        return await self._aside(codec.encode, picture, answer.result.pixels, kind)
+
+    def leave(self, visit: "Visit") -> None:
+        """A response was sent: what it took to encode and send it is learned."""
+        if visit.computed:
+            self._writing.observe(visit.kind, 0, visit.pixels, 1, self.engine.clock() - visit.computed)
 
     def load(self, demonstration: Literal["off", "idle", "running"]) -> Load:
         """What `GET /v1/load` says."""
@@ -171,6 +158,30 @@ class Desk:
     async def _aside(self, call: Callable[..., T], *arguments: Any) -> T:
         """A call in a thread, so that others are answered meanwhile."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """The body of a request.
+
+    Raises:
+        TooLarge: more bytes than the limit, declared or sent.
+        Failure: it did not arrive in time.
+    """
+    most = limits.body
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > most:
+        raise codec.TooLarge(f"the body has {declared} bytes and this server takes at most {most}")
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(limits.patience):
+            async for part in request.stream():
+                size += len(part)
+                if size > most:
+                    raise codec.TooLarge(f"the body has more than the {most} bytes that this server takes")
+                parts.append(part)
+    except TimeoutError:
+        raise Failure(408, f"the body did not arrive within {limits.patience:g} s", reason="slow") from None
+    return b"".join(parts)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -206,11 +217,15 @@ def as_headers(fields: dict[str, Any]) -> dict[str, str]:
 
 @dataclass
 class Visit:
-    """What is kept of a request while it is answered: when it came, the seconds that it may take, the model."""
+    """What is kept of a request while it is answered: when it came, the seconds that it may take, the model, the format of the
+    response, pixels, when the result was computed."""
 
     arrived: float
     objective: float | None = None
     model: str = ""
+    kind: str = ""
+    pixels: int = 0
+    computed: float = 0.0
 
 
 class Watch:
@@ -237,6 +252,7 @@ class Watch:
         desk.open += 1
         try:
             await self.app(scope, receive, watched)
+            desk.leave(visit)
         finally:
             desk.open -= 1
             route = getattr(scope.get("route"), "path", "other")

@@ -160,7 +160,8 @@ class Engine:
             except WorkerDied:
                 await self._revive(place, batch)
                 continue
-            scheduler.done(batch, seconds, self.clock(), place)
+            now = self.clock()
+            scheduler.done(batch, now - batch.started, now, place)
             self.each(batch.model, about.labels[batch.setting], len(batch.requests), seconds)
             self._resolve(batch, results, seconds)
 

@@ -7,11 +7,13 @@ that is left over goes where it buys the most measured quality.
 
 import heapq
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from rcnet.errors import InputError, unknown
 
+FULL, DRAIN = 0.85, 1.5  # the part of the workers' time that what arrives may take; objectives until the queue is empty
 HIGH, LOW, HOLD = 0.6, 0.25, 5.0  # of the hysteresis: shares of the objective; objectives between two steps up
 
 
@@ -42,6 +44,13 @@ class Dial(NamedTuple):
     since: float
 
 
+class Stream(NamedTuple):
+    """What arrived for one model lately: requests a second, and the mean of their pixels."""
+
+    rate: float
+    pixels: int
+
+
 class State(NamedTuple):
     """What is known when a batch is about to be made.
 
@@ -52,6 +61,7 @@ class State(NamedTuple):
         waiting: the requests, the earliest deadline first.
         free: when each worker is free.
         cost: (model, setting, pixels) -> seconds that one request takes of a worker, cautiously.
+        streams: of the models for which anything arrived.
     """
 
     now: float
@@ -60,6 +70,7 @@ class State(NamedTuple):
     waiting: Sequence[Ask]
     free: Sequence[float]
     cost: Callable[[str, int, int], float]
+    streams: Mapping[str, Stream]
 
 
 Chosen = Mapping[str, int]
@@ -88,17 +99,17 @@ def hysteresis(state: State) -> Chosen:
 
 
 def slack(state: State) -> Chosen:
-    """The best settings with which every waiting request is in time.
+    """The best settings with which every waiting request is in time and the queue drains.
 
-    From the least, the model whose next setting gains most quality for a second is raised, as long as all deadlines hold.
+    From the least, the model whose next setting gains most quality for a second is raised, as long as both hold.
     """
     chosen = dict.fromkeys(state.models, 0)
-    typical = {ask.model: ask.pixels for ask in state.waiting}
+    typical = {name: stream.pixels for name, stream in state.streams.items()} | {ask.model: ask.pixels for ask in state.waiting}
     open_ = {name for name in typical if len(state.models[name].quality) > 1}
     while open_:
         name = max(open_, key=lambda name: _gain(state, name, chosen[name], typical[name]))
         higher = chosen | {name: chosen[name] + 1}
-        if in_time(state, higher):
+        if drains(state, higher) and in_time(state, higher):
             chosen = higher
         if chosen != higher or chosen[name] + 1 == len(state.models[name].quality):
             open_.remove(name)
@@ -110,6 +121,15 @@ def _gain(state: State, name: str, setting: int, pixels: int) -> float:
     quality = state.models[name].quality
     extra = state.cost(name, setting + 1, pixels) - state.cost(name, setting, pixels)
     return (quality[setting + 1] - quality[setting]) / max(extra, 1e-9)
+
+
+def drains(state: State, chosen: Chosen) -> bool:
+    """Whether the queue is empty within `DRAIN`, or by the last deadline, if requests go on arriving as they did lately."""
+    up = [free for free in state.free if math.isfinite(free)]
+    time = max([DRAIN * state.objective, *(ask.deadline - state.now for ask in state.waiting)])
+    waiting = sum(_takes(state, ask, chosen) for ask in state.waiting) + sum(max(free - state.now, 0.0) for free in up)
+    arriving = sum(stream.rate * state.cost(name, chosen[name], stream.pixels) for name, stream in state.streams.items())
+    return waiting + arriving / FULL * time <= time * len(up)
 
 
 def in_time(state: State, chosen: Chosen) -> bool:
@@ -127,11 +147,14 @@ def ends(state: State, chosen: Chosen) -> list[tuple[Ask, float]]:
     free, done = [max(time, state.now) for time in state.free], []
     heapq.heapify(free)
     for ask in state.waiting:
-        seconds = state.cost(ask.model, chosen[ask.model], ask.pixels) if ask.seconds is None else ask.seconds
-        end = free[0] + seconds
+        end = free[0] + _takes(state, ask, chosen)
         heapq.heapreplace(free, end)
         done.append((ask, end))
     return done
+
+
+def _takes(state: State, ask: Ask, chosen: Chosen) -> float:
+    return state.cost(ask.model, chosen[ask.model], ask.pixels) if ask.seconds is None else ask.seconds
 
 
 POLICIES: dict[str, Policy] = {"slack": slack, "hysteresis": hysteresis, "fixed": fixed, "least": least}

@@ -1,6 +1,7 @@
 """Running the server: workers, engine, uvicorn."""
 
 import asyncio
+import gc
 import ipaddress
 import signal
 import socket
@@ -100,6 +101,7 @@ async def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=DRAIN,
             limit_concurrency=4 * settings.limits.requests,
         )
+        gc.freeze()  # a full collection of what the imports made would stop all for a tenth of a second
         print(f"rcnet serves {', '.join(engine.models)} at http://{shown(listening)}", flush=True)
         server = uvicorn.Server(config)
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn drains at one, and raises it again when it is done

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rcnet.serve.costs import Costs
-from rcnet.serve.policies import Ask, Dial, Policy, State, ends
+from rcnet.serve.policies import Ask, Dial, Policy, State, Stream, ends
 
+RECENT = 4.0  # objectives over which the rate of arrivals is averaged
+GAPS = 3.0  # mean gaps between two arrivals: a longer silence says that their rate fell
+BLOCK = 0.25  # of the objective: no longer is a batch of several, so that those who come meanwhile are in time
 MEMORY = 2.0  # seconds over which the demand for a model is averaged
 UNUSED = 0.005  # of the machine: a model of which less was asked lately has no claim
-PROBE = 2.0  # seconds without a measurement, after which an idle engine takes a request that it would refuse
+PROBE = 0.5  # seconds without a measurement, after which an idle engine takes a request that it would refuse
 BOLD = 4.0  # but not one that takes more than this many times what it may
 log = logging.getLogger(__name__)
 
@@ -95,6 +98,7 @@ class Scheduler:
             self.costs.add(name, model.macs)
         self.free = self.free or [0.0] * self.workers
         self._dials = {name: (len(model.offered) - 1, -math.inf) for name, model in self.models.items()}
+        self._arrived = {name: (0.0, 0.0, 0.0) for name in self.models}
         self._demand = {name: (0.0, 0.0) for name in self.models}
         self._usual = dict.fromkeys(self.models, 0.0)
         self._measured = dict.fromkeys(self.models, -math.inf)
@@ -105,6 +109,7 @@ class Scheduler:
         ask = self._ask(request)
         alone = self._seconds(request)
         self._note_demand(request.model, alone, now)
+        self._note_arrival(request, now)
         if math.isinf(min(self.free)):
             raise Refused("down", "no worker is up at the moment", 1.0)
         if len(self.waiting) >= self.bound:
@@ -160,7 +165,8 @@ class Scheduler:
 
     def done(self, batch: Batch, seconds: float, now: float, worker: int = 0) -> None:
         """A batch took so many seconds of computing."""
-        self.costs.observe(batch.model, batch.setting, batch.requests[0].pixels, len(batch.requests), seconds)
+        trust = 1.0 if any(request.probe for request in batch.requests) else 0.3
+        self.costs.observe(batch.model, batch.setting, batch.requests[0].pixels, len(batch.requests), seconds, trust)
         self._measured[batch.model] = now
         self.free[worker] = now
 
@@ -202,7 +208,7 @@ class Scheduler:
                 known[key] = factor * self._share(name, setting, pixels, count[name])
             return known[key]
 
-        return State(now, self.objective, dials, asks, tuple(self.free), cost)
+        return State(now, self.objective, dials, asks, tuple(self.free), cost, self._streams(now))
 
     @property
     def _cautious(self) -> float:
@@ -224,7 +230,9 @@ class Scheduler:
 
     def _share(self, name: str, setting: int, pixels: int, waiting: int) -> float:
         """What one request takes where so many wait: its share of the best batch."""
-        return min(self.costs.seconds(name, setting, pixels, size) / size for size in self._sizes(waiting))
+        seconds = {size: self.costs.seconds(name, setting, pixels, size) for size in self._sizes(waiting)}
+        short = BLOCK * self.objective / self._cautious
+        return min(of / size for size, of in seconds.items() if size == 1 or of <= short)
 
     def _sizes(self, count: int) -> Iterator[int]:
         size = 1
@@ -237,7 +245,7 @@ class Scheduler:
         best, share = 1, self.costs.seconds(head.model, setting, head.pixels)
         for size in self._sizes(count):
             seconds = self.costs.seconds(head.model, setting, head.pixels, size)
-            if size > 1 and now + self._cautious * seconds > head.deadline:
+            if size > 1 and self._cautious * seconds > min(head.deadline - now, BLOCK * self.objective):
                 break
             hope = 1.0 if self.costs.measured(head.model, setting, head.pixels, size) else 0.9
             if hope * seconds / size < 0.97 * share:
@@ -298,6 +306,25 @@ class Scheduler:
     def _note_demand(self, name: str, seconds: float, now: float) -> None:
         self._usual[name] = seconds
         self._demand[name] = (self._decayed(name, now) + seconds / MEMORY / len(self.free), now)
+
+    def _note_arrival(self, request: Request, now: float) -> None:
+        left, more = self._left(request.model, now), 1 / (RECENT * self.objective)
+        rate, pixels, _ = self._arrived[request.model]
+        self._arrived[request.model] = left * rate + more, left * pixels + more * request.pixels, now
+
+    def _left(self, name: str, now: float) -> float:
+        """The part of the rate of arrivals that still holds: it fades, and after a silence it is no more than `GAPS` allows."""
+        rate, _, since = self._arrived[name]
+        silence = max(now - since, 1e-9)
+        return min(math.exp(-silence / (RECENT * self.objective)), GAPS / silence / max(rate, 1e-9))
+
+    def _streams(self, now: float) -> dict[str, Stream]:
+        """What arrived lately; refused requests count, for they will come again."""
+        return {
+            name: Stream(rate * self._left(name, now), round(pixels / rate))
+            for name, (rate, pixels, _) in self._arrived.items()
+            if rate
+        }
 
 
 def pareto(quality: Sequence[float]) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ It ends when the other end closes, however that came about.
 
 import asyncio
 import contextlib
+import gc
 import os
 import pickle
 import signal
@@ -153,6 +154,7 @@ def _answer(stream: Any) -> None:
         _send(stream, error)
         return
     _send(stream, ([model.about for model in models], [warm_up(model) if plan.warm else [] for model in models]))
+    gc.freeze()
     while True:
         job = _receive(stream)
         started = time.perf_counter()

@@ -1,0 +1,262 @@
+"""Malformed requests against the real server: damaged images, wrong parameters, broken HTTP, slow clients and ones that leave.
+
+    pip install 'rcnet[serve]'
+    python -m benchmarks.fuzz [--requests 10000] [--seed 0]
+
+Starts `rcnet serve` on loopback and sends it requests of a seeded generator, eight at a time. It fails if any answer is a 5xx
+other than 503, if a request that was sent whole gets no answer, if the memory of the server and its worker (Linux: proportional
+set size) grows by more than a twentieth after the first thousand, or if the server does not denoise an image at the end.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SERVER = ("r3_fast.photo", "r2.cifar10", "--slo", "3s", "--max-pixels", "4096", "--max-mb", "1", "--patience", "0.3")
+AT_ONCE, PATIENCE = 8, 60.0  # clients; seconds in which an answer has to come
+WARM, GROWTH = 1000, 1.05  # requests before memory is compared; times more that it may be at the end
+SIDES = (1, 2, 7, 16, 33, 48)  # few: the runtime keeps what it prepared for each size of an image
+FORMATS = ("PNG", "JPEG", "WebP", "npy")
+WORDS = (
+    "",
+    "0",
+    "-1",
+    "1",
+    "2",
+    "1,1,1",
+    "nan",
+    "inf",
+    "-inf",
+    "1e999",
+    "9" * 300,
+    "null",
+    "../etc/passwd",
+    "%00",
+    "%F0%9F%99%82",
+)
+NAMES = ("model", "steps", "sigma", "strength", "deadline_ms", "top", "nothing", "")
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One request: bytes in parts with pauses of so many seconds between, and whether the client waits for the answer."""
+
+    kind: str
+    parts: tuple[bytes, ...]
+    pause: float = 0.0
+    waits: bool = True
+    valid: bool = True  # HTTP that has to be answered
+
+
+@dataclass
+class Report:
+    """What was seen: statuses by kind of request, what was wrong, bytes of server and worker by number of requests."""
+
+    statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    memory: dict[int, list[int]] = field(default_factory=dict)
+
+
+def picture(rng: random.Random, kind: str) -> bytes:
+    """A small image of noise in this format."""
+    shape = (rng.choice(SIDES), rng.choice(SIDES), *rng.choice(((), (1,), (3,), (3,))))
+    array = np.random.default_rng(rng.randrange(1 << 30)).integers(0, 256, shape, np.uint8)
+    stream = io.BytesIO()
+    if kind == "npy":
+        np.save(stream, array)
+    else:
+        Image.fromarray(array.squeeze(-1) if shape[2:] == (1,) else array).save(stream, kind)
+    return stream.getvalue()
+
+
+def damaged(rng: random.Random, data: bytes) -> bytes:
+    """Bytes that were changed, cut, doubled or mixed."""
+    kept = bytearray(data)
+    for _ in range(rng.choice((1, 1, 3, 30))):
+        place = rng.randrange(max(min(len(kept), rng.choice((40, 1 << 20))), 1))
+        way = rng.randrange(5)
+        if way == 0 and kept:
+            kept[place] = rng.randrange(256)
+        elif way == 1:
+            kept[place:] = b""
+        elif way == 2:
+            kept[place:place] = rng.randbytes(rng.randrange(20))
+        elif way == 3:
+            kept[place : place + 4] = rng.choice((b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\0\0\0\1"))
+        else:
+            kept[place:place] = kept[rng.randrange(len(kept) + 1) :][:100]
+    return bytes(kept)
+
+
+def query(rng: random.Random) -> str:
+    pairs = (f"{rng.choice(NAMES)}={rng.choice(WORDS)}" for _ in range(rng.randrange(4)))
+    return "?" + rng.choice(("&", "&", ";")).join(pairs)
+
+
+def post(path: str, body: bytes, headers: str = "", length: int | None = None) -> bytes:
+    declared = len(body) if length is None else length
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}Content-Length: {declared}\r\n\r\n".encode() + body
+
+
+def path_of(rng: random.Random) -> str:
+    return rng.choice(("/v1/denoise", "/v1/denoise", "/v1/classify"))
+
+
+def image_shot(rng: random.Random) -> Shot:
+    return Shot("damaged image", (post(path_of(rng), damaged(rng, picture(rng, rng.choice(FORMATS)))),))
+
+
+def noise_shot(rng: random.Random) -> Shot:
+    start = rng.choice((b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBPVP8X", b"\x93NUMPY\x01\0"))
+    return Shot("random bytes", (post(path_of(rng), start + rng.randbytes(rng.randrange(400))),))
+
+
+def query_shot(rng: random.Random) -> Shot:
+    accept = rng.choice(("", "", *(f"Accept: {kind}\r\n" for kind in ("image/jpeg", "application/json", ";;,", "text/html"))))
+    return Shot("parameters", (post(path_of(rng) + query(rng), picture(rng, rng.choice(FORMATS)), accept),))
+
+
+def valid_shot(rng: random.Random) -> Shot:
+    return Shot("valid", (post(path_of(rng), picture(rng, rng.choice(FORMATS))),))
+
+
+def http_shot(rng: random.Random) -> Shot:
+    body = picture(rng, "PNG")
+    chunked = b"POST /v1/denoise HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    raw = rng.choice(
+        (
+            rng.randbytes(rng.randrange(1, 200)) + b"\r\n\r\n",
+            b"GET / HTTP/9.9\r\n\r\n",
+            post("/v1/denoise", b"").replace(b"POST", rng.choice((b"PUT", b"DELETE", b"PATCH", b"BREW"))),
+            post("/v1/denoise", body, f"X: {'y' * rng.choice((10, 100_000))}\r\n"),
+            post("/v1/denoise", body, length=rng.choice((-1, 10**30, 5))),
+            chunked + b"zz\r\n" + body,
+            chunked + f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n",
+            post("/" + "a" * rng.choice((10, 5000)) + query(rng), body),
+        )
+    )
+    return Shot("broken HTTP", (raw,), valid=False)
+
+
+def slow_shot(rng: random.Random) -> Shot:
+    data = post(path_of(rng), picture(rng, "PNG"))
+    cut = rng.randrange(1, len(data))
+    return Shot("slow client", (data[:cut], data[cut:]), rng.choice((0.05, 0.6)), valid=False)
+
+
+def leaving_shot(rng: random.Random) -> Shot:
+    data = post(path_of(rng), picture(rng, "PNG"))
+    return Shot("client that leaves", (data[: rng.choice((rng.randrange(1, len(data)), len(data)))],), waits=False, valid=False)
+
+
+SHOTS: tuple[tuple[Callable[[random.Random], Shot], float], ...] = (
+    (image_shot, 0.45),
+    (noise_shot, 0.1),
+    (query_shot, 0.2),
+    (valid_shot, 0.05),
+    (http_shot, 0.1),
+    (slow_shot, 0.02),
+    (leaving_shot, 0.08),
+)
+
+
+async def send(host: str, port: int, shot: Shot) -> int:
+    """The status of the answer; 0 if there was none."""
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        for place, part in enumerate(shot.parts):
+            await asyncio.sleep(shot.pause if place else 0)
+            writer.write(part)
+            await writer.drain()
+        if not shot.waits:
+            writer.transport.abort() if len(shot.parts[0]) % 2 else writer.close()
+            return 0
+        if not shot.valid:
+            with contextlib.suppress(OSError, NotImplementedError):
+                writer.write_eof()
+        answer = await asyncio.wait_for(reader.read(), PATIENCE)
+        return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/") else 0
+    finally:
+        writer.close()
+
+
+async def fuzz(url: str, pid: int, requests: int, seed: int = 0) -> Report:
+    """Sends so many requests to the server at a URL, whose process is `pid`."""
+    rng, report = random.Random(seed), Report()
+    host, port = url.removeprefix("http://").split(":")
+    makers, weights = zip(*SHOTS, strict=True)
+    left = iter(range(requests))
+
+    async def client() -> None:
+        for place in left:
+            shot = rng.choices(makers, weights)[0](rng)
+            try:
+                status = await send(host, int(port), shot)
+            except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+                status = 0
+                if shot.valid:
+                    report.wrong.append(f"request {place}, {shot.kind}: {type(error).__name__} {error}")
+            report.statuses[shot.kind, status] += 1
+            if (status >= 500 and status != 503) or (status == 0 and shot.valid and shot.waits):
+                report.wrong.append(f"request {place}, {shot.kind}: answered {status}: {shot.parts[0][:300]!r}")
+            if place % 250 == 249:
+                report.memory[place + 1] = memory(pid)
+
+    await asyncio.gather(*(client() for _ in range(AT_ONCE)))
+    last = Shot("at the end", (post("/v1/denoise", picture(rng, "PNG")),))
+    if await send(host, int(port), last) != 200:
+        report.wrong.append("the server does not denoise an image at the end")
+    warm = [sum(sizes) for count, sizes in sorted(report.memory.items()) if count >= WARM]
+    if len(warm) > 1 and warm[-1] > GROWTH * warm[0]:
+        report.wrong.append(f"memory grew from {warm[0] >> 20} to {warm[-1] >> 20} MiB after the first {WARM} requests")
+    return report
+
+
+def memory(pid: int) -> list[int]:
+    """Bytes of a process and of its children; none where there is no /proc."""
+    with contextlib.suppress(OSError):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        texts = [Path(f"/proc/{one}/smaps_rollup").read_text().splitlines() for one in (pid, *children)]
+        return [1024 * int(next(line for line in lines if line.startswith("Pss:")).split()[1]) for lines in texts]
+    return []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    command = [sys.executable, "-m", "rcnet", "serve", *SERVER, "--threads", "1", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
+        assert process.stdout
+        url = process.stdout.readline().split()[-1]
+        try:
+            report = asyncio.run(fuzz(url, process.pid, args.requests, args.seed))
+        finally:
+            process.terminate()
+            status = process.wait(60)
+    if status:
+        report.wrong.append(f"the server ended with status {status}")
+    for kind in sorted({kind for kind, _ in report.statuses}):
+        found = {status or "none": count for (of, status), count in sorted(report.statuses.items()) if of == kind}
+        print(f"{kind}: {json.dumps(found)}")
+    print("MiB of server and worker:", {n: [size >> 20 for size in sizes] for n, sizes in sorted(report.memory.items())})
+    print("\n".join(report.wrong[:20]) or "nothing was wrong")
+    sys.exit(bool(report.wrong))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The endpoint that people write around a model: FastAPI, a function, the network in it. What `benchmarks.serving` compares with.
+
+python -m benchmarks.plain r3_fast.bsd-gray-25 --steps 3,3,2 --port 8001
+"""
+
+import argparse
+import io
+from typing import Annotated
+
+import numpy as np
+import torch
+import uvicorn
+from fastapi import Depends, FastAPI, Request, Response
+from PIL import Image
+
+import rcnet
+from rcnet.deploy.denoise import denoise_pixels
+
+
+async def body_of(request: Request) -> bytes:
+    return await request.body()
+
+
+def create_app(model: str, steps: tuple[int, ...]) -> FastAPI:
+    app, session = FastAPI(), rcnet.optimize(rcnet.load(model))
+
+    @app.post("/v1/denoise")
+    def denoise(data: Annotated[bytes, Depends(body_of)]) -> Response:
+        noisy = np.asarray(Image.open(io.BytesIO(data)))
+        clean, _ = denoise_pixels(session, noisy[..., None], steps)
+        stream = io.BytesIO()
+        Image.fromarray(clean[..., 0]).save(stream, "PNG")
+        return Response(stream.getvalue(), media_type="image/png")
+
+    return app
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--steps", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    steps = tuple(int(n) for n in args.steps.split(","))
+    uvicorn.run(create_app(args.model, steps), port=args.port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The same engine on a Ray cluster: every replica turns its dial at once, the cluster adds replicas slowly.
+
+A front takes the connections and passes each request to a replica; it asks another one where a replica dies over a request.
+"""
+
+import asyncio
+import os
+import signal
+import threading
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import DeploymentUnavailableError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Message
+
+from rcnet.serve.app import create_app
+from rcnet.serve.desk import Failure, failure_of, read_body
+from rcnet.serve.run import Settings, bind, engine_of, shown
+
+NAME, ENGINE = "rcnet", "Engine"
+TRIES = 3  # replicas that are asked, one after the other, while they die
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
+
+class Replica:
+    """One engine and its application, in a process of the cluster."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.engine = settings, engine_of(settings)
+        self._starting = asyncio.Lock()
+        self._app: Any = None
+
+    async def answer(self, scope: dict[str, Any], body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        """Status, headers and body of the answer to one HTTP request."""
+        await self._start()
+        sent: list[Message] = []
+        unread = [body]
+
+        async def receive() -> Message:
+            if not unread:
+                await asyncio.Event().wait()  # a client that goes away cancels this call
+            return {"type": "http.request", "body": unread.pop(), "more_body": False}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await self._app(scope | {"type": "http", "asgi": {"version": "3.0"}}, receive, send)
+        return sent[0]["status"], list(sent[0]["headers"]), b"".join(message.get("body", b"") for message in sent[1:])
+
+    async def check_health(self) -> None:
+        """Asked by the cluster from time to time."""
+        await self._start()
+        if not self.engine.ready and not self.engine.restarts:
+            raise RuntimeError("no worker is up")
+
+    async def _start(self) -> None:
+        async with self._starting:
+            if self._app is None:
+                await self.engine.start()
+                self._app = create_app(self.engine, limits=self.settings.limits, token=self.settings.token)
+
+
+def front(settings: Settings) -> Starlette:
+    """The application that takes connections, for a process of the cluster."""
+    engines = serve.get_deployment_handle(ENGINE, app_name=NAME)
+
+    async def forward(request: Request) -> Response:
+        try:
+            body = await read_body(request, settings.limits)
+            keys = ("method", "path", "raw_path", "query_string", "headers", "http_version", "scheme")
+            scope = {key: request.scope[key] for key in keys if key in request.scope} | {"root_path": ""}
+            status, headers, data = await ask(scope, body)
+        except Exception as error:
+            failure = failure_of(error)
+            return JSONResponse({"detail": str(failure)}, failure.status, failure.headers)
+        response = Response(data, status)
+        response.raw_headers = headers
+        return response
+
+    async def ask(scope: dict[str, Any], body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        for _ in range(TRIES):
+            try:
+                return await engines.answer.remote(scope, body)
+            except (RayActorError, DeploymentUnavailableError):
+                continue
+        raise Failure(503, "no replica is up at the moment", 1.0, "down")
+
+    return Starlette(routes=[Route("/{path:path}", forward, methods=METHODS)])
+
+
+def application(settings: Settings, replicas: tuple[int, int], fronts: int = 1) -> serve.Application:
+    """What `ray.serve.run` takes: from the least to the most replicas, each with the first device of the settings."""
+    low, high = replicas
+    scale: dict[str, Any] = {"num_replicas": low}
+    if high > low:
+        many = {"min_replicas": low, "max_replicas": high, "target_ongoing_requests": max(settings.limits.requests // 4, 1)}
+        scale = {"autoscaling_config": many}
+    needs = {"num_gpus": int(settings.devices[0].startswith("cuda")), "num_cpus": max(settings.threads, 1)}
+    engine = serve.deployment(
+        name=ENGINE, max_ongoing_requests=2 * settings.limits.requests, ray_actor_options=needs, health_check_period_s=5, **scale
+    )(Replica)
+    ingress = serve.ingress(lambda: front(settings))()
+    gate = serve.deployment(name="Front", num_replicas=fronts, max_ongoing_requests=4096, ray_actor_options={"num_cpus": 0})
+    return gate(ingress).bind(engine.bind(settings))
+
+
+def run(settings: Settings, replicas: tuple[int, int]) -> None:
+    """Serves on the cluster that RAY_ADDRESS names, or on one of this machine alone, until SIGTERM or SIGINT."""
+    with bind(settings.host, settings.port) as free:
+        port, address = free.getsockname()[1], shown(free)
+    if not os.environ.get("RAY_ADDRESS"):
+        ray.init(include_dashboard=False, log_to_driver=False)
+    serve.start(http_options={"host": settings.host, "port": port})
+    serve.run(application(settings, replicas), name=NAME, route_prefix="/")
+    print(f"rcnet serves {', '.join(settings.models)} at http://{address}", flush=True)
+    ended = threading.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, lambda *_: ended.set())
+    ended.wait()
+    serve.delete(NAME)
