@@ -20,16 +20,14 @@ from rcnet.errors import InputError
 from rcnet.hub import model_card
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
-PUSH = """
-import rcnet
-print(rcnet.push_to_hub(rcnet.load("r3_fast.gray"), "ada/denoiser", private=True, license="apache-2.0"))
-"""
-PULL = """
+PUBLISH = """
 import rcnet, sys, torch
-for load, name in ((rcnet.load, "hf-hub:ada/denoiser"), (rcnet.load, "hf-hub:ada/denoiser@main"), (rcnet.from_pretrained, "ada/denoiser")):
-    model = load(name)
-    assert torch.equal(model(torch.ones(1, 1, 8, 8), 1), rcnet.load("r3_fast.gray")(torch.ones(1, 1, 8, 8), 1))
-for load, name in ((rcnet.load, "hf-hub:ada/nothing"), (rcnet.from_pretrained, "ada/nothing"), (rcnet.load, "hf-hub:a b")):
+
+ours, x = rcnet.load("r3_fast.gray"), torch.ones(1, 1, 8, 8)
+print(rcnet.push_to_hub(ours, "ada/denoiser", private=True, license="apache-2.0"))
+for theirs in rcnet.load("hf-hub:ada/denoiser"), rcnet.load("hf-hub:ada/denoiser@main"), rcnet.from_pretrained("ada/denoiser"):
+    assert torch.equal(theirs(x, 1), ours(x, 1))
+for load, name in (rcnet.load, "hf-hub:ada/nothing"), (rcnet.from_pretrained, "ada/nothing"), (rcnet.load, "hf-hub:a b"):
     try:
         load(name)
     except rcnet.InputError as error:
@@ -50,7 +48,6 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def do_POST(self):
-        self.server.asked.append(self.path)
         body = self.rfile.read(int(self.headers["Content-Length"]))
         answer = {"commitUrl": f"{self.server.address}/ada/denoiser/commit/{SHA}", "commitOid": SHA}
         if self.path == "/api/repos/create":
@@ -66,7 +63,8 @@ class Hub(BaseHTTPRequestHandler):
         self.answer(200, json.dumps(answer).encode(), Content_Type="application/json")
 
     def do_GET(self):
-        self.server.asked.append(self.path)
+        if self.command == "GET":
+            self.server.asked.append(self.path)
         content = self.server.files.get(self.path.rpartition("/")[2]) if "/ada/denoiser/resolve/" in self.path else None
         if content is None:
             self.answer(404, X_Error_Code="RepoNotFound")
@@ -88,24 +86,23 @@ def server():
         server.shutdown()
 
 
-def python(code, folder, address, **environment):
-    environment |= {"HF_ENDPOINT": address, "HF_HOME": str(folder), "HF_TOKEN": "hf_of_a_test", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_push_and_load(server, tmp_path):
-    assert python(PUSH, tmp_path / "ours", server.address).strip().endswith(f"/ada/denoiser/commit/{SHA}")
+    environment = {
+        "HF_ENDPOINT": server.address,
+        "HF_HOME": str(tmp_path),
+        "HF_TOKEN": "hf_test",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    done = subprocess.run([sys.executable, "-c", PUBLISH], env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    address, *missing = done.stdout.splitlines()
+    assert address == f"{server.address}/ada/denoiser/commit/{SHA}"
     assert server.created["name"] == "denoiser"
     assert set(server.files) == {"model.safetensors", "README.md", "dial.png"}
     assert 'rcnet.from_pretrained("ada/denoiser")' in server.files["README.md"].decode()
-    missing = python(PULL, tmp_path / "theirs", server.address).splitlines()
+    assert len([path for path in server.asked if path.endswith("model.safetensors")]) == 1
     assert len(missing) == 3
-    assert missing[1].startswith("there is no folder ada/nothing, and the Hugging Face hub:")
-    python(
-        PULL.partition('for load, name in ((rcnet.load, "hf-hub:ada/nothing')[0], tmp_path / "theirs", "http://127.0.0.1:9"
-    )  # from the cache
+    assert missing[1].startswith("there is no folder ada/nothing, and the Hugging Face hub: ")
 
 
 def test_a_folder(tmp_path):
@@ -130,7 +127,7 @@ def test_a_folder(tmp_path):
     for part in (
         "130,804 parameters",
         "![What",
-        "91,786 iterations",
+        "232 images of a folder",
         "- Pictures of one camera.",
         "sigma 25, in levels",
         "apache-2.0",
@@ -175,7 +172,7 @@ def test_without_matplotlib_there_is_no_picture(tmp_path, monkeypatch):
 def test_what_cannot_be_loaded(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="holds 0 files of weights"):
         rcnet.from_pretrained(tmp_path)
-    with pytest.raises(InputError, match="did you mean 'r3_fast.photo'"):
+    with pytest.raises(InputError, match="did you mean 'r3_fast"):
         rcnet.from_pretrained("r3_fast.foto")
     with pytest.raises(InputError, match="no file of weights at"):
         rcnet.from_pretrained(Path("some") / "w.safetensors")
