@@ -1,5 +1,6 @@
 """The Hugging Face hub: weights by name, downloaded once and kept in its cache."""
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +16,15 @@ WEIGHTS = "model.safetensors"  # the file of weights in a repository
 def hub() -> Iterator[Any]:
     """The package huggingface_hub; what it raises becomes an `InputError` of one line."""
     try:
-        import huggingface_hub
+        api: Any = importlib.import_module("huggingface_hub")
+        errors: Any = importlib.import_module("huggingface_hub.errors")
     except ImportError as error:
         raise InputError(
             "the Hugging Face hub needs huggingface_hub, which is not installed: pip install 'rcnet[hub]'"
         ) from error
     try:
-        yield huggingface_hub
-    except (OSError, ValueError, huggingface_hub.errors.HTTPError) as error:
+        yield api
+    except (OSError, ValueError, errors.HTTPError) as error:
         raise InputError(f"the Hugging Face hub: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
