@@ -57,7 +57,7 @@ def blur(x: Tensor, kernel: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def deblur(y: Tensor, kernel: Tensor, denoiser: nn.Module, noise: float = NOISE, calls: int = 8, weight: float = 0.23) -> Tensor:
+def deblur(y: Tensor, kernel: Tensor, denoiser: nn.Module, noise: float = NOISE, calls: int = 8, weight: float = 1.0) -> Tensor:
     """Half quadratic splitting: min over x of |k*x - y|^2 / (2 noise^2) + weight * prior(x), the prior being the denoiser's."""
     k, data, z = spectrum(kernel, y.shape[-2:]), torch.fft.rfft2(y), y
     for sigma in np.geomspace(49 / 255, noise, calls):
