@@ -67,7 +67,9 @@ def main(photos: str, out: str, iterations: str = "150") -> None:
     print(f"noisy: {psnr(noisy, clean):.2f} dB")
     for row in profile(net, image.shape[:2]):
         quality = psnr(rcnet.denoise(net, noisy, row["steps"], tile=0), clean)
-        print(f"steps {row['steps']}: {quality:.2f} dB, {row['macs'] / 1e6:.0f} MMAC, {row['ms']:.1f} ms, {row['parameters']:,} parameters")
+        print(
+            f"steps {row['steps']}: {quality:.2f} dB, {row['macs'] / 1e6:.0f} MMAC, {row['ms']:.1f} ms, {row['parameters']:,} parameters"
+        )
 
 
 if __name__ == "__main__":
