@@ -2,7 +2,8 @@
 
 A photograph is blurred by a motion or by a Gaussian, noise of sigma 2 is added, and the picture is restored by turns: one step
 solves for the data, in the Fourier domain, the other calls r3_fast.color, told of a noise level that falls from call to call.
-`Plugged` follows deepinv's convention, `denoiser(x, sigma)` with sigma in [0, 1], and goes into its algorithms as it is.
+`Plugged` follows deepinv's convention, `denoiser(x, sigma)` with sigma in [0, 1], and goes into its algorithms as it is:
+`deepinv.optim.DPIR(sigma=2 / 255, denoiser=Plugged(model))(y, physics)`.
 
     python examples/deblur.py                  # scikit-image's astronaut: PSNR before and after, for each kernel and step count
     python examples/deblur.py photo.jpg

@@ -22,7 +22,7 @@ from rcnet.training.recipe import Denoising, Optimizer
 
 
 class Depthwise(nn.Module):
-    """x + mix(relu(norm(spatial(x)))): the shared kernels of a cell. Its norms are those of the step, [B, C, H, W] to the same."""
+    """x + mix(relu(norm(spatial(x)))), [B, C, H, W] to the same: the shared kernels of a cell, and the norms of the step."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
