@@ -33,7 +33,7 @@ def architecture(state: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 class Rcnet(spandrel.Architecture[rcnet.RecurrentNet]):
-    """Any r3 or r3_fast, at `steps` of those that it has, at most the largest."""
+    """Any r3 or r3_fast, at `steps` of those that it has; the most unless given."""
 
     def __init__(self, steps: int | None = None) -> None:
         parts = {"stem.weight", "cell1.norms.0.0.0.weight", "cell3.body.convs.0.weight", "head.bias"}
@@ -58,6 +58,5 @@ def register(steps: int | None = None) -> None:
 
 if __name__ == "__main__":
     register()
-    path = sys.argv[1] if len(sys.argv) > 1 else bundled()["r3_fast.photo"]
-    descriptor = spandrel.ModelLoader().load_from_file(path)
-    print(descriptor.architecture.name, descriptor.tags, descriptor.input_channels, descriptor(torch.rand(1, 3, 65, 64)).shape)
+    model = spandrel.ModelLoader().load_from_file(sys.argv[1] if len(sys.argv) > 1 else bundled()["r3_fast.photo"])
+    print(model.architecture.name, model.tags, model(torch.rand(1, model.input_channels, 65, 64)).shape)
