@@ -6,13 +6,18 @@ endif
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs dist clean
+.PHONY: demo test interop lint docs dist clean
 
 demo: $(VENV)/installed
 	$(BIN)/rcnet denoise --demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+interop: # the examples with other libraries, in an environment of their own
+	$(PYTHON) -m venv .venv-interop
+	.venv-interop/bin/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[interop]'
+	.venv-interop/bin/python -m pytest tests/interop
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

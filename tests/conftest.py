@@ -1,12 +1,15 @@
 import os
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from rcnet.cli import main
-from rcnet.models import create_model
+from rcnet.models import create_model, registry
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
 IMAGES = Path(__file__).parent / "images"
 
 
@@ -60,6 +63,20 @@ def snapshot():
         for folder, _, names in os.walk(".")
         for name in names
     }
+
+
+@pytest.fixture
+def example(capsys, tmp_path, monkeypatch):
+    """Runs `python examples/NAME.py ARGUMENTS` in an empty folder: the lines that it prints, and its names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+
+    def call(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        names = runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out.splitlines(), names
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rcnet.deploy.optimize import optimize
     from rcnet.errors import InputError
     from rcnet.evaluation.recalibrate import recalibrate
+    from rcnet.hub import from_pretrained, push_to_hub, save_pretrained
     from rcnet.models import create_model, list_models, load, register, save
     from rcnet.models.converted import convert
     from rcnet.tasks.dial import best_settings
@@ -33,13 +34,16 @@ __all__ = [
     "create_model",
     "denoise",
     "export",
+    "from_pretrained",
     "list_models",
     "load",
     "load_exported",
     "optimize",
+    "push_to_hub",
     "recalibrate",
     "register",
     "save",
+    "save_pretrained",
     "steps_for",
     "unroll",
     "untie",
@@ -48,6 +52,7 @@ __all__ = [
 _HOME = {
     **dict.fromkeys(("Cell", "RecurrentCell", "RecurrentNet", "Transition", "unroll", "untie"), "rcnet.cell"),
     **dict.fromkeys(("create_model", "list_models", "load", "register", "save"), "rcnet.models"),
+    **dict.fromkeys(("from_pretrained", "push_to_hub", "save_pretrained"), "rcnet.hub"),
     "About": "rcnet.about",
     "classify": "rcnet.deploy.classify",
     "convert": "rcnet.models.converted",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rcnet.cell import RecurrentNet
 from rcnet.errors import InputError, unknown
+from rcnet.models.huggingface import PREFIX, fetch
 from rcnet.models.registry import architecture_of, build_model, build_saved, entry
 from rcnet.replacing import replacing
 
@@ -28,7 +29,9 @@ def bundled() -> dict[str, Path]:
 
 
 def find(name_or_path: str | Path) -> Path:
-    """The file of bundled weights or of a path, or `InputError` that names the bundled ones."""
+    """The file of bundled weights, of a path or of `hf-hub:user/name`, or `InputError` that names the bundled ones."""
+    if str(name_or_path).startswith(PREFIX):
+        return fetch(str(name_or_path).removeprefix(PREFIX))
     known = bundled()
     if str(name_or_path) in known:
         return known[str(name_or_path)]
@@ -137,7 +140,8 @@ def _difference(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
 def load(name_or_path: str | Path) -> RecurrentNet:
     """A network with its trained weights, in evaluation mode: bundled weights by name, or a file written by `save`.
 
-    The file's metadata is on the model as `metadata`; what it says of images is also in `about`.
+    `hf-hub:user/name`, or `hf-hub:user/name@revision`, is downloaded from the Hugging Face hub (`pip install 'rcnet[hub]'`). The
+    file's metadata is on the model as `metadata`; what it says of images is also in `about`.
 
     Raises:
         InputError: no such weights, not a file of weights, weights of another architecture than the file claims, or of one

@@ -1,0 +1,175 @@
+"""Publishing: a folder, or a repository of the Hugging Face hub, with the weights and a card of what was measured of them."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rcnet.cell import RecurrentNet, choice
+from rcnet.cost import macs, parameters
+from rcnet.cost.budget import steps_text
+from rcnet.errors import InputError
+from rcnet.figures.dial import dial
+from rcnet.figures.side_by_side import save_picture
+from rcnet.models.files import load, save
+from rcnet.models.huggingface import PREFIX, WEIGHTS, hub
+from rcnet.models.results import result_name
+from rcnet.replacing import replacing
+from rcnet.tasks import usual_size
+from rcnet.tasks.dial import best_settings
+
+CARD, PICTURE = "README.md", "dial.png"
+PIPELINES = {"denoise": "image-to-image", "classify": "image-classification"}  # the hub's names of tasks
+LABELS = {  # of a row of results: its name, and how many digits follow the point
+    "psnr": ("PSNR, dB", 2),
+    "ssim": ("SSIM", 4),
+    "clean": ("PSNR against itself, dB", 2),
+    "error": ("error, %", 2),
+    "top5_error": ("top-5 error, %", 2),
+}
+PAPER = "https://arxiv.org/abs/1902.09809"
+USE = {"denoise": "clean = rcnet.denoise(model, images{steps})", "classify": "scores = rcnet.classify(model, images{steps})"}
+
+
+def from_pretrained(name: str | Path) -> RecurrentNet:
+    """A trained network, as `rcnet.load`: of a folder that holds one file of weights, e.g. of `save_pretrained` or `rcnet train`,
+    else bundled weights or a file, else `user/name` on the Hugging Face hub, which is downloaded.
+
+    Raises:
+        InputError: a folder without a file of weights, or with several; what `rcnet.load` raises.
+    """
+    if Path(name).is_dir():
+        files = sorted(Path(name).glob("*.safetensors"))
+        if len(files) != 1:
+            raise InputError(f"{name} holds {len(files)} files of weights (*.safetensors): one is needed, or rcnet.load(FILE)")
+        return load(files[0])
+    if Path(name).is_file() or Path(name).suffix == ".safetensors" or str(name).count("/") != 1:
+        return load(name)
+    try:
+        return load(f"{PREFIX}{name}")
+    except InputError as error:
+        raise InputError(f"there is no folder {name}, and {error}") from error
+
+
+def save_pretrained(model: RecurrentNet, folder: str | Path, **card: str) -> None:
+    """Writes the weights and a model card to a folder: `model.safetensors`, `README.md`, and `dial.png`, what the settings cost
+    and reach, where that was measured and matplotlib is there.
+
+    Args:
+        card: what only you know, for the card and the file: `license`, e.g. `"apache-2.0"`; `data`, on which it was trained;
+            `limits`, what it is not for; `about`, a sentence or two.
+
+    Raises:
+        InputError: what `rcnet.save` raises.
+    """
+    _write(model, Path(folder), str(folder), card)
+
+
+def push_to_hub(model: RecurrentNet, name: str, *, private: bool = False, **card: str) -> str:
+    """Uploads what `save_pretrained` writes to the repository `user/name`, made if there is none; returns the commit's address.
+
+    Needs `pip install 'rcnet[hub]'` and a token of the hub (`hf auth login`, or the environment's HF_TOKEN).
+
+    Raises:
+        InputError: what `save_pretrained` raises; huggingface_hub is not installed, or the hub refuses or is not reached.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        _write(model, Path(folder), name, card)
+        with hub() as api:
+            api.create_repo(name, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Weights and card by rcnet").commit_url)
+
+
+def _write(model: RecurrentNet, folder: Path, name: str, card: dict[str, str]) -> None:
+    known = {**model.metadata.get("card", {}), **card}
+    about: dict[str, Any] = {"card": known} if known else {}
+    save(model, folder / WEIGHTS, **about)
+    saved = load(folder / WEIGHTS)  # without the results of weights that have changed since
+    try:
+        save_picture(folder / PICTURE, dial(best_settings(saved)))
+    except InputError:  # no matplotlib, or nothing was measured
+        (folder / PICTURE).unlink(missing_ok=True)
+    with replacing(folder / CARD) as temporary:
+        temporary.write_text(model_card(saved, name, (folder / PICTURE).exists()), encoding="utf-8")
+
+
+def model_card(model: RecurrentNet, name: str, pictured: bool = False) -> str:
+    """The card of a network that was loaded from its file, in Markdown with the hub's header: what it is, use, cost and measured
+    quality of each setting, training, limits, licence.
+
+    Args:
+        name: what `from_pretrained` takes.
+        pictured: show `dial.png`.
+    """
+    about, card, quick = model.about, model.metadata.get("card", {}), model.choices[0]
+    header = {"library_name": "rcnet", "pipeline_tag": PIPELINES.get(about.task), "license": card.get("license")}
+    call = USE.get(about.task, "y = model(images{steps})")
+    what = f"`{model.metadata['architecture']['name']}`" + f", made to {about.task}" * bool(about.task)
+    sections = {
+        f"# {Path(name).name}": [
+            *([card["about"] + "\n"] if "about" in card else []),
+            f"A [recurrent-convolution network]({PAPER}) of the library rcnet: {what}, {parameters(model):,} parameters. Its "
+            "cells are applied again and again with the same kernels; how often is chosen in each call.",
+        ],
+        "## Use": [
+            "    pip install 'rcnet[hub]'\n\n```python\nimport rcnet\n",
+            f'model = rcnet.from_pretrained("{name}")  # images are float [B, {about.channels}, H, W] in [0, 1]',
+            call.format(steps=""),
+            *([call.format(steps=f", steps={quick}") + "  # the cheapest"] if len(model.choices) > 1 else []),
+            "```",
+        ],
+        "## Cost and quality": [*["![What each setting costs and reaches](dial.png)\n"] * pictured, *_table(model)],
+        "## Training": [*filter(None, [card.get("data")]), *_runs(model.metadata.get("training") or {})],
+        "## Limits": [*filter(None, [card.get("limits")]), *_limits(model)],
+        "## Licence": [card.get("license", "None is stated.")],
+    }
+    lines = ["---", *(f"{key}: {value}" for key, value in header.items() if value), "tags:", "- recurrent-convolution", "---"]
+    for title, body in sections.items():
+        lines += ["", title, "", *(body or ["The file does not say."])]
+    return "\n".join(lines) + "\n"
+
+
+def _table(model: RecurrentNet) -> Iterator[str]:
+    """A line for each measurement, a column for each setting."""
+    size = model.about.size or usual_size(model.about.task)
+    yield f"| | {' | '.join(f'steps {steps_text(n)}' for n in model.choices)} |"
+    yield "|---" * (len(model.choices) + 1) + "|"
+    costs = (f"{macs(model, n, size) / 1e9:.3g}" for n in model.choices)
+    yield f"| GMAC, {size[1]}x{size[0]} pixels | {' | '.join(costs)} |"
+    results = model.metadata.get("results", [])
+    for result in results:
+        rows = {choice(row["steps"]): row for row in result["rows"]}
+        for metric in dict.fromkeys(key for row in result["rows"] for key in row if key in LABELS):
+            label, digits = LABELS[metric]
+            values = (f"{rows[n][metric]:.{digits}f}" if metric in rows.get(n, {}) else "" for n in model.choices)
+            yield f"| {result_name(result)}: {label} | {' | '.join(values)} |"
+    if not results:
+        yield f"\nNothing was measured: `rcnet eval {WEIGHTS} --data FOLDER --record` measures, and writes it into the file."
+
+
+def _runs(training: dict[str, Any]) -> Iterator[str]:
+    """A line for each training run that made the weights, the first first."""
+    if training.get("before"):
+        yield from _runs(training["before"])
+    if "iterations" in training:
+        data = training.get("data") or {}
+        images = f" on {data['images']:,} images of a folder `{data['folder']}`" if {"images", "folder"} <= data.keys() else ""
+        known = {key: training.get(key) for key in ("minutes", "hardware", "precision", "torch", "seed", "commit")}
+        rest = (f", {key} {value}" for key, value in known.items() if value is not None)
+        yield f"- {training['iterations']:,} iterations{images}{''.join(rest)}"
+
+
+def _limits(model: RecurrentNet) -> Iterator[str]:
+    about = model.about
+    images = {1: "gray images", 3: "RGB images"}.get(about.channels, f"images of {about.channels} channels")
+    yield f"- It takes {images}" + (f", and was trained on {about.size[1]}x{about.size[0]} pixels." if about.size else ".")
+    if about.noise:
+        low, high = about.noise.sigma if isinstance(about.noise.sigma, tuple) else (about.noise.sigma,) * 2
+        noise = f"Gaussian noise of sigma {low:g}" + f" to {high:g}" * (high > low) + ", in levels of 255"
+        noise += ", clipped and rounded" * about.noise.as_8bit + ", and a simulated camera's" * bool(about.noise.camera)
+        yield f"- It was made for {noise}, and may harm images with other noise" + " or with none" * (low > 0) + "."
+    if about.task == "denoise":
+        yield "- It does not sharpen, deblur or enlarge, and what it leaves is no evidence of fine detail."
+    if about.classes:
+        yield f"- It knows {len(about.classes)} classes: {', '.join(about.classes[:20])}" + ", ..." * (len(about.classes) > 20)
+    yield "- It was trained at the settings above, and takes no others."

@@ -1,0 +1,40 @@
+"""The Hugging Face hub: weights by name, downloaded once and kept in its cache."""
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rcnet.errors import InputError
+
+PREFIX = "hf-hub:"
+WEIGHTS = "model.safetensors"  # the file of weights in a repository
+
+
+@contextmanager
+def hub() -> Iterator[Any]:
+    """The package huggingface_hub; what it raises becomes an `InputError` of one line."""
+    try:
+        api: Any = importlib.import_module("huggingface_hub")
+        errors: Any = importlib.import_module("huggingface_hub.errors")
+    except ImportError as error:
+        raise InputError(
+            "the Hugging Face hub needs huggingface_hub, which is not installed: pip install 'rcnet[hub]'"
+        ) from error
+    try:
+        yield api
+    except (OSError, ValueError, errors.HTTPError) as error:
+        raise InputError(f"the Hugging Face hub: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def fetch(name: str) -> Path:
+    """The file of weights of `user/name`, or `user/name@revision`: downloaded, or from the cache if it is the newest or if the
+    hub cannot be reached.
+
+    Raises:
+        InputError: huggingface_hub is not installed, there is no such repository or file of weights in it, or it is not reached.
+    """
+    repository, _, revision = name.partition("@")
+    with hub() as api:
+        return Path(api.hf_hub_download(repository, WEIGHTS, revision=revision or None, library_name="rcnet"))

@@ -1,0 +1,24 @@
+"""torchmetrics agrees with rcnet's own figures."""
+
+import re
+
+import pytest
+
+import rcnet
+from rcnet.data.images import read_folder
+from rcnet.evaluation import denoising_results
+
+from ..conftest import IMAGES
+
+pytest.importorskip("torchmetrics", reason="torchmetrics is not installed: make interop")
+
+
+def test_psnr_and_ssim(example):
+    folder, model = IMAGES / "bsd" / "test", rcnet.load("r3_fast.gray")
+    lines, _ = example("metrics", folder, "r3_fast.gray")
+    ours = denoising_results(model, read_folder(folder, 1), 25, model.choices)
+    assert lines[0].startswith("noisy: 20.")
+    for line, row in zip(lines[1:], ours, strict=True):
+        found, similarity = re.match(r"\d: ([\d.]+) dB, SSIM ([\d.]+)", line).groups()
+        assert float(found) == pytest.approx(row["psnr"], abs=0.006)
+        assert float(similarity) == pytest.approx(row["ssim"], abs=0.01)
