@@ -370,7 +370,7 @@ def sigma_input(shape: tuple[int, ...], sigma: Level) -> np.ndarray:
 def cut(path: Path, output: str) -> bytes:
     """The bytes of an ONNX file with that output only, and what it needs."""
     onnx = needed("onnx")
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
     part = onnx.utils.Extractor(model).extract_model([value.name for value in model.graph.input], [output])
     return part.SerializeToString()
 
