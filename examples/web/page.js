@@ -152,12 +152,11 @@ function tell() {
   const facts = {
     Setting: setting.name,
     Time: `${state.ms.toFixed(0)} ms`,
+    Threads: state.threads,
     MACs: `${((setting.macs * width * height * 3) / state.model.channels / 1e9).toFixed(2)} G`,
     "Level found": `sigma ${(255 * Math.sqrt(squares / state.out.length)).toFixed(1)}`,
-    Pixels: `${width}×${height}`,
-    Weights: `${state.model.name}, ${state.threads} thread${state.threads > 1 ? "s" : ""}`,
+    Weights: state.model.name,
   };
-  if (state.model.channels === 3) facts.MACs = `${((setting.macs * width * height) / 1e9).toFixed(2)} G`;
   if (state.known) {
     const before = psnr(state.noisy, state.clean);
     const after = $("after").getContext("2d").getImageData(0, 0, width, height);
