@@ -436,6 +436,11 @@ def _executorch_session(path: Path, name: str) -> Runner:
     program, method = _executorch_method(path, name)
 
     def run(fed: dict[str, np.ndarray], program: Any = program) -> np.ndarray:
+        batch, _, *sides = fed["image"].shape
+        if batch > 1 or max(sides) > SIDE:
+            raise InputError(
+                f"a file for ExecuTorch takes one image a call, of sides up to {SIDE} pixels, not {batch} of {sides}"
+            )
         return method.execute([torch.from_numpy(value) for value in fed.values()])[0].numpy().copy()
 
     return run
