@@ -3,9 +3,9 @@
     pip install 'rcnet[executorch,bench]' playwright; python examples/web/build.py
     python -m benchmarks.devices [--model r3_fast.photo] [--rounds N]
 
-One picture of 321x481 pixels, all in one thread: PyTorch (a fast session), ONNX Runtime, ONNX Runtime Web (WebAssembly, in Chromium)
-and ExecuTorch (XNNPACK), in turns. The time is that of the processor, as the system counts it for the process, so that other work on
-the machine hardly matters; where a core is idle, the clock shows the same. Runtimes that are not installed are left out. Results go to
+One picture of 321x481 pixels, all in one thread: PyTorch (a fast session), ONNX Runtime, ONNX Runtime Web (WebAssembly, in
+Chromium) and ExecuTorch (XNNPACK, left out where it is not installed), in turns. The time is that of the processor, as the system
+counts it for the process, so that other work on the machine matters less; on an idle core the clock shows the same. Results go to
 results/devices.json, the table to results/devices.md.
 """
 
@@ -96,7 +96,8 @@ def browser(site: Path) -> Iterator[tuple[Any, str]]:
 def builder() -> Any:
     """The module that builds the page of examples/web."""
     spec = importlib.util.spec_from_file_location("build", ROOT / "examples" / "web" / "build.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -171,7 +172,7 @@ def render(result: dict[str, Any]) -> str:
         "",
         f"Rendered by `python -m benchmarks.devices`: `{result['model']}`, one picture of {size} pixels, fp32, one thread;",
         f"{result['hardware']}; {versions}; commit {result['commit']}.",
-        f"Milliseconds of processor time, the least of {result['rounds']} rounds. All measured on this processor: no phone was at hand.",
+        f"Milliseconds of processor time, the least of {result['rounds']} rounds, on this processor: no phone was at hand.",
         f"No value of any runtime is more than {worst:.0e} from PyTorch's, in [0, 1].",
         "",
         f"| steps | GMAC | {' | '.join(runtimes)} |",

@@ -3,7 +3,6 @@
 import base64
 import importlib.util
 import io
-import shutil
 import threading
 
 import numpy as np
@@ -28,7 +27,8 @@ TILES = """async ([planes, width, height, place, level]) => {
   const { denoise } = await import("./denoise.js");
   const bytes = Uint8Array.from(atob(planes), (c) => c.charCodeAt(0));
   const out = [];
-  await denoise(new Float32Array(bytes.buffer), width, height, place, level, (tile) => out.push({ ...tile, data: [...tile.data] }));
+  const keep = (tile) => out.push({ ...tile, data: [...tile.data] });
+  await denoise(new Float32Array(bytes.buffer), width, height, place, level, keep);
   return out;
 }"""
 

@@ -37,7 +37,7 @@ SIDE = 256  # of the image that MACs are counted on, in pixels
 
 
 def fetch() -> None:
-    """Puts onnxruntime-web's files beside the page, out of the package that npm gives, if it is the one that this was written for."""
+    """Puts onnxruntime-web's files beside the page, out of npm's package, if that is the one that this was written for."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["npm", "pack", "--silent", f"onnxruntime-web@{VERSION}"], cwd=folder, check=True)
         (package,) = Path(folder).glob("*.tgz")

@@ -136,7 +136,7 @@ def export(
     if calibration is None and to != "executorch":
         still = plain(evaluating(model))
         nets = [unroll(still, n) for n in counts]
-    else:  # folded: after an int8 convolution nothing may change the scale of a channel, and ExecuTorch folds shared kernels wrongly
+    else:  # folded: nothing may change the scale of a channel after an int8 convolution; ExecuTorch folds shared kernels wrongly
         sessions = optimize(model, counts, precision="fp32").sessions.values()
         nets = [session.to(memory_format=torch.contiguous_format) for session in sessions]  # type: ignore[call-overload]
     net = _EveryStep(nets, about.sub).eval()
@@ -326,7 +326,7 @@ def read_exported(path: str | Path) -> dict[str, Any]:
 
 
 def load_exported(path: str | Path, steps: Steps = None, *, threads: int | None = None, precision: str = "fp32") -> Exported:
-    """A function of one step count, `f(image)` or `f(image, sigma)`, by ONNX Runtime, OpenVINO or ExecuTorch: what the network gives.
+    """A function of one step count, `f(image)` or `f(image, sigma)`, by the file's runtime: what the network gives.
 
     It takes images, float32 [batch, C, height, width] in [0, 1], and, of networks that take the noise level, `sigma` in levels of
     255: a number, one an image [batch], or a map [height, width] or [batch, 1, height, width]; None or negative: unknown.
