@@ -36,9 +36,9 @@ def export(
     model
         Bundled weights (see rcnet models) or a file of weights.
     output
-        The file to write: .onnx, .xml (OpenVINO, with a .bin beside it) or .pt2 (torch.export).
+        The file to write: .onnx, .xml (OpenVINO, with a .bin beside it), .pt2 (torch.export) or .pte (ExecuTorch).
     to
-        onnx, openvino or pt2; what the suffix says unless given.
+        onnx, openvino, pt2 or executorch; what the suffix says unless given.
     steps
         A step count of the model, or all.
     int8

@@ -1,6 +1,7 @@
-"""One file for every step count: ONNX, OpenVINO or a torch.export archive, each kernel stored once.
+"""One file for every step count: ONNX, OpenVINO or a torch.export archive, each kernel stored once; or ExecuTorch's for phones.
 
-The exported graph has an output for each step count; a loader cuts it to one. Uncut, a runtime would compute them all.
+The exported graph has an output for each step count; a loader cuts it to one. Uncut, a runtime would compute them all. A file for
+ExecuTorch has a method for each instead, whose kernels have their batch norms folded in.
 """
 
 import io
@@ -26,9 +27,10 @@ from rcnet.errors import InputError, unknown
 from rcnet.replacing import naming
 from rcnet.tasks.task import Fed
 
-FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "executorch": ".pte"}
 OPSET = 20
 KEY = "rcnet"  # the metadata property, holding JSON
+SIDE, ANY = 1024, 1 << 15  # the longest sides of images, in pixels: in ExecuTorch, which plans memory for them, and elsewhere
 Calibration = Iterable[Fed] | None
 Level = float | np.ndarray | None
 Runner = Callable[[dict[str, np.ndarray]], np.ndarray]
@@ -107,7 +109,8 @@ def export(
     what the sides of images have to be multiples of.
 
     Args:
-        to: `onnx`, `openvino` or `pt2`; what the suffix of the path says unless given.
+        to: `onnx`, `openvino`, `pt2` or `executorch`; what the suffix of the path says unless given. A file for ExecuTorch takes
+            one image of sides up to `SIDE` a call, and has a method `steps1`, ... for each step count.
         steps: the step counts; all supported ones unless given.
         calibration: what `int8.calibration_images` gives: images, float32 [B, C, H, W], or pairs of images and `sigma` for
             networks that take both. Convolutions then compute in int8.
@@ -126,18 +129,18 @@ def export(
         raise InputError(f"{path} does not end in {FORMATS[to]}, as a file of the format {to} does")
     if not path.parent.is_dir():
         raise InputError(f"{path} cannot be written: there is no folder {path.parent}")
-    if calibration is not None and to == "pt2":
-        raise InputError("int8 is for onnx and openvino files, not for pt2")
+    if calibration is not None and to in ("pt2", "executorch"):
+        raise InputError(f"int8 is for onnx and openvino files, not for {to}")
     counts, about = chosen(model, tuple(steps) or None), model.about
     check_sides(model, counts)
     metadata = {**model.metadata, "architecture": model.architecture, "task": about.task, "preprocessing": about.to_json()}
     metadata |= {"inputs": about.inputs, "outputs": {output_name(n): n for n in counts}, "multiple": about.multiple}
     metadata["precision"] = "fp32" if calibration is None else "int8"
     nets: list[nn.Module]
-    if calibration is None:
+    if calibration is None and to != "executorch":
         still = plain(evaluating(model))
         nets = [unroll(still, n) for n in counts]
-    else:  # folded, so that each int8 convolution is followed by nothing that changes the scale of a channel
+    else:  # folded: nothing may change the scale of a channel after an int8 convolution; ExecuTorch folds shared kernels wrongly
         sessions = optimize(model, counts, precision="fp32").sessions.values()
         nets = [session.to(memory_format=torch.contiguous_format) for session in sessions]  # type: ignore[call-overload]
     net = _EveryStep(nets, about.sub).eval()
@@ -148,20 +151,20 @@ def export(
     return path
 
 
-def _program(net: nn.Module, channels: int, metadata: dict[str, Any]) -> Any:
-    """The traced network with free batch and sides, without the paths and source lines of this machine.
+def _program(net: nn.Module, channels: int, metadata: dict[str, Any], batches: int = ANY, side: int = ANY) -> Any:
+    """The traced network with free batch and sides up to these, without the paths and source lines of this machine.
 
     The smallest sides that tracing allows; a graph in ONNX or OpenVINO then runs for smaller ones, too.
     """
-    multiple, batch = metadata["multiple"], torch.export.Dim("batch", min=1, max=1 << 15)
+    multiple, batch = metadata["multiple"], torch.export.Dim("batch", min=1, max=batches) if batches > 1 else None
 
     def sides(prefix: str, multiple: int, least: int) -> dict[int, Any]:
-        dims = [multiple * torch.export.Dim(f"_{prefix}{side}", min=least, max=1 << 15) for side in ("height", "width")]
+        dims = [multiple * torch.export.Dim(f"_{prefix}{name}", min=least, max=side // multiple) for name in ("height", "width")]
         return {0: batch, 2: dims[0], 3: dims[1]}
 
     for least in (1, 3, 9):
         free = {"image": sides("", multiple, least), "sigma": sides("sigma_", 1, 1)}
-        example = _example(channels, len(metadata["inputs"]), 16 * multiple, 24 * multiple)
+        example = _example(min(batches, 2), channels, len(metadata["inputs"]), 16 * multiple, 24 * multiple)
         try:
             program = torch.export.export(net, example, dynamic_shapes={name: free[name] for name in metadata["inputs"]})
         except (UserError, ValueError, RuntimeError):
@@ -175,9 +178,9 @@ def _program(net: nn.Module, channels: int, metadata: dict[str, Any]) -> Any:
     return program
 
 
-def _example(channels: int, inputs: int, height: int, width: int) -> tuple[Tensor, ...]:
+def _example(batch: int, channels: int, inputs: int, height: int, width: int) -> tuple[Tensor, ...]:
     """Inputs of that size."""
-    return (torch.rand(2, channels, height, width), torch.rand(2, 1, height + 1, width + 1))[:inputs]
+    return (torch.rand(batch, channels, height, width), torch.rand(batch, 1, height + 1, width + 1))[:inputs]
 
 
 @torch.no_grad()
@@ -270,10 +273,29 @@ def _to_pt2(net: nn.Module, path: Path, channels: int, metadata: dict[str, Any],
     return [path]
 
 
+def _to_executorch(net: nn.Module, path: Path, channels: int, metadata: dict[str, Any], _: Calibration) -> list[Path]:
+    needed("executorch")
+    assert isinstance(net, _EveryStep)
+    with quiet():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        programs = {
+            name: _program(_EveryStep([one], net.sub).eval(), channels, metadata, 1, SIDE)
+            for name, one in zip(metadata["outputs"], net.nets, strict=True)
+        }
+        lowered = to_edge_transform_and_lower(
+            programs, partitioner=[XnnpackPartitioner()], constant_methods={KEY: json.dumps(metadata)}
+        )
+        path.write_bytes(lowered.to_executorch().buffer)
+    return [path]
+
+
 _WRITERS: dict[str, Callable[[nn.Module, Path, int, dict[str, Any], Calibration], list[Path]]] = {
     "onnx": _to_onnx,
     "openvino": _to_openvino,
     "pt2": _to_pt2,
+    "executorch": _to_executorch,
 }
 
 
@@ -296,6 +318,8 @@ def read_exported(path: str | Path) -> dict[str, Any]:
             text = text_of(path)
         elif path.suffix == ".xml":
             text = needed("openvino").Core().read_model(path).get_rt_info([KEY]).astype(str)
+        elif path.suffix == ".pte":
+            text = _executorch_method(path, KEY)[1].execute([])[0]
         else:
             with zipfile.ZipFile(path) as archive:
                 name = next(name for name in archive.namelist() if name.endswith(f"extra/{KEY}") or name.endswith(f"/{KEY}"))
@@ -308,15 +332,15 @@ def read_exported(path: str | Path) -> dict[str, Any]:
 
 
 def load_exported(path: str | Path, steps: Steps = None, *, threads: int | None = None, precision: str = "fp32") -> Exported:
-    """A function of one step count, `f(image)` or `f(image, sigma)`, by ONNX Runtime or OpenVINO: what the network gives.
+    """A function of one step count, `f(image)` or `f(image, sigma)`, by the file's runtime: what the network gives.
 
     It takes images, float32 [batch, C, height, width] in [0, 1], and, of networks that take the noise level, `sigma` in levels of
     255: a number, one an image [batch], or a map [height, width] or [batch, 1, height, width]; None or negative: unknown.
 
     Args:
-        path: a .onnx or .xml file that `export` wrote.
+        path: a .onnx, .xml or .pte file that `export` wrote; the last takes one image a call.
         steps: one of its step counts; the largest unless given.
-        threads: of the processor; what the runtime takes unless given.
+        threads: of the processor, not for ExecuTorch; what the runtime takes unless given.
         precision: `fp32`, or in OpenVINO `bf16`, of what is not int8 in the file.
 
     Raises:
@@ -329,15 +353,17 @@ def load_exported(path: str | Path, steps: Steps = None, *, threads: int | None 
     key = next(reversed(held)) if steps is None else choice(steps)
     if key not in held:
         raise InputError(f"steps={steps!r} is not in {path}: valid: {', '.join(map(str, held))}")
-    valid = {".xml": {"fp32": "f32", "bf16": "bf16"}, ".onnx": {"fp32": "f32"}}.get(path.suffix, {})
+    valid = {".xml": {"fp32": "f32", "bf16": "bf16"}, ".onnx": {"fp32": "f32"}, ".pte": {"fp32": "f32"}}.get(path.suffix, {})
     if valid and precision not in valid:
         raise unknown("precision", precision, valid)
     if path.suffix == ".xml":
         run = _openvino_session(path, held[key], threads, valid[precision])
     elif path.suffix == ".onnx":
         run = _onnx_session(cut(path, held[key]), threads)
+    elif path.suffix == ".pte":
+        run = _executorch_session(path, held[key])
     else:
-        raise InputError(f"{path} is not a .onnx or .xml file; torch.export.load reads a .pt2 file")
+        raise InputError(f"{path} is not a .onnx, .xml or .pte file; torch.export.load reads a .pt2 file")
     takes_level = "sigma" in metadata.get("inputs", ())
 
     def call(image: np.ndarray, sigma: Level = None) -> np.ndarray:
@@ -376,7 +402,7 @@ def sigma_input(shape: tuple[int, ...], sigma: Level) -> np.ndarray:
 def cut(path: Path, output: str) -> bytes:
     """The bytes of an ONNX file with that output only, and what it needs."""
     onnx = needed("onnx")
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
     part = onnx.utils.Extractor(model).extract_model([value.name for value in model.graph.input], [output])
     return part.SerializeToString()
 
@@ -400,3 +426,27 @@ def _openvino_session(path: Path, output: str, threads: int | None, precision: s
         config["INFERENCE_NUM_THREADS"] = str(threads)
     request = core.compile_model(part, "CPU", config).create_infer_request()
     return lambda fed: next(iter(request.infer(fed).values())).copy()
+
+
+def _executorch_method(path: Path, name: str) -> tuple[Any, Any]:
+    """The program, which has to live as long, and a method of it."""
+    needed("executorch")
+    with quiet():
+        from executorch.runtime import Runtime
+
+        program = Runtime.get().load_program(path)
+        return program, program.load_method(name)
+
+
+def _executorch_session(path: Path, name: str) -> Runner:
+    program, method = _executorch_method(path, name)
+
+    def run(fed: dict[str, np.ndarray], program: Any = program) -> np.ndarray:
+        batch, _, *sides = fed["image"].shape
+        if batch > 1 or max(sides) > SIDE:
+            raise InputError(
+                f"a file for ExecuTorch takes one image a call, of sides up to {SIDE} pixels, not {batch} of {sides}"
+            )
+        return method.execute([torch.from_numpy(value) for value in fed.values()])[0].numpy().copy()
+
+    return run

@@ -15,7 +15,7 @@ def needed(*packages: str) -> Any:
     try:
         modules = [importlib.import_module(package) for package in packages]
     except ImportError as error:
-        extra = "openvino" if "openvino" in packages else "onnx"
+        extra = packages[0] if packages[0] in ("openvino", "executorch") else "onnx"
         raise InputError(f"this needs {' and '.join(packages)}: pip install 'rcnet[{extra}]'") from error
     return modules[0]
 

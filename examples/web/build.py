@@ -1,0 +1,120 @@
+"""Builds the page that denoises in the browser: a folder of static files, for any server of files.
+
+    python examples/web/build.py                                        # writes examples/web/site
+    python examples/web/build.py --model r3_fast.gray --serve 8080      # other weights; serves it, too
+
+Needs `pip install 'rcnet[onnx]'`, and npm the first time, for onnxruntime-web.
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import onnx
+
+import rcnet
+from rcnet.cost.budget import steps_text
+from rcnet.cost.counting import macs
+from rcnet.deploy.export import cut, export, output_name
+
+HERE = Path(__file__).parent
+LIBRARY = HERE / "onnxruntime-web"
+VERSION = "1.30.0"
+SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+PAGE = ("index.html", "page.css", "page.js", "worker.js", "denoise.js")
+SAMPLE = Path(rcnet.__file__).parent / "assets" / "cameraman.png"
+ISOLATED = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
+SIDE = 256  # of the image that MACs are counted on, in pixels
+
+
+def fetch() -> None:
+    """Puts onnxruntime-web's files beside the page, out of npm's package, if that is the one that this was written for."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["npm", "pack", "--silent", f"onnxruntime-web@{VERSION}"], cwd=folder, check=True)
+        (package,) = Path(folder).glob("*.tgz")
+        found = base64.b64encode(hashlib.sha512(package.read_bytes()).digest()).decode()
+        if found != SHA512:
+            raise SystemExit(f"onnxruntime-web {VERSION} from npm is not the expected package: SHA-512 {found}")
+        with tarfile.open(package) as archive:
+            LIBRARY.mkdir(exist_ok=True)
+            for name in RUNTIME:
+                (LIBRARY / name).write_bytes(archive.extractfile(f"package/dist/{name}").read())
+
+
+def write_network(name: str, site: Path) -> None:
+    """A graph a setting, all with their kernels in one file, and what the page has to know."""
+    net = rcnet.load(name)
+    if net.about.task != "denoise":
+        raise SystemExit(f"{name} does not denoise")
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "network.onnx"
+        onnx.save(onnx.load(export(net, whole)), whole, save_as_external_data=True, location="kernels.bin", size_threshold=2048)
+        shutil.copy(Path(folder) / "kernels.bin", site)
+        for n in net.choices:
+            (site / f"{output_name(n)}.onnx").write_bytes(cut(whole, output_name(n)))
+    settings = [
+        {
+            "name": steps_text(n),
+            "output": output_name(n),
+            "radius": net.about.radius(net.per_cell(n)),
+            "macs": macs(net, n, (SIDE, SIDE)) / SIDE**2,
+        }
+        for n in net.choices
+    ]
+    about = {"name": name, "channels": net.about.channels, "level": net.about.takes_level, "sub": net.about.sub}
+    (site / "model.json").write_text(json.dumps({**about, "settings": settings}, indent=1) + "\n")
+
+
+def build(name: str, site: Path) -> None:
+    if not LIBRARY.is_dir():
+        fetch()
+    site.mkdir(parents=True, exist_ok=True)
+    for file in (*(HERE / part for part in PAGE), *(LIBRARY / part for part in RUNTIME)):
+        shutil.copy(file, site)
+    shutil.copy(SAMPLE, site / "sample.png")
+    write_network(name, site)
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Files, with the headers without which a browser gives a page no threads."""
+
+    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript", ".wasm": "application/wasm"}  # noqa: RUF012
+
+    def end_headers(self) -> None:
+        for header, value in ISOLATED.items():
+            self.send_header(header, value)
+        super().end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def server(site: Path, port: int) -> ThreadingHTTPServer:
+    return ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, directory=str(site)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="r3_fast.photo", help="weights of a denoiser, as rcnet denoise takes them")
+    parser.add_argument("--site", type=Path, default=HERE / "site", help="the folder to write")
+    parser.add_argument("--serve", type=int, metavar="PORT", help="serve it here until Ctrl-C")
+    args = parser.parse_args()
+    build(args.model, args.site)
+    print(args.site)
+    if args.serve is not None:
+        with server(args.site, args.serve) as serving:
+            print(f"http://127.0.0.1:{serving.server_port}", flush=True)
+            serving.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
