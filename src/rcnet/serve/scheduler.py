@@ -231,9 +231,12 @@ class Scheduler:
 
     def _share(self, name: str, setting: int, pixels: int, waiting: int) -> float:
         """What one request takes where so many wait: its share of the best batch."""
-        seconds = {size: self.costs.seconds(name, setting, pixels, size) for size in self._sizes(waiting)}
-        short = BLOCK * self.objective / self._cautious
-        return min(of / size for size, of in seconds.items() if size == 1 or of <= short)
+        best = self.costs.seconds(name, setting, pixels)
+        size, most, short = 2, min(waiting, self.most), BLOCK * self.objective / self._cautious
+        while size <= most and (together := self.costs.seconds(name, setting, pixels, size)) <= short:
+            best = min(best, together / size)
+            size *= 2
+        return best
 
     def _sizes(self, count: int) -> Iterator[int]:
         size = 1
