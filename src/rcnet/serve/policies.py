@@ -127,7 +127,9 @@ def drains(state: State, chosen: Chosen) -> bool:
     """Whether the queue is empty within `DRAIN`, or by the last deadline, if requests go on arriving as they did lately."""
     up = [free for free in state.free if math.isfinite(free)]
     time = max([DRAIN * state.objective, *(ask.deadline - state.now for ask in state.waiting)])
-    waiting = sum(_takes(state, ask, chosen) for ask in state.waiting) + sum(max(free - state.now, 0.0) for free in up)
+    waiting = sum(max(free - state.now, 0.0) for free in up)
+    for model, pixels, _, seconds in state.waiting:
+        waiting += state.cost(model, chosen[model], pixels) if seconds is None else seconds
     arriving = sum(stream.rate * state.cost(name, chosen[name], stream.pixels) for name, stream in state.streams.items())
     return waiting + arriving / FULL * time <= time * len(up)
 
@@ -144,17 +146,13 @@ def finish(state: State, chosen: Chosen) -> float:
 
 def ends(state: State, chosen: Chosen) -> list[tuple[Ask, float]]:
     """When each waiting request would be done."""
-    free, done = [max(time, state.now) for time in state.free], []
+    free, done, cost = [max(time, state.now) for time in state.free], [], state.cost
     heapq.heapify(free)
     for ask in state.waiting:
-        end = free[0] + _takes(state, ask, chosen)
+        end = free[0] + (cost(ask.model, chosen[ask.model], ask.pixels) if ask.seconds is None else ask.seconds)
         heapq.heapreplace(free, end)
         done.append((ask, end))
     return done
-
-
-def _takes(state: State, ask: Ask, chosen: Chosen) -> float:
-    return state.cost(ask.model, chosen[ask.model], ask.pixels) if ask.seconds is None else ask.seconds
 
 
 POLICIES: dict[str, Policy] = {"slack": slack, "hysteresis": hysteresis, "fixed": fixed, "least": least}

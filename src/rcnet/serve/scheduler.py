@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from rcnet.serve.costs import Costs
 from rcnet.serve.policies import Ask, Dial, Policy, State, Stream, ends
 
-RECENT = 4.0  # objectives over which the rate of arrivals is averaged
+RECENT, LONGEST = 4.0, 1.0  # objectives over which the rate of arrivals is averaged, and seconds at most
 GAPS = 3.0  # mean gaps between two arrivals: a longer silence says that their rate fell
 BLOCK = 0.25  # of the objective: no longer is a batch of several, so that those who come meanwhile are in time
 MEMORY = 2.0  # seconds over which the demand for a model is averaged
@@ -98,6 +98,7 @@ class Scheduler:
             self.costs.add(name, model.macs)
         self.free = self.free or [0.0] * self.workers
         self._dials = {name: (len(model.offered) - 1, -math.inf) for name, model in self.models.items()}
+        self._recent = min(RECENT * self.objective, LONGEST)
         self._arrived = {name: (0.0, 0.0, 0.0) for name in self.models}
         self._demand = {name: (0.0, 0.0) for name in self.models}
         self._usual = dict.fromkeys(self.models, 0.0)
@@ -230,9 +231,12 @@ class Scheduler:
 
     def _share(self, name: str, setting: int, pixels: int, waiting: int) -> float:
         """What one request takes where so many wait: its share of the best batch."""
-        seconds = {size: self.costs.seconds(name, setting, pixels, size) for size in self._sizes(waiting)}
-        short = BLOCK * self.objective / self._cautious
-        return min(of / size for size, of in seconds.items() if size == 1 or of <= short)
+        best = self.costs.seconds(name, setting, pixels)
+        size, most, short = 2, min(waiting, self.most), BLOCK * self.objective / self._cautious
+        while size <= most and (together := self.costs.seconds(name, setting, pixels, size)) <= short:
+            best = min(best, together / size)
+            size *= 2
+        return best
 
     def _sizes(self, count: int) -> Iterator[int]:
         size = 1
@@ -308,7 +312,7 @@ class Scheduler:
         self._demand[name] = (self._decayed(name, now) + seconds / MEMORY / len(self.free), now)
 
     def _note_arrival(self, request: Request, now: float) -> None:
-        left, more = self._left(request.model, now), 1 / (RECENT * self.objective)
+        left, more = self._left(request.model, now), 1 / self._recent
         rate, pixels, _ = self._arrived[request.model]
         self._arrived[request.model] = left * rate + more, left * pixels + more * request.pixels, now
 
@@ -316,7 +320,7 @@ class Scheduler:
         """The part of the rate of arrivals that still holds: it fades, and after a silence it is no more than `GAPS` allows."""
         rate, _, since = self._arrived[name]
         silence = max(now - since, 1e-9)
-        return min(math.exp(-silence / (RECENT * self.objective)), GAPS / silence / max(rate, 1e-9))
+        return min(math.exp(-silence / self._recent), GAPS / silence / max(rate, 1e-9))
 
     def _streams(self, now: float) -> dict[str, Stream]:
         """What arrived lately; refused requests count, for they will come again."""
