@@ -57,6 +57,11 @@ def refused(run):
     return call
 
 
+def names_of(example):
+    """What `import examples.NAME` would define."""
+    return runpy.run_path(str(EXAMPLES / f"{example}.py"))
+
+
 def snapshot():
     return {
         os.path.join(folder, name): os.stat(os.path.join(folder, name)).st_mtime_ns

@@ -8,7 +8,7 @@ import torch
 import rcnet
 from rcnet.errors import InputError
 
-from .conftest import IMAGES
+from .conftest import IMAGES, names_of
 
 
 def numbers(line):
@@ -30,15 +30,15 @@ def test_deblur(example):
     torch.testing.assert_close(names["blur"](x, kernel), moved, atol=1e-5, rtol=0)
 
 
-def test_plugged_takes_levels_of_one(example):
+def test_plugged_takes_levels_of_one():
     model = rcnet.load("r3_fast.color")
-    plugged = example("deblur", IMAGES / "cat.png")[1]["Plugged"](model, 1)
+    plugged = names_of("deblur")["Plugged"](model, 1)
     x = torch.rand(2, 3, 20, 24)
     torch.testing.assert_close(plugged(x, torch.tensor([0.1, 0.2])), model(x, 1, sigma=torch.tensor([25.5, 51.0])))
 
 
 def test_own_network(example, tmp_path):
-    lines, _ = example("own_network", IMAGES / "bsd" / "train", "run")
+    lines, _ = example("own_network", IMAGES / "bsd" / "train", "run", 150)
     (noisy,) = numbers(lines[0])
     found = [numbers(line) for line in lines[1:]]
     assert [line.split(":")[0] for line in lines[1:]] == ["steps 1", "steps 2", "steps 3"]

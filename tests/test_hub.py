@@ -102,7 +102,7 @@ def test_push_and_load(server, tmp_path):
     assert 'rcnet.from_pretrained("ada/denoiser")' in server.files["README.md"].decode()
     assert len([path for path in server.asked if path.endswith("model.safetensors")]) == 1
     assert len(missing) == 3
-    assert missing[1].startswith("there is no folder ada/nothing, and the Hugging Face hub: ")
+    assert missing[1].startswith("there is no folder ada/nothing, and ada/nothing on the Hugging Face hub: ")
 
 
 def test_a_folder(tmp_path):

@@ -75,7 +75,7 @@ def push_to_hub(model: RecurrentNet, name: str, *, private: bool = False, **card
     """
     with tempfile.TemporaryDirectory() as folder:
         _write(model, Path(folder), name, card)
-        with hub() as api:
+        with hub(name) as api:
             api.create_repo(name, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Weights and card by rcnet").commit_url)
 

@@ -6,11 +6,13 @@ import torch
 import rcnet
 from rcnet.evaluation.denoise import psnr
 
+from ..conftest import names_of
+
 deepinv = pytest.importorskip("deepinv", reason="deepinv is not installed: make interop")
 
 
-def test_plug_and_play(example):
-    names = example("deblur")[1]
+def test_plug_and_play():
+    names = names_of("deblur")
     clean, kernel, noise = names["photograph"]([]), names["motion"](), names["NOISE"]
     physics = deepinv.physics.BlurFFT(
         clean.shape[1:], filter=kernel[None, None], noise_model=deepinv.physics.GaussianNoise(noise)

@@ -1,14 +1,12 @@
 """spandrel's loader reads rcnet's files, by the architecture that examples/spandrel_rcnet.py registers."""
 
-import runpy
-
 import pytest
 import torch
 
 import rcnet
 from rcnet.models import bundled
 
-from ..conftest import EXAMPLES
+from ..conftest import names_of
 
 spandrel = pytest.importorskip("spandrel", reason="spandrel is not installed: make interop")
 DENOISERS = [name for name in bundled() if name.startswith("r3")]
@@ -24,7 +22,7 @@ def test_the_main_registry(example):
 def loader():
     """A loader that knows nothing but rcnet's denoisers, at one step."""
     registry = spandrel.ArchRegistry()
-    registry.add(spandrel.ArchSupport.from_architecture(runpy.run_path(str(EXAMPLES / "spandrel_rcnet.py"))["Rcnet"](steps=1)))
+    registry.add(spandrel.ArchSupport.from_architecture(names_of("spandrel_rcnet")["Rcnet"](steps=1)))
     return spandrel.ModelLoader(registry=registry)
 
 

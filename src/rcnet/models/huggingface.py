@@ -13,8 +13,8 @@ WEIGHTS = "model.safetensors"  # the file of weights in a repository
 
 
 @contextmanager
-def hub() -> Iterator[Any]:
-    """The package huggingface_hub; what it raises becomes an `InputError` of one line."""
+def hub(name: str) -> Iterator[Any]:
+    """The package huggingface_hub; what it raises becomes an `InputError` of one line that names the repository."""
     try:
         api: Any = importlib.import_module("huggingface_hub")
         errors: Any = importlib.import_module("huggingface_hub.errors")
@@ -25,7 +25,7 @@ def hub() -> Iterator[Any]:
     try:
         yield api
     except (OSError, ValueError, errors.HTTPError) as error:
-        raise InputError(f"the Hugging Face hub: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise InputError(f"{name} on the Hugging Face hub: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def fetch(name: str) -> Path:
@@ -36,5 +36,5 @@ def fetch(name: str) -> Path:
         InputError: huggingface_hub is not installed, there is no such repository or file of weights in it, or it is not reached.
     """
     repository, _, revision = name.partition("@")
-    with hub() as api:
+    with hub(name) as api:
         return Path(api.hf_hub_download(repository, WEIGHTS, revision=revision or None, library_name="rcnet"))
