@@ -173,7 +173,7 @@ def render(result: dict[str, Any]) -> str:
         f"Rendered by `python -m benchmarks.devices`: `{result['model']}`, one picture of {size} pixels, fp32, one thread;",
         f"{result['hardware']}; {versions}; commit {result['commit']}.",
         f"Milliseconds of processor time, the least of {result['rounds']} rounds, on this processor: no phone was at hand.",
-        f"No value of any runtime is more than {worst:.0e} from PyTorch's, in [0, 1].",
+        f"What they give differs from the network's by {worst:.1e} at most, in [0, 1].",
         "",
         f"| steps | GMAC | {' | '.join(runtimes)} |",
         "|---" * (2 + len(runtimes)) + "|",
