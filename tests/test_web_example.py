@@ -32,6 +32,12 @@ TILES = """async ([planes, width, height, place, level]) => {
   return out;
 }"""
 
+DROPPED = """(content) => {
+  const dropped = new DataTransfer();
+  dropped.items.add(new File([Uint8Array.from(atob(content), (c) => c.charCodeAt(0))], "rocket.png", { type: "image/png" }));
+  return dropped;
+}"""
+
 
 @pytest.fixture(scope="module")
 def build():
@@ -129,9 +135,10 @@ def test_the_sample_dial_strength_and_slider(page):
     assert "0%" in page.locator("#after").evaluate("e => e.style.clipPath")
 
 
-def test_an_image_of_ones_own_and_an_error_as_a_sentence(page, tmp_path):
+def test_a_dropped_image_and_an_error_as_a_sentence(page, tmp_path):
     settled(page)
-    page.set_input_files("#file", IMAGES / "rocket.png")
+    content = base64.b64encode((IMAGES / "rocket.png").read_bytes()).decode()
+    page.dispatch_event("#stage", "drop", {"dataTransfer": page.evaluate_handle(DROPPED, content)})
     page.wait_for_function(f"() => document.getElementById('before').width === {Image.open(IMAGES / 'rocket.png').width}")
     assert "PSNR" not in settled(page)
     with page.expect_download() as saved:
