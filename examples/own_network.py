@@ -17,8 +17,9 @@ from rcnet.cost import profile
 from rcnet.data.images import read_folder, to_tensor
 from rcnet.data.noise import protocol_noise
 from rcnet.evaluation.denoise import psnr
+from rcnet.tasks.denoise import Denoising
 from rcnet.training import Recipe, train
-from rcnet.training.recipe import Denoising, Optimizer
+from rcnet.training.recipe import Optimizer
 
 
 class Depthwise(nn.Module):
