@@ -56,7 +56,7 @@ def depthwise(steps: tuple[int, ...] = (1, 2, 3), width: int = 32) -> rcnet.Recu
 def main(photos: str, out: str, iterations: str = "300") -> None:
     recipe = Recipe(
         model={"name": "depthwise"},
-        denoising=Denoising(patch=48, sigma=25.0),
+        sections={"denoising": Denoising(patch=48, sigma=25.0)},
         optimizer=Optimizer("muon", lr=5e-3),
         batch=4,
         iterations=int(iterations),
