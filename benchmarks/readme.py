@@ -14,6 +14,7 @@ from typing import Any
 
 from rcnet.cli import app
 from rcnet.cli.text import count
+from rcnet.cost.budget import steps_text
 from rcnet.models import bundled, read_metadata
 from rcnet.models.registry import entry
 from rcnet.tasks.catalogue import describe_weights
@@ -97,7 +98,7 @@ def photos() -> str:
             harm = {"data": f"{images} without noise", "blind": True}
             columns += [recorded(name, step["steps"], key, **harm) for key in ("clean", "page", "flat")]
             macs = count(step["macs"])
-            lines.append(f"| `{name}` | {step['steps']} | {step['parameters']:,} | {macs} | {' | '.join(columns)} |")
+            lines.append(f"| `{name}` | {steps_text(step['steps'])} | {step['parameters']:,} | {macs} | {' | '.join(columns)} |")
     published = "; ".join(f"{name} {values}" for name, values in ANY_LEVEL.items())
     real = [
         f"{name} {', '.join(recorded(name, row['steps'], 'psnr', **about) for row in result['rows'])}"
@@ -114,7 +115,9 @@ def denoisers() -> str:
     for name in one_level():
         for step in describe_weights(name)["steps"]:
             psnr = step["results"]["BSD68 sigma 25"]
-            lines.append(f"| `{name}` | {step['steps']} | {step['parameters']:,} | {count(step['macs'])} | {psnr:.2f} |")
+            lines.append(
+                f"| `{name}` | {steps_text(step['steps'])} | {step['parameters']:,} | {count(step['macs'])} | {psnr:.2f} |"
+            )
     published = ", ".join(f"{name} {value:.2f}" for name, value in DENOISERS.items())
     notes = [origin(name, "BSD") for name in one_level()]
     return "\n".join([*lines, "", f"Published on the same images: {published}.", "", *notes])
@@ -125,7 +128,9 @@ def classifiers() -> str:
     for name in names_of("classify"):
         for step in describe_weights(name)["steps"]:
             error = step["results"]["cifar10"]
-            lines.append(f"| `{name}` | {step['steps']} | {step['parameters']:,} | {count(step['macs'])} | {error:.2f} |")
+            lines.append(
+                f"| `{name}` | {steps_text(step['steps'])} | {step['parameters']:,} | {count(step['macs'])} | {error:.2f} |"
+            )
     published = "; ".join(f"{name}: {value}" for name, value in CLASSIFIERS.items())
     notes = [origin(name, "CIFAR-10") for name in names_of("classify")]
     return "\n".join([*lines, "", f"Published: {published}.", "", *notes])
@@ -139,7 +144,9 @@ def fast() -> str:
         step = describe_weights(name)["steps"][-1]
         epochs, pflop = (sum(run[key] for run in runs) for key in ("epochs", "pflop"))
         error = step["results"]["cifar10"]
-        lines.append(f"| `{name}`, steps {step['steps']}, by `cifar_fast` | {epochs:.1f} | {error:.2f} | {pflop:.2g} |")
+        lines.append(
+            f"| `{name}`, steps {steps_text(step['steps'])}, by `cifar_fast` | {epochs:.1f} | {error:.2f} | {pflop:.2g} |"
+        )
     for name, (epochs_there, error, pflop) in FAST.items():
         lines.append(f"| {name}, as published | {epochs_there or ''} | {error:.2f} | {pflop:g} |")
     return "\n".join(lines)

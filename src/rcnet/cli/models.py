@@ -24,6 +24,7 @@ def models(name: str | None = None, /, *, json_output: Json = False) -> None:
         Print JSON.
     """
     from rcnet.cli.text import count, table
+    from rcnet.cost.budget import steps_text
     from rcnet.models import bundled, list_models
     from rcnet.tasks import TASKS
     from rcnet.tasks.catalogue import describe_architecture, describe_weights
@@ -46,7 +47,7 @@ def models(name: str | None = None, /, *, json_output: Json = False) -> None:
         print("\nA name with a dot is a set of trained weights: rcnet denoise (or classify) IN --model NAME --steps N")
         print("All that was measured of it: rcnet models NAME")
     elif measured := dict.fromkeys(data for step in rows[0]["steps"] for data in step.get("results", {})):
-        counts = [f"steps {step['steps']}" for step in rows[0]["steps"]]
+        counts = [f"steps {steps_text(step['steps'])}" for step in rows[0]["steps"]]
         values = [[step.get("results", {}).get(data) for step in rows[0]["steps"]] for data in measured]
         shown = [["" if value is None else f"{value:.2f}" for value in line] for line in values]
         print(f"\n{TASKS[rows[0]['task']].unit}:")
