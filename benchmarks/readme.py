@@ -97,8 +97,7 @@ def photos() -> str:
             columns.append(recorded(name, step["steps"], "psnr", sigma=25.0, **{**told, "as_8bit": True}))
             harm = {"data": f"{images} without noise", "blind": True}
             columns += [recorded(name, step["steps"], key, **harm) for key in ("clean", "page", "flat")]
-            macs = count(step["macs"])
-            lines.append(f"| `{name}` | {steps_text(step['steps'])} | {step['parameters']:,} | {macs} | {' | '.join(columns)} |")
+            lines.append(f"{cost_cells(name, step)} | {' | '.join(columns)} |")
     published = "; ".join(f"{name} {values}" for name, values in ANY_LEVEL.items())
     real = [
         f"{name} {', '.join(recorded(name, row['steps'], 'psnr', **about) for row in result['rows'])}"
@@ -108,6 +107,11 @@ def photos() -> str:
     ]
     pairs = [f"Pairs of real camera noise, blind, noisy and at each step: {'; '.join(real)} dB.", ""] if real else []
     return "\n".join([*lines, "", f"Published at 15, 25, 50: {published}.", "", *pairs, *(origin(n, "BSD") for n in any_level())])
+
+
+def cost_cells(name: str, step: dict[str, Any]) -> str:
+    """The first cells of a row: weights, steps, parameters, MACs."""
+    return f"| `{name}` | {steps_text(step['steps'])} | {step['parameters']:,} | {count(step['macs'])}"
 
 
 def denoisers() -> str:
