@@ -6,13 +6,16 @@ endif
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test interop lint docs dist clean
+.PHONY: demo test fast interop lint docs dist clean
 
 demo: $(VENV)/installed
 	$(BIN)/rcnet denoise --demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+fast: $(VENV)/installed # a minute of tests, without those that conftest.py calls slow
+	$(BIN)/python -m pytest -m "not slow"
 
 interop: # the examples with other libraries, in an environment of their own
 	$(PYTHON) -m venv .venv-interop

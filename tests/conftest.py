@@ -11,6 +11,44 @@ from rcnet.models import create_model, registry
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 IMAGES = Path(__file__).parent / "images"
+# What `make fast` leaves out: files, or tests of them, and why they take their time.
+SLOW = {
+    "test_with_runtimes": "writes exported files and runs them in their runtimes",
+    "test_executorch": "the same",
+    "test_parallel": "several processes train together",
+    "test_training": "trains, stops and resumes",
+    "test_study": "does a run of each kind",
+    "test_classify": "trains a classifier",
+    "test_convert": "converts networks of real depth",
+    "test_contributing": "applies the examples to a copy of the source and runs them",
+    "test_own_networks": "goes through all commands in processes of their own",
+    "test_examples": "runs whole programs",
+    "test_hub": "talks to a real server",
+    "test_serve": "starts the real server",
+    "test_serve_engine": "starts real workers",
+    "test_serve_fuzz": "sends hundreds of requests",
+    "test_serve_ray": "starts a Ray cluster",
+    "test_page": "drives a real browser",
+    "test_web_example": "drives a real browser",
+    "test_figures": "draws every figure",
+    "test_budget": "measures times until they are steady",
+    "test_readme": "runs the code of all pages",
+    "test_denoise_command": "denoises files of every format",
+    "test_cli::test_demo": "denoises at every step of two networks",
+    "test_cli::test_models_lists_exact_parameters": "builds every network",
+    "test_cli::test_train_and_resume": "trains",
+    "test_cell::test_inductor": "compiles",
+    "test_cell::test_compile_makes_one_graph_a_step_count": "compiles",
+    "test_models::test_export": "exports every network",
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        name = f"{item.path.stem}::{item.originalname}"
+        reasons = [why for where, why in SLOW.items() if name == where or name.startswith(f"{where}::")]
+        if reasons:
+            item.add_marker(pytest.mark.slow(reason=reasons[0]))
 
 
 @pytest.fixture(autouse=True)
