@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import random
@@ -241,6 +242,24 @@ def test_a_run_ends_with_its_minutes_and_its_schedule_with_it(tmp_path):
     result = train(tiny("minutes=0.05", "iterations=1"), DATA, tmp_path / "run", progress=False)
     assert result["iterations"] > 1
     assert 3 <= time.monotonic() - started < 20
+
+
+def test_frozen_statistics_stand_still_while_all_else_trains(tmp_path, monkeypatch):
+    seen = []
+
+    def step(run, *arguments):
+        loss = before(run, *arguments)
+        state = run.model.state_dict()
+        seen.append((state["cell1.norms.0.0.0.running_mean"].clone(), state["cell1.norms.0.0.0.weight"].clone()))
+        return loss
+
+    before = Run.step
+    monkeypatch.setattr(Run, "step", step)
+    overrides = ("model.steps=1", "probabilities=[]", "iterations=8", "frozen=0.5", "ema=0.0")
+    train(tiny(*overrides), DATA, tmp_path / "run", progress=False)
+    moved = [[not torch.equal(a, b) for a, b in zip(*pair, strict=True)] for pair in itertools.pairwise(seen)]
+    assert [statistics for statistics, _ in moved] == [True] * 3 + [False] * 4
+    assert all(scale for _, scale in moved)
 
 
 @pytest.mark.parametrize(
