@@ -259,7 +259,7 @@ def test_frozen_statistics_stand_still_while_all_else_trains(tmp_path, monkeypat
     train(tiny(*overrides), DATA, tmp_path / "run", progress=False)
     moved = [[not torch.equal(a, b) for a, b in zip(*pair, strict=True)] for pair in itertools.pairwise(seen)]
     assert [statistics for statistics, _ in moved] == [True] * 3 + [False] * 4
-    assert all(scale for _, scale in moved)
+    assert all(scale for _, scale in moved[3:])
 
 
 @pytest.mark.parametrize(
