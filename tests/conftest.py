@@ -40,6 +40,7 @@ SLOW = {
     "test_cell::test_inductor": "compiles",
     "test_cell::test_compile_makes_one_graph_a_step_count": "compiles",
     "test_models::test_export": "exports every network",
+    "test_models::test_compile_in_one_graph": "compiles every network",
 }
 
 

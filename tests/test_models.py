@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import rcnet
 from rcnet import InputError, create_model, list_models, load, save, unroll
 from rcnet.models import files, read_metadata
 from rcnet.models.registry import entry
@@ -113,6 +114,30 @@ def test_export(name, steps):
 
 
 # The paper's numbers
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_compile_in_one_graph(name):
+    steps = entry(name).steps[0]
+    model, x = built(name, steps), image(name)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: model(x, steps=steps), fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x, steps=steps), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_optimized_and_in_tiles_it_answers_the_same(name):
+    steps = entry(name).steps[0]
+    model = built(name, steps)
+    session = rcnet.optimize(model, steps, precision="fp32")
+    with torch.no_grad():
+        for size in sides(name):
+            x = image(name, size)
+            expected = model(x, steps=steps)
+            torch.testing.assert_close(session(x, steps), expected, atol=1e-3, rtol=1e-3)
+            if model.about.task == "denoise":
+                torch.testing.assert_close(rcnet.denoise(model, x, steps, tile=16), expected, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
