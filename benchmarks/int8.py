@@ -24,7 +24,8 @@ import rcnet
 from rcnet.cell import RecurrentNet
 from rcnet.data.images import read_folder
 from rcnet.data.labelled import Labelled
-from rcnet.deploy.export import cut, export, load_exported, output_name
+from rcnet.deploy.export import export, load_exported, output_name
+from rcnet.deploy.graphs import cut
 from rcnet.deploy.int8 import calibration_images
 from rcnet.evaluation import denoising_scores
 from rcnet.models import bundled

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from rcnet.deploy.export import SIDE, export, load_exported, read_exported
+from rcnet.deploy.export import export, load_exported, read_exported
+from rcnet.deploy.writing import SIDE
 from rcnet.errors import InputError
 
 from .conftest import IMAGES

@@ -14,9 +14,11 @@ from torch import nn
 import rcnet
 from rcnet.cell import batch_norms
 from rcnet.data.images import read_folder
-from rcnet.deploy.export import cut, export, load_exported, read_exported, sigma_input
+from rcnet.deploy.export import export, load_exported, read_exported
+from rcnet.deploy.graphs import cut
 from rcnet.deploy.int8 import calibration_images
 from rcnet.deploy.optimize import optimize
+from rcnet.deploy.running import sigma_input
 from rcnet.errors import InputError
 from rcnet.evaluation import denoising_results, denoising_scores
 from rcnet.tasks.classify import read_matching

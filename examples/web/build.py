@@ -23,7 +23,8 @@ import onnx
 import rcnet
 from rcnet.cost.budget import steps_text
 from rcnet.cost.counting import macs
-from rcnet.deploy.export import cut, export, output_name
+from rcnet.deploy.export import export, output_name
+from rcnet.deploy.graphs import cut
 
 HERE = Path(__file__).parent
 LIBRARY = HERE / "onnxruntime-web"

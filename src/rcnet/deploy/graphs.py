@@ -1,0 +1,53 @@
+"""ONNX graphs after the exporter and before a runtime: names of free sides, equal kernels once, one output of several."""
+
+from pathlib import Path
+from typing import Any
+
+from rcnet.deploy.packages import needed
+
+KEY = "rcnet"  # the metadata property, holding JSON
+
+
+def text_of(path: Path) -> str:
+    """The metadata property of an ONNX file."""
+    return {p.key: p.value for p in needed("onnx").load(path).metadata_props}[KEY]
+
+
+def name_sides(graph: Any) -> None:
+    """Names the free sides of inputs and outputs, and leaves out what the exporter noted on the way."""
+    names: dict[str, str] = {}
+    for value in (*graph.input, *graph.output):
+        own = "" if value.name == "image" else f"{value.name}_"
+        sides = ("batch", f"{own}height", f"{own}width")
+        for place, dim in zip(
+            (0, 2, 3), value.type.tensor_type.shape.dim[:1] + value.type.tensor_type.shape.dim[2:], strict=False
+        ):
+            if dim.dim_param:
+                dim.dim_param = names.setdefault(dim.dim_param, sides[max(place - 1, 0)])
+    del graph.value_info[:]
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+
+
+def once(proto: Any) -> None:
+    """Makes equal initializers one."""
+    names: dict[bytes, str] = {}
+    other: dict[str, str] = {}
+    for tensor in list(proto.graph.initializer):
+        key = tensor.raw_data + str((tensor.dims, tensor.data_type)).encode()
+        if tensor.raw_data and key in names:
+            other[tensor.name] = names[key]
+            proto.graph.initializer.remove(tensor)
+        else:
+            names[key] = tensor.name
+    for node in proto.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = other.get(name, name)
+
+
+def cut(path: Path, output: str) -> bytes:
+    """The bytes of an ONNX file with that output only, and what it needs."""
+    onnx = needed("onnx")
+    model = onnx.load(path, load_external_data=False)
+    part = onnx.utils.Extractor(model).extract_model([value.name for value in model.graph.input], [output])
+    return part.SerializeToString()

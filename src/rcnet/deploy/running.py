@@ -1,0 +1,98 @@
+"""Exported files in their runtimes: the metadata of a file, and one of its step counts as a function of its inputs."""
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rcnet.deploy.graphs import KEY, cut
+from rcnet.deploy.packages import needed, quiet
+from rcnet.deploy.writing import SIDE
+from rcnet.errors import InputError
+
+Level = float | np.ndarray | None
+Runner = Callable[[dict[str, np.ndarray]], np.ndarray]
+
+
+def sigma_input(shape: tuple[int, ...], sigma: Level) -> np.ndarray:
+    """The input `sigma`, float32 [batch, 1, 1, 1] or [batch, 1, height, width], of images of that shape; -1 for None.
+
+    Raises:
+        InputError: a sigma that is no number, [batch], [height, width] or [batch, 1, height, width].
+    """
+    level = np.asarray(-1 if sigma is None else sigma, np.float32)
+    level = level.reshape(-1, 1, 1, 1) if level.ndim == 1 else level.reshape((1,) * (4 - level.ndim) + level.shape)
+    batch, _, *sides = shape
+    if (
+        level.ndim != 4
+        or level.shape[0] not in (1, batch)
+        or level.shape[1] != 1
+        or level.shape[2:] not in ((1, 1), tuple(sides))
+    ):
+        raise InputError(
+            f"sigma of shape {list(np.shape(sigma))} does not fit images {list(shape)}: give one number, "  # type: ignore[arg-type]
+            "one an image [B], or a map [H, W] or [B, 1, H, W]"
+        )
+    return np.repeat(level, batch // len(level), 0)
+
+
+def openvino_text(path: Path) -> str:
+    return str(needed("openvino").Core().read_model(path).get_rt_info([KEY]).astype(str))
+
+
+def pt2_text(path: Path) -> str:
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(f"extra/{KEY}") or name.endswith(f"/{KEY}"))
+        return archive.read(name).decode()
+
+
+def executorch_text(path: Path) -> str:
+    return str(_executorch_method(path, KEY)[1].execute([])[0])
+
+
+def onnx_session(path: Path, output: str, threads: int | None, _: str) -> Runner:
+    runtime = needed("onnxruntime")
+    options = runtime.SessionOptions()
+    if threads:
+        options.intra_op_num_threads = threads
+    session = runtime.InferenceSession(cut(path, output), options, providers=["CPUExecutionProvider"])
+    return lambda fed: session.run(None, fed)[0]
+
+
+def openvino_session(path: Path, output: str, threads: int | None, precision: str) -> Runner:
+    openvino = needed("openvino")
+    core = openvino.Core()
+    model = core.read_model(path)
+    part = openvino.Model([model.output(output)], model.get_parameters())
+    config = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    if threads:
+        config["INFERENCE_NUM_THREADS"] = str(threads)
+    request = core.compile_model(part, "CPU", config).create_infer_request()
+    return lambda fed: next(iter(request.infer(fed).values())).copy()
+
+
+def _executorch_method(path: Path, name: str) -> tuple[Any, Any]:
+    """The program, which has to live as long, and a method of it."""
+    needed("executorch")
+    with quiet():
+        from executorch.runtime import Runtime
+
+        program = Runtime.get().load_program(path)
+        return program, program.load_method(name)
+
+
+def executorch_session(path: Path, name: str, _: int | None, __: str) -> Runner:
+    program, method = _executorch_method(path, name)
+
+    def run(fed: dict[str, np.ndarray], program: Any = program) -> np.ndarray:
+        batch, _, *sides = fed["image"].shape
+        if batch > 1 or max(sides) > SIDE:
+            raise InputError(
+                f"a file for ExecuTorch takes one image a call, of sides up to {SIDE} pixels, not {batch} of {sides}"
+            )
+        return method.execute([torch.from_numpy(value) for value in fed.values()])[0].numpy().copy()
+
+    return run
