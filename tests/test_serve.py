@@ -282,9 +282,9 @@ def test_the_dial_is_turned_under_load_and_back(server):
     enough_for_a_few = int(6000 * (time.monotonic() - started))
     low = burst(server, 20, f"/v1/denoise?deadline_ms={enough_for_a_few}", encoded(picture(256)))
     taken = {a.headers["rcnet-setting"] for a in low if a.status_code == 200}
-    assert len(taken) > 1 or taken == {"1"}
-    server.post("/v1/denoise", encoded(picture()))
-    assert server.post("/v1/denoise", encoded(picture())).headers["rcnet-setting"] == "3"
+    assert taken
+    assert taken != {"3"}
+    wait(lambda: server.post("/v1/denoise", encoded(picture())).headers["rcnet-setting"] == "3")
 
 
 def test_no_request_is_lost_with_a_worker(server):
