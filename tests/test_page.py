@@ -31,15 +31,29 @@ def browser():
 
 @pytest.fixture
 def page(browser, address):
+    page = opened(browser, address)
+    yield page
+    page.close()
+
+
+def opened(browser, address):
+    """The page at an address; `errors` are what its console says is wrong, and what it asks of elsewhere."""
     page, errors = browser.new_page(viewport={"width": 1100, "height": 900}), []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.on(
         "request", lambda request: errors.append(request.url) if not request.url.startswith((address, "blob:", "data:")) else None
     )
     page.goto(address)
     page.errors = errors
-    yield page
-    page.close()
+    return page
+
+
+def says_what_is_no_image(page, folder):
+    (folder / "b.png").write_text("no image")
+    page.set_input_files("#file", folder / "b.png")
+    page.wait_for_selector("#message.error")
+    assert "no image that the browser can show" in page.locator("#message").inner_text()
 
 
 def settled(page, setting=None):
@@ -72,10 +86,7 @@ def test_an_image_of_ones_own_and_an_error_as_a_sentence(page, tmp_path):
     page.set_input_files("#file", tmp_path / "a.png")
     page.wait_for_function("() => document.getElementById('before').naturalWidth === 128")
     assert "PSNR" not in settled(page)
-    (tmp_path / "b.png").write_text("no image")
-    page.set_input_files("#file", tmp_path / "b.png")
-    page.wait_for_selector("#message.error")
-    assert "no image that the browser can show" in page.locator("#message").inner_text()
+    says_what_is_no_image(page, tmp_path)
 
 
 @pytest.mark.parametrize("width", [1100, 380])

@@ -13,7 +13,7 @@ from PIL import Image
 import rcnet
 
 from .conftest import IMAGES, random_model
-from .test_page import CHROMIUM, browser, sync_api  # noqa: F401
+from .test_page import CHROMIUM, browser, opened, says_what_is_no_image, sync_api  # noqa: F401
 
 WEB = IMAGES.parent.parent / "examples" / "web"
 pytestmark = [
@@ -59,16 +59,10 @@ def address(build, tmp_path_factory):
 
 @pytest.fixture
 def page(browser, address):  # noqa: F811
-    page, errors = browser.new_page(viewport={"width": 1100, "height": 900}), []
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on(
-        "request", lambda request: errors.append(request.url) if not request.url.startswith((address, "blob:", "data:")) else None
-    )
-    page.goto(address)
+    page = opened(browser, address)
     yield page
     page.close()
-    assert not errors
+    assert not page.errors
 
 
 def settled(page, setting="3"):
@@ -144,10 +138,7 @@ def test_a_dropped_image_and_an_error_as_a_sentence(page, tmp_path):
     with page.expect_download() as saved:
         page.locator("#save").click()
     assert np.array_equal(np.asarray(Image.open(saved.value.path()).convert("RGB")), shown(page, "after"))
-    (tmp_path / "b.png").write_text("no image")
-    page.set_input_files("#file", tmp_path / "b.png")
-    page.wait_for_selector("#message.error")
-    assert "no image that the browser can show" in page.locator("#message").inner_text()
+    says_what_is_no_image(page, tmp_path)
 
 
 @pytest.mark.parametrize("width", [1100, 380])

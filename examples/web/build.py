@@ -32,7 +32,8 @@ VERSION = "1.30.0"
 SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 PAGE = ("index.html", "page.css", "page.js", "worker.js", "denoise.js")
-SAMPLE = Path(rcnet.__file__).parent / "assets" / "cameraman.png"
+PACKAGE = Path(rcnet.__file__).parent
+SHARED = {"sample.png": "assets/cameraman.png", "picture.js": "serve/page/picture.js"}  # with the page of the server
 ISOLATED = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
 SIDE = 256  # of the image that MACs are counted on, in pixels
 
@@ -81,7 +82,8 @@ def build(name: str, site: Path) -> None:
     site.mkdir(parents=True, exist_ok=True)
     for file in (*(HERE / part for part in PAGE), *(LIBRARY / part for part in RUNTIME)):
         shutil.copy(file, site)
-    shutil.copy(SAMPLE, site / "sample.png")
+    for file, there in SHARED.items():
+        shutil.copy(PACKAGE / there, site / file)
     write_network(name, site)
 
 

@@ -1,41 +1,7 @@
 // The page: one image, before and after, and what it cost.
-const $ = (id) => document.getElementById(id);
 const SETTLE = 200; // ms without a change before the network is asked
 const worker = new Worker("worker.js", { type: "module" });
 const state = { model: null, threads: 1, clean: null, known: false, noisy: null, planes: null, out: null, fresh: false, id: 0, timer: 0 };
-
-const say = (text, error = false) => {
-  $("message").textContent = text;
-  $("message").classList.toggle("error", error);
-};
-
-// Gaussian noise by Box and Muller from a fixed seed, clipped and rounded as a file is.
-function addNoise(pixels, sigma) {
-  let seed = 1;
-  const uniform = () => ((seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0) + 0.5) / 2 ** 32;
-  const out = new ImageData(new Uint8ClampedArray(pixels.data), pixels.width, pixels.height);
-  for (let i = 0; i < out.data.length; i += 4) {
-    for (let c = 0; c < 3; c++) {
-      const z = Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform());
-      out.data[i + c] = Math.round(pixels.data[i + c] + sigma * z);
-    }
-  }
-  return out;
-}
-
-function psnr(a, b) {
-  let sum = 0;
-  for (let i = 0; i < a.data.length; i += 4) for (let c = 0; c < 3; c++) sum += (a.data[i + c] - b.data[i + c]) ** 2;
-  const error = sum / ((a.data.length / 4) * 3);
-  return error ? 10 * Math.log10(255 ** 2 / error) : Infinity;
-}
-
-async function pixelsOf(blob) {
-  const bitmap = await createImageBitmap(blob);
-  const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d", { willReadFrequently: true });
-  context.drawImage(bitmap, 0, 0);
-  return context.getImageData(0, 0, bitmap.width, bitmap.height);
-}
 
 function planesOf({ data, width, height }) {
   const size = width * height;
@@ -158,25 +124,10 @@ function tell() {
     Weights: state.model.name,
   };
   if (state.known) {
-    const before = psnr(state.noisy, state.clean);
     const after = $("after").getContext("2d").getImageData(0, 0, width, height);
-    facts.PSNR = `${before === Infinity ? "∞" : before.toFixed(2)} → ${psnr(after, state.clean).toFixed(2)} dB`;
+    facts.PSNR = gain(state.noisy, after, state.clean);
   }
-  $("facts").replaceChildren(
-    ...Object.entries(facts).map(([name, value]) => {
-      const pair = document.createElement("div");
-      for (const [tag, text] of [["dt", name], ["dd", value]]) {
-        pair.append(Object.assign(document.createElement(tag), { textContent: text }));
-      }
-      return pair;
-    }),
-  );
-}
-
-function compare() {
-  const share = Number($("compare").value);
-  $("after").style.clipPath = `inset(0 0 0 ${share}%)`;
-  $("edge").style.left = `${share}%`;
+  showFacts(facts);
 }
 
 function follow(event) {

@@ -26,6 +26,7 @@ from rcnet.serve.schemas import BODY, HEADERS, IMAGES, Class, Classified, Denois
 PAGE = {
     "": "serve/page/index.html",
     "page.js": "serve/page/page.js",
+    "picture.js": "serve/page/picture.js",
     "page.css": "serve/page/page.css",
     "sample.png": "assets/cameraman.png",
 }

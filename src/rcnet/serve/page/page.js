@@ -1,14 +1,8 @@
 "use strict";
 // The page of the server: one image, before and after, and how busy the server is.
-const $ = (id) => document.getElementById(id);
 const SETTLE = 250; // ms without a change before the server is asked
 const SECONDS = 60; // that the chart shows
 const state = { clean: null, known: false, noisy: null, models: [], timer: 0, asked: 0, history: [] };
-
-const say = (text, error = false) => {
-  $("message").textContent = text;
-  $("message").classList.toggle("error", error);
-};
 
 async function ask(path, options = {}) {
   const token = $("token").value;
@@ -35,38 +29,6 @@ function showDial() {
   $("dial").setAttribute("aria-valuetext", $("setting").textContent);
   $("strong").textContent = Number($("strength").value).toFixed(1);
   $("added").textContent = $("noise").value;
-}
-
-// Gaussian noise by Box and Muller from a fixed seed, clipped and rounded as a file is.
-function addNoise(pixels, sigma) {
-  let seed = 1;
-  const uniform = () => ((seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0) + 0.5) / 2 ** 32;
-  const out = new ImageData(new Uint8ClampedArray(pixels.data), pixels.width, pixels.height);
-  for (let i = 0; i < out.data.length; i += 4) {
-    for (let c = 0; c < 3; c++) {
-      const z = Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform());
-      out.data[i + c] = Math.round(pixels.data[i + c] + sigma * z);
-    }
-  }
-  return out;
-}
-
-function psnr(a, b) {
-  let sum = 0;
-  for (let i = 0; i < a.data.length; i += 4) for (let c = 0; c < 3; c++) sum += (a.data[i + c] - b.data[i + c]) ** 2;
-  const error = sum / ((a.data.length / 4) * 3);
-  return error ? 10 * Math.log10(255 ** 2 / error) : Infinity;
-}
-
-function canvasOf(width, height) {
-  return Object.assign(document.createElement("canvas"), { width, height });
-}
-
-async function pixelsOf(blob) {
-  const bitmap = await createImageBitmap(blob);
-  const context = canvasOf(bitmap.width, bitmap.height).getContext("2d", { willReadFrequently: true });
-  context.drawImage(bitmap, 0, 0);
-  return context.getImageData(0, 0, bitmap.width, bitmap.height);
 }
 
 function blobOf(pixels) {
@@ -139,25 +101,8 @@ async function tell(headers, blob) {
     MACs: `${(Number(of("macs")) / 1e9).toFixed(2)} G`,
     "Level found": `sigma ${Number(of("level")).toFixed(1)}`,
   };
-  if (state.known) {
-    const before = psnr(state.noisy, state.clean);
-    facts.PSNR = `${before === Infinity ? "∞" : before.toFixed(2)} → ${psnr(await pixelsOf(blob), state.clean).toFixed(2)} dB`;
-  }
-  $("facts").replaceChildren(
-    ...Object.entries(facts).map(([name, value]) => {
-      const pair = document.createElement("div");
-      for (const [tag, text] of [["dt", name], ["dd", value]]) {
-        pair.append(Object.assign(document.createElement(tag), { textContent: text }));
-      }
-      return pair;
-    }),
-  );
-}
-
-function compare() {
-  const share = Number($("compare").value);
-  $("after").style.clipPath = `inset(0 0 0 ${share}%)`;
-  $("edge").style.left = `${share}%`;
+  if (state.known) facts.PSNR = gain(state.noisy, await pixelsOf(blob), state.clean);
+  showFacts(facts);
 }
 
 async function watch() {
