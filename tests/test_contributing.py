@@ -1,6 +1,8 @@
 """What is written for contributors works: the examples, and the rule of imports."""
 
+import importlib
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -135,3 +137,12 @@ def test_versions_agree():
     assert pythons == set(re.findall(r"\b3\.\d+\b", workflow))
     assert f"version: {rcnet.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"## [{rcnet.__version__}] - " in (ROOT / "CHANGELOG.md").read_text()
+
+
+PACKAGES = ["rcnet", *(f"rcnet.{info.name}" for info in pkgutil.iter_modules(rcnet.__path__) if info.ispkg)]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_public_names_exist(package):
+    module = importlib.import_module(package)
+    assert [name for name in getattr(module, "__all__", ()) if not hasattr(module, name)] == []
