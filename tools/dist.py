@@ -50,7 +50,7 @@ def main() -> None:
         print(f"{package.name}: {package.stat().st_size / 1e6:.2f} MB", flush=True)
         if args.only != ("sdist" if package.suffix == ".whl" else "wheel"):
             use(package, args.constraints.resolve())
-    print("dist: both work")
+    print("dist: works")
 
 
 if __name__ == "__main__":

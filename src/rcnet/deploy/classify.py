@@ -1,10 +1,10 @@
 """Classifying images of any size."""
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from rcnet.cost.counting import macs
 from rcnet.data.images import read_image
 from rcnet.data.labelled import fit
 from rcnet.errors import InputError
+from rcnet.evaluation.adaptive import Cascade, mean_macs
 from rcnet.tasks.classify import image_size
 
 
@@ -94,8 +95,8 @@ def classify_adaptively(
 
 def adaptive_macs(model: RecurrentNet, settings: Sequence[Choice], taken: Sequence[Choice], size: tuple[int, int]) -> float:
     """Multiply-accumulates an image, the mean: every setting that ran counts whole, as nothing before it is used again."""
-    sums = dict(zip(settings, itertools.accumulate(macs(model, n, size) for n in settings), strict=True))
-    return sum(sums[n] for n in taken) / len(taken)
+    ran, cost = np.array([settings.index(n) + 1 for n in taken]), {n: macs(model, n, size) for n in settings}
+    return mean_macs(ran, Cascade(tuple(settings), 1.0), cost)
 
 
 def cascade_of(

@@ -31,9 +31,7 @@ class Denoising:
 
     patch: int = number(64, 1)  # pixels, a side
     sigma: float | tuple[float, float] = number(25.0, 0, 255)  # in levels of 255; [low, high] draws one for each patch
-    as_8bit: bool | float = number(
-        False, 0, 1
-    )  # noisy patches are clipped and rounded, as files are; or this part of the batches
+    as_8bit: bool | float = number(False, 0, 1)  # noisy patches are clipped and rounded, as files are; or this part of batches
     jpeg: float = number(0.0, 0, 1)  # this part of the batches goes through JPEG with its noise
     clean: float = number(0.0, 0, 1)  # this part of the patches has no noise
     camera: float = number(0.0, 0, 1)  # this part of the batches has the noise of a simulated camera (data/camera.py) instead

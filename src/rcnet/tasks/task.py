@@ -110,7 +110,7 @@ class Kind:
     """A task, as the table lists it.
 
     Attributes:
-        section: the dataclass of its keys in a recipe; the section has its name in lower case.
+        section: the dataclass of its keys in a recipe, each with a default; the section has its name in lower case.
         size: height and width in pixels of a usual image, which costs are given for.
         columns: of tables of results: heading -> key in a row and decimals; the first is the metric, of `models.results.UNITS`.
         begin: called with the section and a `Setup`; what the loop trains on.

@@ -183,9 +183,6 @@ def _build(kind: type[Any], table: Mapping[str, Any], source: str, prefix: str) 
     for key, value in values.items():
         if limits := _outside(value, declared[key]):
             raise InputError(f"{source}: {prefix}{key} = {table[key]!r} is not valid: it takes numbers {limits}")
-    missing = [f.name for f in dataclasses.fields(kind) if f.name not in values and _required(f)]
-    if missing:
-        raise InputError(f"{source}: the key {missing[0]!r} is missing")
     return kind(**values)
 
 
@@ -203,10 +200,6 @@ def _outside(value: Any, declared: dataclasses.Field[Any]) -> str:
     if all(low <= n <= high and math.isfinite(n) and not (below and n == high) for n in numbers):
         return ""
     return f"from {low:g}" + (f" to {'below ' * below}{high:g}" if high < math.inf else "")
-
-
-def _required(f: dataclasses.Field[Any]) -> bool:
-    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
 def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
