@@ -21,7 +21,7 @@ from rcnet.hub import model_card
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 PUBLISH = """
-import rcnet, sys, torch
+import logging, rcnet, sys, torch
 
 ours, x = rcnet.load("r3_fast.gray"), torch.ones(1, 1, 8, 8)
 print(rcnet.push_to_hub(ours, "ada/denoiser", private=True, license="apache-2.0"))
@@ -33,6 +33,7 @@ for load, name in (rcnet.load, "hf-hub:ada/nothing"), (rcnet.from_pretrained, "a
     except rcnet.InputError as error:
         assert "\\n" not in str(error)
         print(error)
+assert logging.getLogger("huggingface_hub").level == logging.ERROR  # errors are one line, without the client's tries
 """
 
 

@@ -1,6 +1,7 @@
 """The Hugging Face hub: weights by name, downloaded once and kept in its cache."""
 
 import importlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ WEIGHTS = "model.safetensors"  # the file of weights in a repository
 @contextmanager
 def hub(name: str) -> Iterator[Any]:
     """The package huggingface_hub; what it raises becomes an `InputError` of one line that names the repository."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the line of the error says it; its tries are no news
     try:
         api: Any = importlib.import_module("huggingface_hub")
         errors: Any = importlib.import_module("huggingface_hub.errors")
