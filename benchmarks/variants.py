@@ -5,10 +5,10 @@
     python -m benchmarks.variants classifier data/ [--only NAME ...]
     python -m benchmarks.variants dial BSD/train [--only NAME ...]
 
-Each variant trains on one thread for the same minutes of processor time and is measured on images held out of the training
-set; those of `photo`, which take the noise level, also away from their training. A variant whose result file exists is not run
-again. The results are in results/KIND_variants/NAME.json, and the table, rendered from them, in results/KIND_variants/README.md
-(`photo`: results/denoiser_variants/photo).
+Each variant trains on one thread for the same minutes of processor time (`--minutes`: other than the comparison's own, on a
+slower machine) and is measured on images held out of the training set; those of `photo`, which take the noise level, also away
+from their training. A variant whose result file exists is not run again. The results are in results/KIND_variants/NAME.json, and
+the table, rendered from them, in results/KIND_variants/README.md (`photo`: results/denoiser_variants/photo).
 """
 
 import argparse
@@ -88,6 +88,7 @@ COMPARISONS = {
         "On 16 images held out of the 232 training images of BSD, in colour",
         {
             "base": [],
+            "base, the simulated cameras' pictures softer": [],
             "no frozen part": ["frozen=0.0"],
             "frozen for half of the run": ["frozen=0.5"],
             "squared error": ["denoising.loss=squared"],
@@ -145,7 +146,7 @@ COMPARISONS = {
         ["denoising.holdout=16", "probabilities=[]"],
         6,
         "psnr",
-        "PSNR in dB at sigma 25 on 16 images held out of the 232 training images of BSD; six minutes from fresh weights",
+        "PSNR in dB at sigma 25 on 16 images held out of the 232 training images of BSD; from fresh weights",
         {
             "unified": ["settings=unified"],
             "staircase": [],
@@ -190,18 +191,20 @@ def render_photo() -> str:
         "# Variants of the r3_fast_photo recipe at equal processor time",
         "",
         "Rendered by `python -m benchmarks.variants photo` from the result files beside this page.",
-        f"{comparison.measured}; {comparison.minutes:g} minutes each, one seed. PSNR in dB, fp32, noise neither clipped nor",
+        f"{comparison.measured}; one seed. PSNR in dB, fp32, noise neither clipped nor",
         "rounded; told the level, or blind. Clean photographs, a page of text (PSNR, blind) and flat areas (largest mean change,",
         "blind) have no noise. The base is the bundled recipe with",
         f"`{' '.join(comparison.common)}`; each variant changes what its name says.",
+        "The code may differ between the commits, and the processor between runs of other minutes: compare those of one commit.",
         "",
-        f"| variant | iterations | steps | {' | '.join(columns)} | commit |",
-        f"|---|---|---|{'---|' * (len(columns) + 1)}",
+        f"| variant | minutes | iterations | steps | {' | '.join(columns)} | commit |",
+        f"|---|---|---|---|{'---|' * (len(columns) + 1)}",
     ]
     for name, result in results.items():
         for row in result["away"]:
             cells = " | ".join(f"{row[key]:.2f}" for key in columns.values())
-            lines.append(f"| {name} | {result['iterations']} | {row['steps']} | {cells} | {result['commit']} |")
+            run = f"{result['minutes']:g} | {result['iterations']}"
+            lines.append(f"| {name} | {run} | {row['steps']} | {cells} | {result['commit']} |")
     hardware = "; ".join(sorted({result["hardware"] for result in results.values()}))
     return "\n".join([*lines, "", f"Hardware: {hardware}.", ""])
 
@@ -240,6 +243,7 @@ def main() -> None:
     parser.add_argument("kind", choices=COMPARISONS)
     parser.add_argument("data", type=Path)
     parser.add_argument("--only", nargs="*", metavar="NAME", help="these variants; all unless given")
+    parser.add_argument("--minutes", type=float, help="of processor time for each; the comparison's own unless given")
     parser.add_argument("--runs", type=Path, default=Path("runs/variants"), help="folder of the runs themselves")
     args = parser.parse_args()
     comparison = COMPARISONS[args.kind]
@@ -251,7 +255,7 @@ def main() -> None:
     for name in args.only or comparison.variants:
         path = folder / f"{slug(name)}.json"
         if not path.exists():
-            overrides = [f"minutes={comparison.minutes}", *comparison.common, *comparison.variants[name]]
+            overrides = [f"minutes={args.minutes or comparison.minutes}", *comparison.common, *comparison.variants[name]]
             runs = args.runs / args.kind / slug(name)
             result = train(read_recipe(comparison.recipe, overrides), args.data, runs, resume=True, clock=time.process_time)
             if args.kind == "photo":
