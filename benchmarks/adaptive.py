@@ -72,7 +72,7 @@ def texture(noisy: np.ndarray) -> float:
 
 
 def cut(model: RecurrentNet, images: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], side: int) -> Tiles:
-    """The tiles of images: clean and noisy [H, W] and outputs [settings, H, W], of which tiles with their overlap give the same."""
+    """The tiles of images: clean and noisy [H, W] and outputs [settings, H, W]; a tile with its overlap gives the same."""
     rows: list[tuple[Any, ...]] = []
     for k, (clean, noisy, outputs) in enumerate(images):
         whole = np.array([gmac(model, n, clean.shape) for n in model.choices])
@@ -121,7 +121,7 @@ def run(model: RecurrentNet, files: Sequence[Path]) -> list[tuple[np.ndarray, np
         noisy = protocol_noise(image, SIGMA)
         with torch.inference_mode():
             outputs = torch.cat([to_uint8_levels(call(noisy)) for call in calls])
-        found.append((image[:, :, 0] / 255, noisy[0, 0].numpy(), outputs[:, 0].double().numpy()))
+        found.append((image[:, :, 0] / 255, noisy[0, 0].numpy(), outputs[:, 0].numpy()))
     return found
 
 
@@ -166,8 +166,8 @@ def render(result: dict[str, Any]) -> str:
         [
             "# Cost by the content",
             "",
-            "Rendered by `python -m benchmarks.adaptive`: the setting chosen for each image by a classifier's confidence, and for each",
-            "tile by what a denoiser sees in it, against fixed settings at equal mean MACs. All that is computed again is counted.",
+            "Rendered by `python -m benchmarks.adaptive`: the setting chosen for each image by a classifier's confidence, and",
+            "for each tile of an image by its content, against fixed settings at equal mean MACs. All that runs is counted.",
             "",
             "![Error and PSNR against mean MACs, of fixed settings and of choices by the content](adaptive.png)",
             "",
@@ -184,30 +184,28 @@ def classifying_lines(part: dict[str, Any]) -> list[str]:
     lines = [
         f"## Classifying, by the image: it {'pays' if part['pays'] else 'does not pay'}",
         "",
-        f"`{part['weights']}` on {part['images']:,} of the test images of {part['data']}, calibrated on the {part['calibrated_on']:,}",
-        f"others for a risk of {100 * part['risk']:g} points, with {10 * (1 - part['chance']):g} chances of 10;",
-        f"{made_of(part)}.",
+        f"`{part['weights']}` on {part['images']:,} of the test images of {part['data']}, calibrated on the",
+        f"{part['calibrated_on']:,} others for a risk of {100 * part['risk']:g} points; {made_of(part)}.",
         "",
         "| steps | MMAC an image | error % |",
         "|---|---|---|",
         *(f"| {steps_text(row['steps'])} | {row['macs'] / 1e6:.0f} | {row['error']:.2f} |" for row in fixed),
         f"| {' then '.join(map(steps_text, own['steps']))} | {own['macs'] / 1e6:.0f} | {own['error']:.2f} |",
         "",
-        f"The cascade takes an answer from a probability of {own['confidence']:.4f} on, and {100 * own['ends'][0]:.0f}% of the images end at",
-        f"the first setting. Fixed settings reach {part['fixed']:.2f}% at its mean cost, between two of them by drawing one.",
+        f"The cascade takes an answer from a probability of {own['confidence']:.4f} on; {100 * own['ends'][0]:.0f}% of the",
+        f"images end at its first setting. Fixed settings reach {part['fixed']:.2f}% at its mean cost, between two by drawing.",
     ]
     return lines
 
 
 def denoising_lines(part: dict[str, Any]) -> list[str]:
-    practical = [curve for curve in part["curves"] if curve["overlap"] and curve["by"] != "oracle"]
-    pays = any(min(gains(part, curve)) > 0 for curve in practical)
-    free = max(max(gains(part, curve)) for curve in part["curves"] if curve["by"] == "oracle")
+    best = {by: max(max(gains(part, c)) for c in part["curves"] if c["by"] == by) for by in ("oracle", "texture")}
+    pays = any(min(gains(part, c)) > 0 for c in part["curves"] if c["by"] != "oracle" and c["overlap"])
     lines = [
         f"## Denoising, by the tile: it {'pays' if pays else 'does not pay'}",
         "",
-        f"`{part['weights']}` at sigma {part['sigma']} on {part['images']} images of BSD68, calibrated on {part['calibrated_on']} training images",
-        f"of BSD; {made_of(part)}.",
+        f"`{part['weights']}` at sigma {part['sigma']} on {part['images']} images of BSD68, calibrated on",
+        f"{part['calibrated_on']} training images of BSD; {made_of(part)}.",
         "",
         "| fixed steps, whole images | GMAC an image | PSNR dB |",
         "|---|---|---|",
@@ -215,9 +213,9 @@ def denoising_lines(part: dict[str, Any]) -> list[str]:
         "",
         "The settings are chosen by an *oracle*, which knows the truth and bounds all others; by *texture*, the differences of",
         "neighbours in the noisy tile, which cost nothing; by *change*, the difference of the two least settings' outputs, which",
-        "are computed for it. A tile is computed with the pixels around it that its setting sees. Where these are not counted, the",
-        "figures are a bound for any way to share them between tiles, and for pictures that are cut into tiles anyway. PSNR is",
-        "that above the fixed setting's, at its cost; none where the least choice costs more.",
+        "are computed for it. A tile is computed with the pixels around it that its setting sees. Not to count these bounds what",
+        "any way to share them between tiles could gain, and shows about what pictures would that are cut into tiles anyway.",
+        "Figures are PSNR above the fixed setting's, at its cost; none where even the least choice costs more.",
         "",
         f"| tiles | overlap | chosen by | {' | '.join(f'dB at the cost of steps {steps_text(n)}' for n in AT)} |",
         "|---|---|---|---|---|---|",
@@ -230,8 +228,8 @@ def denoising_lines(part: dict[str, Any]) -> list[str]:
     if not pays:
         lines += [
             "",
-            f"Even the oracle with overlap for nothing gains {free:.3f} dB at most, as what a step more gives is much the same in all",
-            "tiles. So `rcnet denoise` has no such option: a fixed setting of the staircase is the better use of the same MACs.",
+            f"With overlap for nothing, the oracle gains {best['oracle']:.3f} dB at most there, and a choice by texture",
+            f"{best['texture']:.3f}. So `rcnet denoise` has no such option: a fixed setting is the better use of the same MACs.",
         ]
     return lines
 
@@ -249,10 +247,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
         part = result["classify"]
         *fixed, own = part["rows"]
         curve = [row for row in part["curve"] if row["macs"] <= 1.3 * fixed[-1]["macs"]]
-        left.plot([r["macs"] / 1e6 for r in fixed], [r["error"] for r in fixed], label="fixed settings", markersize=5, **style(0))
-        left.plot(
-            [r["macs"] / 1e6 for r in curve], [r["error"] for r in curve], label="by confidence", **style(1) | {"marker": ""}
-        )
+        for place, (rows, label, size) in enumerate(((fixed, "fixed settings", 5), (curve, "by confidence", 0))):
+            x, y = [row["macs"] / 1e6 for row in rows], [row["error"] for row in rows]
+            left.plot(x, y, label=label, markersize=size, **style(place))
         left.plot(own["macs"] / 1e6, own["error"], "k*", markersize=9, label="calibrated")
         left.set(xlabel="mean MMAC an image", ylabel="error, %", title="r2.cifar10, by the image")
         part = result["denoise"]

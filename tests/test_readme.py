@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import rcnet
-from benchmarks import cost_dial, denoise, int8, training
+from benchmarks import adaptive, cost_dial, denoise, int8, training
 from benchmarks.readme import ROOT, TABLES, insert
 from rcnet.models import registry
 
@@ -24,7 +24,7 @@ def test_tables_of_results_are_rendered_from_the_weights(file, name):
     assert insert(text, name, TABLES[file, name]()) == text
 
 
-@pytest.mark.parametrize("benchmark", [cost_dial, denoise, int8, training], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("benchmark", [adaptive, cost_dial, denoise, int8, training], ids=lambda module: module.__name__)
 def test_pages_of_results_are_rendered_from_the_measurements(benchmark):
     path = benchmark.RESULTS / f"{benchmark.__name__.rpartition('.')[2]}.json"
     assert benchmark.render(json.loads(path.read_text())) == path.with_suffix(".md").read_text()
