@@ -289,6 +289,7 @@ def render(result: dict[str, Any]) -> str:
         "",
         *table(result),
         "",
+        *(["![The settings of r3_fast](dial.png)", ""] if any(type(setting(row)) is tuple for row in result["rows"]) else []),
         f"On all 68 images in fp32, {'; '.join(above)}.",
     ]
     if colour := result.get("colour"):
