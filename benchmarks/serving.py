@@ -51,7 +51,7 @@ TRACE_OF_TWO = (
     (0.25, {DENOISER: 0.2, CLASSIFIER: 0.2}),
 )
 PATHS = {DENOISER: "/v1/denoise", CLASSIFIER: "/v1/classify"}
-BIN = 0.5  # seconds, of the picture
+BIN, TICKS = 0.5, (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # seconds and milliseconds, of the picture
 
 
 def crops(folder: Path) -> tuple[list[np.ndarray], list[bytes]]:
@@ -365,6 +365,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
                     column[row].plot(times[: len(values)], values, **look)
             column[2].axhline(result["objective_ms"], color="0.4", linewidth=0.8)
             column[2].set(yscale="log", xlabel="seconds")
+            limits = column[2].get_ylim()
+            column[2].set_yticks(TICKS, map(str, TICKS))
+            column[2].minorticks_off()
+            column[2].set_ylim(limits)
             column[0].set_title(title, fontsize=8)
         for row, label in zip(axes[:, 0], ("within the objective, 1/s", "mean cost, %", "95th percentile, ms"), strict=True):
             row.set_ylabel(label)
