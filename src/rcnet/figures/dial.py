@@ -41,11 +41,13 @@ def dial(
         for text, (x, y) in points.items():
             panel.annotate(text, (x, y), xytext=(4, 5 if below else -11), textcoords="offset points", fontsize=7)
         for place, (label, (x, y)) in enumerate((others or {}).items(), start=2):
-            panel.plot([x], [y], **(style(place) | {"linestyle": ""}), markersize=7, label=label)
+            panel.plot([x], [y], **(style(place) | {"linestyle": ""}), markersize=7)
+            panel.annotate(label, (x, y), xytext=(-7, 0), textcoords="offset points", fontsize=8, ha="right", va="center")
         if others and max(x for x, _ in others.values()) > 10 * max(x for x, _ in points.values()):
             panel.set_xscale("log")
+            panel.xaxis.set_major_formatter("{x:g}")
         panel.set_xlabel("milliseconds a picture" if timed else "GMAC a picture")
         panel.set_ylabel("PSNR in dB" if metric == "psnr" else "error in %")
-        if behind or others:
+        if behind:
             panel.legend(loc="upper right" if below else "lower right")
         return to_image(figure)
