@@ -79,6 +79,6 @@ def _measure(
 ) -> tuple[str, dict[Choice, float]]:
     """The metric, and its value at each setting."""
     kind = find_task(model.about.task)
-    told = {"sigma": sigma, "blind": blind} if model.about.task == "denoise" else {}
+    told = {key: value for key, value in {"sigma": sigma, "blind": blind}.items() if key in kind.options}
     rows = kind.measuring(model, data, **told).rows(model.choices, precision=precision, each=each)
     return kind.metric, {n: row[kind.metric] for n, row in zip(model.choices, rows, strict=True)}
