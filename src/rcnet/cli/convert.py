@@ -75,7 +75,7 @@ def convert(
 
     from rcnet import unroll
     from rcnet.about import About
-    from rcnet.cli.text import count, table
+    from rcnet.cli.text import count, parse_steps, table
     from rcnet.conversion.convert import SIDE
     from rcnet.cost import macs, parameters
     from rcnet.cost.budget import steps_text
@@ -95,7 +95,7 @@ def convert(
         raise InputError("say what the network does: --task classify or --task denoise")
     net = run(
         original.model,
-        read_steps(steps),
+        "all" if steps == "all" else parse_steps(steps),
         init,
         None if regions is None else regions.split(","),
         rank,
@@ -125,16 +125,6 @@ def convert(
     costs = [("before", (done.before, before)), *((steps_text(n), figures) for n, figures in cost.items())]
     print(table(("steps", "parameters", f"MACs, {width}x{height}"), [(n, f"{size:,}", count(work)) for n, (size, work) in costs]))
     print(f"\n{output}: {done.before:,} parameters became {done.after:,}")
-
-
-def read_steps(text: str) -> "tuple[int, ...] | Literal['all']":
-    """`all`, or step counts."""
-    if text == "all":
-        return "all"
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"--steps {text} is not valid: give step counts, e.g. 1,2,3, or all") from None
 
 
 def read_numbers(option: str, text: str | None) -> tuple[float, ...]:

@@ -116,30 +116,25 @@ def denoise(
         raise InputError(f"--threads {threads} is not valid: give a whole number from 1")
     import torch
 
-    from rcnet.cli.text import check_cost, parse_steps
+    from rcnet.cli.text import others_go_on, read_cost
     from rcnet.deploy.denoise import TILE, check_options
 
     if threads:
         torch.set_num_threads(threads)
-    check_cost(steps, budget)
-    how = How(model, parse_steps(steps), budget, sigma, sigma_map, strength, white, TILE if tile is None else tile, precision)
-    check_options(how.tile, strength)
+    tile = TILE if tile is None else tile
+    how = How(model, read_cost(steps, budget), budget, sigma, sigma_map, strength, white, tile, precision)
+    check_options(tile, strength)
     sessions: dict[str, Optimized] = {}
     if model is not None:
         weights(model, how, sessions)
     for line in skipped:
         print(line, file=sys.stderr)
-    failed = 0
+    failed: list[InputError] = []
     for job in jobs:
-        try:
+        with others_go_on(len(jobs), failed):
             denoise_file(job, how, sessions)
-        except InputError as error:
-            if len(jobs) == 1:
-                raise
-            failed += 1
-            print(f"rcnet: {error}", file=sys.stderr)
     if failed:
-        raise InputError(f"{failed} of {len(jobs)} images could not be denoised; the others are done")
+        raise InputError(f"{len(failed)} of {len(jobs)} images could not be denoised; the others are done")
 
 
 class How(NamedTuple):

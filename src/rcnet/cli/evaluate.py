@@ -89,7 +89,7 @@ def evaluate(
     """
     from tqdm import tqdm
 
-    from rcnet.cli.text import check_cost, parse_steps, table
+    from rcnet.cli.text import read_cost, table
     from rcnet.cost import steps_for
     from rcnet.device import best_device, resolve_precision
     from rcnet.evaluation.record import record_result
@@ -99,8 +99,7 @@ def evaluate(
     if (data is None) == (noisy is None and clean is None) or (noisy is None) != (clean is None):
         raise InputError("give --data FOLDER, or --noisy FOLDER and --clean FOLDER")
     network = load(model)
-    check_cost(None if steps == "all" else steps, budget)
-    asked = parse_steps(steps) if steps != "all" else None
+    asked = read_cost(None if steps == "all" else steps, budget)
     counts = network.choices if asked is None else (asked,)
     for n in counts:
         network.per_cell(n)

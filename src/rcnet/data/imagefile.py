@@ -16,6 +16,7 @@ from rcnet.data import encoding
 from rcnet.data.decoding import decode
 from rcnet.data.formats import CHUNKS, FORMATS, LABELS, NAMES, OWN_TAGS, SEGMENTS, SUFFIXES, ImageFile, lacking, refused
 from rcnet.errors import InputError, unknown
+from rcnet.replacing import replacing
 
 __all__ = (
     "FORMATS",
@@ -105,14 +106,10 @@ def write(path: str | Path, image: ImageFile) -> None:
     """
     check_writable(path, image)
     target = Path(os.path.realpath(path))  # a link is written through, not replaced
-    temporary = target.with_name(f".rcnet-{secrets.token_hex(8)}.tmp")
     try:
         data = _encode(SUFFIXES[Path(path).suffix.lower()], image)
-        try:
+        with replacing(target, f".{secrets.token_hex(8)}") as temporary:
             temporary.write_bytes(data)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
     except (OSError, ValueError, struct.error) as error:
         raise InputError(f"{path} cannot be written: {error}") from error
 

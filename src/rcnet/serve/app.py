@@ -30,8 +30,6 @@ PAGE = {
     "page.css": "serve/page/page.css",
     "sample.png": "assets/cameraman.png",
 }
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-POLICY += "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 ABOUT = (
     "Denoises and classifies images with networks that have a cost dial. A setting is a place of that dial. Unless a client "
     "names one, the server takes the best that keeps its objective for everybody; what even the least would make late is "
@@ -194,7 +192,6 @@ def _add_page(app: FastAPI) -> None:
         data, kind = (resources.files("rcnet") / file).read_bytes(), mimetypes.guess_type(file)[0]
 
         def page(data: bytes = data, kind: str | None = kind) -> Response:
-            headers = {"cache-control": "no-cache", "content-security-policy": POLICY, "x-content-type-options": "nosniff"}
-            return Response(data, media_type=kind, headers=headers)
+            return Response(data, media_type=kind, headers={"cache-control": "no-cache"})
 
         app.add_api_route(f"/{path}", page, include_in_schema=False, response_class=Response)

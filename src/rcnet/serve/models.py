@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from rcnet.data.labelled import fit
 from rcnet.deploy.classify import best_classes
 from rcnet.deploy.denoise import TILE, denoise_pixels
 from rcnet.deploy.optimize import Optimized, optimize
+from rcnet.errors import InputError
 from rcnet.models import load
 from rcnet.models.results import setting_quality
 from rcnet.serve.served import Classification, Denoised, Served, Work, label, name_of
@@ -36,19 +38,27 @@ def open_model(source: str, device: str, precision: str) -> Model:
     """The model of bundled weights or of a file of weights, on a device, all settings ready.
 
     Raises:
-        InputError: what `rcnet.load` raises.
+        InputError: what `rcnet.load` raises; weights of a task that is not served.
     """
     network = load(source).to(torch.device(device))
     session = optimize(network, list(network.settings), precision=precision)
-    task = network.about.task
-    side = image_size(network) if task == "classify" else 64
+    run: Callable[[tuple[int, ...], Sequence[Work]], list[Any]]
+    sides: tuple[tuple[int, int], ...]
+    if network.about.task == "denoise":
+        side, size, names, run, sides = 64, 0, [], partial(denoise, session), WARM_UP
+    elif network.about.task == "classify":
+        side = size = image_size(network)
+        names, sides = class_names(network), ((1, side), (1, side), (4, side))
+        run = partial(classify, session, names, side)
+    else:
+        raise InputError(f"{source} is not served: a server denoises and classifies")
     cost = {setting: macs(network, setting, (side, side)) / side**2 for setting in network.settings}
     settings = tuple(sorted(cost, key=lambda setting: cost[setting]))
     metric, by_setting = setting_quality(network)
     results = tuple(by_setting[choice(setting)] for setting in settings) if metric else ()
     about = Served(
         name=name_of(source),
-        task=task,
+        task=network.about.task,
         settings=settings,
         labels=tuple(map(label, settings)),
         macs=tuple(cost[setting] for setting in settings),
@@ -58,14 +68,11 @@ def open_model(source: str, device: str, precision: str) -> Model:
         parameters=parameters(network),
         channels=network.about.channels,
         noise_level=network.about.takes_level,
-        size=side if task == "classify" else 0,
-        classes=tuple(class_names(network)) if task == "classify" else (),
+        size=size,
+        classes=tuple(names),
         precision=session.precision,
     )
-    if task == "denoise":
-        return Model(about, lambda setting, work: denoise(session, setting, work), WARM_UP)
-    names = list(about.classes)
-    return Model(about, lambda setting, work: classify(session, names, side, setting, work), ((1, side), (1, side), (4, side)))
+    return Model(about, run, sides)
 
 
 def quality(metric: str, results: Sequence[float], count: int) -> tuple[float, ...]:
