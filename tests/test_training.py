@@ -546,7 +546,8 @@ def test_bundled_recipes_are_whole(name):
     [
         ("optimiser.lr=1", "did you mean 'optimizer'"),
         ("optimizer.lrr=1", "did you mean 'optimizer.lr'"),
-        ("batch=many", "it takes int"),
+        ("batch=many", "it takes a whole number"),
+        ("settings=most", r"it takes unified, staircase, free or \[\[a whole number, \.\.\.\], \.\.\.\]"),
         ("batch=0", "batch = 0 is not valid: it takes numbers from 1"),
         ("ema=1.5", "from 0 to 1"),
         ("optimizer.betas=[1,1]", "from 0 to below 1"),

@@ -20,7 +20,7 @@ def convert(
     init: Literal["first", "mean", "low-rank"] = "first",
     rank: int = 0,
     regions: str | None = None,
-    task: Literal["classify", "denoise"] | None = None,
+    task: str | None = None,
     size: int | None = None,
     mean: str | None = None,
     std: str | None = None,
@@ -83,6 +83,7 @@ def convert(
     from rcnet.models import save
     from rcnet.models.converted import about_of, read_original
     from rcnet.models.converted import convert as run
+    from rcnet.tasks import TASKS, find_task
     from rcnet.training.recipe import read_overrides
 
     if output.suffix != ".safetensors":
@@ -92,7 +93,8 @@ def convert(
     sides = (size, size) if size else original.size or about.size
     about = dataclasses.replace(about, task=task or about.task, size=sides)
     if not about.task:
-        raise InputError("say what the network does: --task classify or --task denoise")
+        raise InputError(f"say what the network does: --task {' or --task '.join(TASKS)}")
+    find_task(about.task)
     net = run(
         original.model,
         "all" if steps == "all" else parse_steps(steps),

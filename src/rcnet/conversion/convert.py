@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 
 from rcnet.about import About
 from rcnet.cell import NORM_MODES, NormMode, RecurrentNet, Transition, supported_steps
-from rcnet.conversion.cells import RelaxedCell, add_differences, held, own_part, take_out
+from rcnet.conversion.cells import RelaxedCell, add_differences, own_part, take_out, tensor_of
 from rcnet.conversion.fit import INITS, difference, groups_of, largest_rank, set_difference, shared_kernel
 from rcnet.conversion.record import first_tensor, is_leaf, record
-from rcnet.conversion.runs import Run, find_runs, size_of
+from rcnet.conversion.runs import Run, count_parameters, find_runs
 from rcnet.errors import InputError, unknown
 
 Init = Literal["first", "mean", "low-rank"]
@@ -135,7 +135,9 @@ def convert(
         _check_sizes(source, net, x)
     for p in net.parameters():
         p.requires_grad_(True)
-    net.conversion = Conversion(replaced, kept, size_of(source), size_of(net), _distance(source, net, x) if fit else 0.0)
+    net.conversion = Conversion(
+        replaced, kept, count_parameters(source), count_parameters(net), _distance(source, net, x) if fit else 0.0
+    )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return net.train(model.training).to(device)
 
@@ -167,8 +169,8 @@ def _chain(
         own = counts or tuple(range(1, len(run.blocks) + 1))
         cell = make_cell(run, own, init, rank, mode, before, unified=counts is not None, fit=fit)
         parts[f"cell{j + 1}"], before = cell, own
-        old = size_of(*(run.module(i) for i in range(len(run.blocks))))
-        replaced.append(Replaced(f"cell{j + 1}", run.name, run.what, len(run.blocks), old, size_of(cell)))
+        old = count_parameters(*(run.module(i) for i in range(len(run.blocks))))
+        replaced.append(Replaced(f"cell{j + 1}", run.name, run.what, len(run.blocks), old, count_parameters(cell)))
     return ConvertedNet(**parts), tuple(replaced)
 
 
@@ -258,8 +260,8 @@ def make_cell(
     for name, p in body.named_parameters() if fit else ():
         owner = roots[0].get_submodule(name.rpartition(".")[0])
         low = min(rank, largest_rank(owner)) if name.rpartition(".")[0] in layers else 0
-        p.copy_(shared_kernel([held(root, name) for root in roots], init, low, groups_of(owner) if low else 1))
-    stands_for = [spread(t, steps[-1], len(roots)) for t in range(steps[-1])]
+        p.copy_(shared_kernel([tensor_of(root, name) for root in roots], init, low, groups_of(owner) if low else 1))
+    stands_for = [block_of(t, steps[-1], len(roots)) for t in range(steps[-1])]
     differences = [[_difference(roots[i], body, name, rank, fit) for name in layers] for i in stands_for]
     cell = RelaxedCell(
         body,
@@ -278,7 +280,7 @@ def make_cell(
     return cell
 
 
-def spread(step: int, steps: int, blocks: int) -> int:
+def block_of(step: int, steps: int, blocks: int) -> int:
     """The block that a step stands for, both from 0: the first for the first, the last for the last."""
     return 0 if steps == 1 else round(step * (blocks - 1) / (steps - 1))
 
@@ -288,8 +290,12 @@ def _difference(root: nn.Module, body: nn.Module, name: str, rank: int, fit: boo
     layer = root.get_submodule(name)
     made = difference(layer, rank)
     if fit:
-        bias = held(root, f"{name}.bias") - held(body, f"{name}.bias") if getattr(layer, "bias", None) is not None else None
-        set_difference(made, held(root, f"{name}.weight") - held(body, f"{name}.weight"), bias, groups_of(layer))
+        bias = (
+            tensor_of(root, f"{name}.bias") - tensor_of(body, f"{name}.bias")
+            if getattr(layer, "bias", None) is not None
+            else None
+        )
+        set_difference(made, tensor_of(root, f"{name}.weight") - tensor_of(body, f"{name}.weight"), bias, groups_of(layer))
     return made
 
 
