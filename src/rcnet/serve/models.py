@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rcnet.cell import choice
 from rcnet.cost.counting import macs, parameters
 from rcnet.data.labelled import fit
 from rcnet.deploy.classify import best_classes
-from rcnet.deploy.denoise import TILE, denoise_pixels
+from rcnet.deploy.denoise import TILE, denoise_pixels, without
 from rcnet.deploy.optimize import Optimized, optimize
 from rcnet.errors import InputError
 from rcnet.models import load
@@ -89,28 +88,20 @@ def denoise(session: Optimized, setting: tuple[int, ...], work: Sequence[Work]) 
     """Each picture without its noise; several of one small shape go through the network at once."""
     height, width, channels = work[0].pixels.shape
     if len(work) == 1 or max(height, width) > TILE or channels != session.network.about.channels:
-        done = [
-            denoise_pixels(session, item.pixels, setting, sigma=item.sigma, strength=item.strength, white=item.white)
-            for item in work
+        return [
+            Denoised(*denoise_pixels(session, w.pixels, setting, sigma=w.sigma, strength=w.strength, white=w.white)) for w in work
         ]
-        return [Denoised(pixels, level) for pixels, level in done]
     device = next(session.network.parameters()).device
-    x = torch.stack([_as_tensor(item) for item in work])
+    parts = [item.pixels.astype(np.float32) / np.float32(item.white) for item in work]
+    x = torch.from_numpy(np.stack(parts).transpose(0, 3, 1, 2))
     known = any(item.sigma is not None for item in work)
     sigma = torch.tensor([-1.0 if item.sigma is None else item.sigma for item in work]) if known else None
-    removed = session(x.to(device), setting, None if sigma is None else sigma.to(device)).cpu() - x
-    return [_finish(item, x[i], removed[i]) for i, item in enumerate(work)]
-
-
-def _as_tensor(item: Work) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(item.pixels.transpose(2, 0, 1), np.float32) / np.float32(item.white))
-
-
-def _finish(item: Work, x: Tensor, removed: Tensor) -> Denoised:
-    """As the end of `denoise_pixels`."""
-    level = 255 * float(removed.double().square().mean().sqrt())
-    values = (x + item.strength * removed).clamp(min=0).minimum(x.clamp(min=1)).permute(1, 2, 0).numpy() * item.white
-    return Denoised((np.rint(values) if item.pixels.dtype.kind == "u" else values).astype(item.pixels.dtype), level)
+    removed = (session(x.to(device), setting, None if sigma is None else sigma.to(device)).cpu() - x).permute(0, 2, 3, 1).numpy()
+    done = []
+    for item, part, change in zip(work, parts, removed, strict=True):
+        level = 255 * float(np.sqrt(np.square(change, dtype=np.float64).mean()))
+        done.append(Denoised(without(change, part, item.strength, item.white, item.pixels.dtype), level))
+    return done
 
 
 def classify(

@@ -42,9 +42,9 @@ def costs(network: str, data: str, scale: str, size: tuple[int, int]) -> Mapping
     return _costs(_key(network, data, scale), size, "unified")
 
 
-def parameters_of(network: str, data: str, scale: str = "long") -> int:
-    """Trainable parameters of a network as a scale builds it: kernels, the classifier, and every batch norm's scale and shift."""
-    return parameters(_built(_key(network, data, scale)))
+def parameters_of(network: str, data: str) -> int:
+    """Trainable parameters of a network of the paper: kernels, the classifier, and every batch norm's scale and shift."""
+    return parameters(_built(_key(network, data, "long")))
 
 
 def depth_of(network: str, data: str, steps: int) -> int:
