@@ -197,7 +197,7 @@ def denoise_file(job: "Job", how: How, sessions: "dict[str, Optimized]") -> None
     steps = choice(model.network.per_cell(steps))
     warn_of_level(job.file, model, pixels, white)
     runs = [steps, *(n for n in model.steps if job.picture and n != steps)]
-    tiles = count_tiles(model, (1, 3, *shape[2:]), how.tile) // (3 if model.network.about.channels == 1 else 1)
+    tiles = count_tiles(model, (1, 1, *shape[2:]), how.tile)
     sigma = how.sigma if how.sigma_map is None else read_map(how.sigma_map, pixels.shape[:2])
     results = {}
     total = len(runs) * tiles
