@@ -8,8 +8,9 @@ method denoises the same images (noise of sigma 25, the protocol of BSD68), one 
 with the same number of threads (a short call is made twice and the second timed: the threads of the runtime that had the turn
 before may still spin). Weights of DnCNN and FFDNet are not at hand: their graphs are timed with random weights, in which a batch
 norm stands behind every inner convolution as in the originals (and is folded where ours are), and their PSNR is the published one
-on all 68 images. S3 is timed likewise. Results go to results/denoise.json, the tables to results/denoise.md, the picture to
-results/denoise.png; Ctrl-C keeps the images that were measured.
+on all 68 images. S3 is timed likewise. bf16 is measured where the processor has it. Results go to results/denoise.json, the
+tables to results/denoise.md, the pictures to results/denoise.png and, of the settings of r3_fast, results/dial.png; Ctrl-C keeps
+the images that were measured.
 """
 
 import argparse
@@ -31,15 +32,16 @@ import rcnet
 from benchmarks import classical
 from benchmarks.classical import SHORT, evenly, on_tensors, timed
 from rcnet.about import About
-from rcnet.cell import StandardCell
+from rcnet.cell import Choice, StandardCell, choice
 from rcnet.cost import macs
+from rcnet.cost.budget import steps_text
 from rcnet.cost.counting import parameters
 from rcnet.data.images import list_images, read_image, to_tensor
 from rcnet.data.noise import protocol_noise
 from rcnet.deploy.export import export, load_exported
 from rcnet.deploy.int8 import calibration_images
 from rcnet.deploy.optimize import optimize
-from rcnet.device import autocast, hardware
+from rcnet.device import autocast, gains_by_bf16, hardware
 from rcnet.evaluation.denoise import psnr, to_uint8_levels
 from rcnet.models import create_model, read_metadata
 from rcnet.models.denoise import Denoiser
@@ -58,7 +60,7 @@ class Method(NamedTuple):
     """One way to denoise float [1, C, H, W]; `path`: what runs it."""
 
     name: str
-    steps: int | None
+    steps: Choice | None
     precision: str
     path: str
     call: Callable[[Tensor], Tensor]
@@ -104,43 +106,41 @@ COLOUR_CLASSICAL = (("CBM3D", "bm3d", lambda x: classical.bm3d(x, SIGMA)),)
 
 
 def networks(name: str, model: Denoiser, calibration: Path, folder: Path, threads: int, trained: bool) -> Iterator[Method]:
-    """Every precision and path of one network, at each of its step counts; told sigma if it takes the noise level."""
+    """Every precision and path of one network, at each of its settings; told sigma if it takes the noise level."""
     told = (SIGMA,) if model.about.takes_level else ()
-    counts = {n: (parameters(rcnet.unroll(model, n)), macs(model, n, SIZE)) for n in model.steps}
-    shown = {n: n if len(model.steps) > 1 else None for n in model.steps}
+    counts = {n: (parameters(rcnet.unroll(model, n)), macs(model, n, SIZE)) for n in model.choices}
+    shown = {n: n if len(model.choices) > 1 else None for n in model.choices}
     kinds = (("fp32", ".xml"), ("int8", ".xml"), ("int8", ".onnx"))
     files = {(kind, suffix): folder / f"{name}-{kind}{suffix}" for kind, suffix in kinds}
     for (kind, _), path in files.items():
         images = calibration_images(model, calibration) if kind == "int8" else None
         export(model, path, calibration=images)
-    sessions = {precision: optimize(model, precision=precision) for precision in ("fp32", "bf16")}
+    precisions = ("fp32", "bf16", "int8") if gains_by_bf16(torch.device("cpu")) else ("fp32", "int8")
+    sessions = {precision: optimize(model, precision=precision) for precision in precisions if precision != "int8"}
 
-    def eager(n: int, precision: str) -> Callable[[Tensor], Tensor]:
+    def eager(n: Choice, precision: str) -> Callable[[Tensor], Tensor]:
         def call(x: Tensor) -> Tensor:
             with autocast(precision, x.device):
                 return model(x.contiguous(memory_format=torch.channels_last), n, *told).float()
 
         return call
 
-    def optimized(n: int, precision: str) -> Callable[[Tensor], Tensor]:
+    def optimized(n: Choice, precision: str) -> Callable[[Tensor], Tensor]:
         return lambda x: sessions[precision](x, n, *told)
 
-    def exported(n: int, kind: str, suffix: str, precision: str = "fp32") -> Callable[[Tensor], Tensor]:
+    def exported(n: Choice, kind: str, suffix: str, precision: str = "fp32") -> Callable[[Tensor], Tensor]:
         session = load_exported(files[kind, suffix], n, threads=threads, precision=precision)
         return lambda x: torch.from_numpy(session(x.numpy(), *told))
 
-    for n in model.steps:
-        for precision, path, call in (
-            ("fp32", "eager", eager(n, "fp32")),
-            ("fp32", "optimize", optimized(n, "fp32")),
-            ("fp32", "OpenVINO", exported(n, "fp32", ".xml")),
-            ("bf16", "eager", eager(n, "bf16")),
-            ("bf16", "optimize", optimized(n, "bf16")),
-            ("bf16", "OpenVINO", exported(n, "fp32", ".xml", "bf16")),
-            ("int8", "OpenVINO", exported(n, "int8", ".xml")),
-            ("int8", "ONNX Runtime", exported(n, "int8", ".onnx")),
-        ):
-            yield Method(name, shown[n], precision, path, call, *counts[n], trained)
+    for n in model.choices:
+        for precision in precisions:
+            if precision == "int8":
+                paths = {"OpenVINO": exported(n, "int8", ".xml"), "ONNX Runtime": exported(n, "int8", ".onnx")}
+            else:
+                paths = {"eager": eager(n, precision), "optimize": optimized(n, precision)}
+                paths["OpenVINO"] = exported(n, "fp32", ".xml", precision)
+            for path, call in paths.items():
+                yield Method(name, shown[n], precision, path, call, *counts[n], trained)
 
 
 @torch.inference_mode()
@@ -174,39 +174,71 @@ def measure(
     return len(found), rows
 
 
-def best(rows: list[dict[str, Any]], name: str, steps: int | None, precision: str) -> dict[str, Any]:
+def best(rows: list[dict[str, Any]], name: str, steps: Choice | None, precision: str) -> dict[str, Any]:
     """The fastest path of a network in one precision."""
-    of = [row for row in rows if (row["name"], row["steps"], row["precision"]) == (name, steps, precision)]
+    of = [row for row in rows if (row["name"], setting(row), row["precision"]) == (name, steps, precision)]
     return min(of, key=lambda row: row["seconds"])
 
 
-def ratios(rows: list[dict[str, Any]]) -> list[tuple[str, str, float, bool]]:
-    """What was asked of the networks: what, at least or at most how much, what was measured, and whether it is met."""
+def setting(row: dict[str, Any]) -> Choice | None:
+    """The steps of a row, which may come from a file."""
+    return None if row["steps"] is None else choice(row["steps"])
+
+
+def precisions_of(rows: list[dict[str, Any]]) -> list[str]:
+    """Those that were measured: a processor without bf16 has none."""
+    found = {row["precision"] for row in rows}
+    return [precision for precision in ("fp32", "bf16", "int8") if precision in found]
+
+
+Asked = tuple[str, str, float, bool]  # what, at least or at most how much, what was measured, whether it is met
+
+
+def asked(what: str, sign: str, bound: float, value: float) -> Asked:
+    return what, f"{sign} {bound:g}", value, value >= bound if sign == ">=" else value <= bound
+
+
+def colour_ratios(rows: list[dict[str, Any]]) -> list[Asked]:
+    """What was asked of colour."""
+    measured = precisions_of(rows)
+    quickest = min((best(rows, "r3_fast", 1, precision) for precision in measured), key=lambda row: row["seconds"])
+    what = f"r3_fast in colour, steps 1, {quickest['precision']}: CBM3D's time to its"
+    found = [asked(what, ">=", 150, rows[0]["seconds"] / quickest["seconds"])]
+    for precision in measured:
+        ours, ffdnet = (best(rows, name, n, precision)["seconds"] for name, n in (("r3_fast", 3), ("FFDNet", None)))
+        found.append(asked(f"r3_fast in colour, steps 3, {precision}: time to FFDNet's", "<=", 1, ours / ffdnet))
+    return found
+
+
+def ratios(rows: list[dict[str, Any]]) -> list[Asked]:
+    """What was asked of the gray networks."""
     bm3d = next(row for row in rows if row["name"] == "BM3D")
     found = []
 
     def add(what: str, sign: str, bound: float, value: float) -> None:
-        found.append((what, f"{sign} {bound:g}", value, value >= bound if sign == ">=" else value <= bound))
+        found.append(asked(what, sign, bound, value))
 
+    measured = precisions_of(rows)
     for name, most in (("r3", 4), ("r3_fast", 3)):
         for n in (1, most):
-            eager = next(r for r in rows if (r["name"], r["steps"], r["precision"], r["path"]) == (name, n, "fp32", "eager"))
+            eager = next(r for r in rows if (r["name"], setting(r), r["precision"], r["path"]) == (name, n, "fp32", "eager"))
             for precision, bound in (("fp32", 1.2), ("bf16", 1.7), ("int8", 3)):
-                value = eager["seconds"] / best(rows, name, n, precision)["seconds"]
-                add(f"{name}, steps {n}: best {precision} against eager fp32", ">=", bound, value)
-    fast = {precision: best(rows, "r3_fast", 1, precision) for precision in ("bf16", "int8")}
-    add("r3_fast, steps 1, bf16: PSNR above BM3D's, dB", ">=", 0, fast["bf16"]["psnr"] - bm3d["psnr"])
-    add("r3_fast, steps 1, bf16: BM3D's time to its", ">=", 200, bm3d["seconds"] / fast["bf16"]["seconds"])
-    add("r3_fast, steps 1, int8: PSNR above BM3D's, dB", ">=", 0, fast["int8"]["psnr"] - bm3d["psnr"])
-    add("r3_fast, steps 1, int8: BM3D's time to its", ">=", 500, bm3d["seconds"] / fast["int8"]["seconds"])
-    for precision in ("fp32", "bf16", "int8"):
+                if precision in measured:
+                    value = eager["seconds"] / best(rows, name, n, precision)["seconds"]
+                    add(f"{name}, steps {n}: best {precision} against eager fp32", ">=", bound, value)
+    for n, precision, bound in (((1, 1, 0), "bf16", 220), (1, "bf16", 200), (1, "int8", 500)):
+        if precision in measured and any((row["name"], setting(row)) == ("r3_fast", n) for row in rows):
+            fast, what = best(rows, "r3_fast", n, precision), f"r3_fast, steps {steps_text(n)}, {precision}"
+            add(f"{what}: PSNR above BM3D's, dB", ">=", 0, fast["psnr"] - bm3d["psnr"])
+            add(f"{what}: BM3D's time to its", ">=", bound, bm3d["seconds"] / fast["seconds"])
+    for precision in measured:
         ours, ffdnet, dncnn = (
             best(rows, name, n, precision)["seconds"] for name, n in (("r3_fast", 3), ("FFDNet", None), ("DnCNN", None))
         )
         add(f"r3_fast, steps 3, {precision}: time to FFDNet's", "<=", 1, ours / ffdnet)
         for n in (1, 2, 3, 4):
             add(f"r3, steps {n}, {precision}: time to DnCNN's", "<=", 1, best(rows, "r3", n, precision)["seconds"] / dncnn)
-    quickest = min((best(rows, "r3", 1, precision) for precision in ("fp32", "bf16", "int8")), key=lambda row: row["seconds"])
+    quickest = min((best(rows, "r3", 1, precision) for precision in measured), key=lambda row: row["seconds"])
     add(f"r3, steps 1, {quickest['precision']}: BM3D's time to its", ">=", 30, bm3d["seconds"] / quickest["seconds"])
     return found
 
@@ -231,7 +263,8 @@ def table(part: dict[str, Any]) -> list[str]:
         size = [f"{row['parameters']:,}", f"{row['macs'] / 1e9:.2f}"] if row["macs"] else ["", ""]
         time = [f"{1000 * row['seconds']:.1f}", f"{first['seconds'] / row['seconds']:.0f}"]
         published = f"{row['published']:.2f}" if row["published"] else ""
-        cells = [row["name"], row["steps"] or "", row["precision"], row["path"], *size, *time, measured, over, published]
+        steps = "" if (n := setting(row)) is None else steps_text(n)
+        cells = [row["name"], steps, row["precision"], row["path"], *size, *time, measured, over, published]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
@@ -256,6 +289,7 @@ def render(result: dict[str, Any]) -> str:
         "",
         *table(result),
         "",
+        *(["![The settings of r3_fast](dial.png)", ""] if any(type(setting(row)) is tuple for row in result["rows"]) else []),
         f"On all 68 images in fp32, {'; '.join(above)}.",
     ]
     if colour := result.get("colour"):
@@ -274,7 +308,8 @@ def render(result: dict[str, Any]) -> str:
         ]
     lines += ["", "## What was asked", "", "| what | asked | measured | |", "|---|---|---|---|"]
     lines += [
-        f"| {what} | {asked} | {value:.2f} | {'met' if met else 'missed'} |" for what, asked, value, met in ratios(result["rows"])
+        f"| {what} | {bound} | {value:.2f} | {'met' if met else 'missed'} |"
+        for what, bound, value, met in ratios(result["rows"]) + (colour_ratios(colour["rows"]) if colour else [])
     ]
     return "\n".join([*lines, ""])
 
@@ -287,7 +322,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes = figure.add_subplot()
         place = 0
         for name, label, most in (("r3_fast", "r3_fast", 3), ("r3", "R3", 4)):
-            for precision in ("fp32", "bf16", "int8"):
+            for precision in precisions_of(rows):
                 points = [best(rows, name, n, precision) for n in range(1, most + 1)]
                 x, y = [1000 * p["seconds"] for p in points], [p["psnr"] for p in points]
                 axes.plot(x, y, label=f"{label}, {precision}, steps 1 to {most}", markersize=4, **style(place))
@@ -302,6 +337,21 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set(xscale="log", xlabel="ms an image, 321x481, gray", ylabel="PSNR, dB, sigma 25")
         axes.legend(fontsize=8, loc=(0.02, 0.5))
         to_image(figure).save(path)
+
+
+def draw_dial(rows: list[dict[str, Any]], path: Path) -> None:
+    """The settings of r3_fast, in the fastest path of fp32 or, where it is there, bf16; BM3D beside."""
+    from rcnet.figures.dial import dial
+
+    bm3d, precision = rows[0], "bf16" if "bf16" in precisions_of(rows) else "fp32"
+    settings = dict.fromkeys(setting(row) for row in rows if row["name"] == "r3_fast")
+    fastest = sorted((best(rows, "r3_fast", n, precision) for n in settings), key=lambda row: row["seconds"])
+    highest, points = -np.inf, []
+    for row in fastest:
+        points.append({"steps": setting(row), "ms": 1000 * row["seconds"], "psnr": row["psnr"], "front": row["psnr"] > highest})
+        highest = max(highest, row["psnr"])
+    others = {"BM3D": (1000 * bm3d["seconds"], bm3d["psnr"])}
+    dial(points, f"r3_fast, {precision}: PSNR against time, sigma {SIGMA}, 321x481", others).save(path)
 
 
 def compare(
@@ -359,6 +409,7 @@ def main() -> None:
     path.write_text(json.dumps(result, indent=1) + "\n")
     (args.out / "denoise.md").write_text(render(result))
     draw(result["rows"], args.out / "denoise.png")
+    draw_dial(result["rows"], args.out / "dial.png")
     print(render(result))
 
 

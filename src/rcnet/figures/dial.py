@@ -10,8 +10,13 @@ from rcnet.figures.plots import page, style, to_image
 from rcnet.models.results import UNITS
 
 
-def dial(rows: Sequence[Mapping[str, Any]], title: str = "") -> Image.Image:
+def dial(
+    rows: Sequence[Mapping[str, Any]], title: str = "", others: Mapping[str, tuple[float, float]] | None = None
+) -> Image.Image:
     """Quality against cost, milliseconds if the rows have them, else GMAC, of `rcnet.best_settings`; the Pareto front is joined.
+
+    Args:
+        others: label -> cost and quality of something else, drawn beside.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -35,6 +40,12 @@ def dial(rows: Sequence[Mapping[str, Any]], title: str = "") -> Image.Image:
         below = metric == "error"
         for text, (x, y) in points.items():
             panel.annotate(text, (x, y), xytext=(4, 5 if below else -11), textcoords="offset points", fontsize=7)
+        for place, (label, (x, y)) in enumerate((others or {}).items(), start=2):
+            panel.plot([x], [y], **(style(place) | {"linestyle": ""}), markersize=7)
+            panel.annotate(label, (x, y), xytext=(-7, 0), textcoords="offset points", fontsize=8, ha="right", va="center")
+        if others and max(x for x, _ in others.values()) > 10 * max(x for x, _ in points.values()):
+            panel.set_xscale("log")
+            panel.xaxis.set_major_formatter("{x:g}")
         panel.set_xlabel("milliseconds a picture" if timed else "GMAC a picture")
         panel.set_ylabel("PSNR in dB" if metric == "psnr" else "error in %")
         if behind:

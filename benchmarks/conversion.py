@@ -1,0 +1,257 @@
+"""A ResNet trained here, converted, and its accuracy brought back: parameters, MACs and error at each step count.
+
+    python -m benchmarks.conversion data/ [--dataset cifar10] [--minutes 20]
+    python -m benchmarks.conversion          # only the table, from what was measured
+
+The original is the ResNet-38 of He et al. (2015) for CIFAR (three stages of six blocks, 16, 32 and 64 channels), trained by plain
+PyTorch: SGD, for so many minutes of processor time on one thread. It is converted at 1, 3 and 5 steps, with differences of
+rank 0 and 8, and fine-tuned by the recipe `finetune` for half of that time, the original as its teacher. Beside it, networks of
+the same shape from fresh weights: for the time of the fine-tuning, and for that of original and fine-tuning together. A part that
+is measured is not run again. Results go to results/conversion.json, the table to results/conversion.md.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import rcnet
+from rcnet.cost import macs
+from rcnet.cost.counting import counted
+from rcnet.data.cifar import CIFAR
+from rcnet.data.labelled import Labelled, read_labelled
+from rcnet.device import autocast, channels_last, hardware, keep_freed_memory, resolve_precision
+from rcnet.evaluation.classify import classification_results
+from rcnet.models.converted import build_source
+from rcnet.replacing import replacing
+from rcnet.tasks.classify import Classification, begin, statistics
+from rcnet.tasks.task import Setup
+from rcnet.training import read_recipe, train
+from rcnet.training.provenance import commit
+
+RESULTS = Path(__file__).parent.parent / "results"
+BUILDER, TRAINED, WEIGHTS = "benchmarks.conversion:resnet38", "benchmarks.conversion:trained", "RCNET_BENCHMARK_ORIGINAL"
+STEPS, RANKS, BATCH = (1, 3, 5), (0, 8), 64
+ORIGINAL = "ResNet-38"
+FRESH = ["optimizer.name=muon", "optimizer.lr=1e-3", "optimizer.weight_decay=0", "classification.label_smoothing=0.05"]
+CPU = torch.device("cpu")
+
+
+class Block(nn.Module):
+    """Two convolutions beside the identity, which takes every other pixel and more channels of zeros where the shape changes."""
+
+    def __init__(self, before: int, channels: int) -> None:
+        super().__init__()
+        stride = channels // before
+        self.conv1 = nn.Conv2d(before, channels, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.more, self.stride = channels - before, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
+        if self.more:
+            x = nn.functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
+        return (x + y).relu()
+
+
+def resnet38(num_classes: int = 10, blocks: int = 6) -> nn.Module:
+    """For images whose channels have mean 0 and deviation 1, [B, 3, 32, 32]."""
+    stages, before = [], 16
+    for channels in (16, 32, 64):
+        stages += [Block(before if place == 0 else channels, channels) for place in range(blocks)]
+        before = channels
+    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    return nn.Sequential(*stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, num_classes))
+
+
+def trained() -> nn.Module:
+    """The original with its weights, as the fine-tuning's teacher: for images in [0, 1]."""
+    state = torch.load(os.environ[WEIGHTS], weights_only=True)
+    net = resnet38(len(state["state"]["23.weight"]))
+    net.load_state_dict(state["state"])
+    return nn.Sequential(Standardize(state["mean"], state["std"]), net).eval()
+
+
+class Standardize(nn.Module):
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.view(-1, 1, 1))
+        self.register_buffer("std", std.view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def train_original(data: Path, dataset: str, minutes: float, path: Path) -> dict[str, Any]:
+    """Trains the ResNet as its paper does, but for the length; weights go to `path`. Returns how long and how far it was."""
+    torch.manual_seed(0)
+    images = read_labelled(data, "train", dataset)
+    mean, std = statistics(images.images)
+    net = nn.Sequential(Standardize(mean, std), channels_last(resnet38(len(images.classes))))
+    config = Classification(dataset=dataset, flip="alternating", label_smoothing=0.05)  # type: ignore[arg-type]
+    task = begin(config, Setup(data, CPU, {}, BATCH, 0, "auto"))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    started, iteration = time.process_time(), 0
+    while (gone := (time.process_time() - started) / (60 * minutes)) < 1:
+        batch = task.batch(np.random.default_rng([0, iteration]), iteration)
+        optimizer.param_groups[0]["lr"] = 0.1 * min(gone / 0.05, 0.5 + 0.5 * np.cos(np.pi * gone))
+        with autocast("auto", CPU):
+            output = net(batch.x.contiguous(memory_format=torch.channels_last))
+        optimizer.zero_grad()
+        task.loss(output, batch).backward()
+        optimizer.step()
+        iteration += 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state": net[1].state_dict(), "mean": mean, "std": std}, path)
+    return {"minutes": minutes, "iterations": iteration}
+
+
+def error_of(call: Callable[[Tensor], Tensor], test: Labelled) -> float:
+    """In %."""
+    parts = zip(test.images.split(250), test.labels.split(250), strict=True)
+    with torch.inference_mode():
+        wrong = sum(int((call(pixels.float() / 255).argmax(1) != labels).sum()) for pixels, labels in parts)
+    return round(100 * wrong / len(test.labels), 3)
+
+
+def rows_of(net: rcnet.RecurrentNet, test: Labelled) -> list[dict[str, Any]]:
+    """Error, MACs of an image and parameters that count, by steps."""
+    rows = classification_results(net, test.images, test.labels, net.choices)
+    used = {n: sum(p.numel() for p in rcnet.unroll(net, n).parameters()) for n in net.choices}
+    return [row | {"macs": macs(net, row["steps"], (32, 32)), "parameters": used[row["steps"]]} for row in rows]
+
+
+def converted(dataset: str, rank: int, original: Path | None) -> rcnet.RecurrentNet:
+    """The original converted, or the same shape with the weights of a fresh one."""
+    classes = {"cifar10": 10, "cifar100": 100}[dataset]
+    torch.manual_seed(1)
+    source = build_source(BUILDER, {"num_classes": classes})
+    mean, std = (0.5,) * 3, (0.25,) * 3
+    if original:
+        state = torch.load(original, weights_only=True)
+        source.load_state_dict(state["state"])
+        mean, std = tuple(state["mean"].tolist()), tuple(state["std"].tolist())
+    init = "first" if not original else "low-rank" if rank else "mean"
+    about = rcnet.About("classify", size=(32, 32), classes=tuple(map(str, range(classes))))
+    named = {"source": BUILDER, "options": {"num_classes": classes}, "mean": mean, "std": std}
+    return rcnet.convert(source, STEPS, init, rank=rank, about=about, **named)  # type: ignore[arg-type]
+
+
+class Parts:
+    """The results so far; a part that is there is not made again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.all: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def make(self, dataset: str, name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        of = self.all.setdefault(dataset, {})
+        if name not in of:
+            print(f"{dataset}: {name}", flush=True)
+            about = {"hardware": hardware(CPU), "precision": resolve_precision("auto", CPU), "torch": torch.__version__}
+            of[name] = {**part(), **about, "commit": commit()}
+            with replacing(self.path) as temporary:
+                temporary.write_text(json.dumps(self.all, indent=1) + "\n")
+            self.path.with_suffix(".md").write_text(render(self.all))
+        return of[name]
+
+
+def measure(data: Path, dataset: str, minutes: float, runs: Path, parts: Parts) -> None:
+    """All parts for one set of images, in the order in which they need each other."""
+    test, original = read_labelled(data, "test", dataset), runs / dataset / "original.pt"
+    os.environ[WEIGHTS] = str(original)
+
+    def first() -> dict[str, Any]:
+        found = train_original(data, dataset, minutes, original)
+        net = trained()
+        with torch.device("meta"):
+            cost = counted(lambda: resnet38()(torch.empty(1, 3, 32, 32)))
+        size = sum(p.numel() for p in net.parameters())
+        return {**found, "rows": [{"error": error_of(net, test), "macs": cost, "parameters": size}]}
+
+    def start(rank: int, source: Path | None) -> tuple[rcnet.RecurrentNet, Path]:
+        path = runs / dataset / f"rank-{rank}-{'converted' if source else 'fresh'}.safetensors"
+        net = converted(dataset, rank, source)
+        rcnet.save(net, path)
+        return net, path
+
+    def after_conversion(rank: int) -> dict[str, Any]:
+        return {"rows": rows_of(start(rank, original)[0].eval(), test)}
+
+    def after_training(rank: int, source: Path | None, name: str, how: list[str], length: float) -> dict[str, Any]:
+        path, out = start(rank, source)[1], runs / dataset / name
+        about = [f"init={path}", f"minutes={length}", f"classification.dataset={dataset}", f"batch={BATCH}"]
+        recipe = read_recipe("finetune", [*about, *how])
+        result = train(recipe, data, out, resume=True, clock=time.process_time)
+        net = rcnet.load(out / "weights.safetensors").eval()
+        return {"minutes": length, "iterations": result["iterations"], "rows": rows_of(net, test)}
+
+    parts.make(dataset, ORIGINAL, first)
+    if not original.is_file():
+        raise SystemExit(f"{original} is gone, which the other parts need: remove {dataset} from {parts.path} to begin again")
+    for rank in RANKS:
+        parts.make(dataset, f"converted, rank {rank}", lambda rank=rank: after_conversion(rank))
+        name = f"fine-tuned, rank {rank}"
+        parts.make(dataset, name, lambda r=rank, n=name: after_training(r, original, n, [f"teacher={TRAINED}"], minutes / 2))
+    for name, length in (("from scratch", minutes / 2), ("from scratch, as long as both", 1.5 * minutes)):
+        parts.make(dataset, name, lambda n=name, length=length: after_training(0, None, n, FRESH, length))
+
+
+def render(found: dict[str, dict[str, Any]]) -> str:
+    """The page."""
+    lines = [
+        "# A ResNet converted",
+        "",
+        "Rendered by `python -m benchmarks.conversion`. ResNet-38 (He et al. 2015; 16, 32 and 64 channels), trained here by",
+        "plain PyTorch, becomes a stem, three cells, and the two blocks that change the shape, at 1, 3 or 5 steps. Fine-tuned:",
+        "the recipe `finetune` with the original as its teacher. From scratch: the same shape with fresh weights, by that recipe",
+        "with Muon and without a teacher; for the time of the fine-tuning, or as long as original and fine-tuning together.",
+        "Minutes of processor time of one thread; one seed; error in % on the 10,000 test images.",
+    ]
+    for dataset, parts in found.items():
+        first = parts[ORIGINAL]["rows"][0]
+        lines += [
+            "",
+            f"## {dataset}",
+            "",
+            "| network | minutes | iterations | steps | parameters | of the original's | MMAC | error % |",
+        ]
+        lines += ["|---|---|---|---|---|---|---|---|"]
+        for name, part in parts.items():
+            run = f"{part['minutes']:g} | {part['iterations']}" if "minutes" in part else " | "
+            for row in part["rows"]:
+                size = f"{row['parameters']:,} | {row['parameters'] / first['parameters']:.2f} | {row['macs'] / 1e6:.1f}"
+                lines.append(f"| {name} | {run} | {row.get('steps', '')} | {size} | {row['error']:.2f} |")
+    about = {f"{part['hardware']}, {part['precision']}, torch {part['torch']}" for of in found.values() for part in of.values()}
+    commits = dict.fromkeys(part["commit"] for of in found.values() for part in of.values())
+    return "\n".join([*lines, "", f"{'; '.join(sorted(about))}; commit {', '.join(commits)}.", ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="?", help="folder of CIFAR; without it, what was measured is rendered again")
+    parser.add_argument("--dataset", choices=CIFAR, default="cifar10")
+    parser.add_argument("--minutes", type=float, default=20, help="of processor time, of the original")
+    parser.add_argument("--runs", type=Path, default=Path("runs/conversion"), help="folder of the runs themselves")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    parts = Parts(args.out / "conversion.json")
+    if args.data:
+        args.out.mkdir(parents=True, exist_ok=True)
+        measure(args.data, args.dataset, args.minutes, args.runs, parts)
+    print(render(parts.all))
+
+
+if __name__ == "__main__":
+    main()
