@@ -25,7 +25,7 @@ from rcnet.cell import choice
 from rcnet.cost.budget import steps_text
 from rcnet.data.images import read_folder
 from rcnet.evaluation import denoising_results
-from rcnet.evaluation.harmless import harm
+from rcnet.evaluation.harmless import harm_results
 from rcnet.models import load
 from rcnet.tasks.task import held_out
 from rcnet.training import read_recipe, train
@@ -172,7 +172,7 @@ def away_from_training(weights: Path, data: Path) -> list[dict[str, Any]]:
     model, images = load(weights), read_folder(data, 3)
     images = [images[i] for i in sorted(held_out(len(images), HELD_OUT))]
     steps = (model.steps[0], model.steps[-1])
-    rows = harm(model, images, steps)
+    rows = harm_results(model, images, steps)
     for key, sigma in {"psnr_5": 5, "psnr_15": 15, "psnr_25": 25, "psnr_50": 50, "blind_25": 25}.items():
         measured = denoising_results(model, images, sigma, steps, blind=key.startswith("blind"))
         for row, values in zip(rows, measured, strict=True):

@@ -37,7 +37,6 @@ SLOW = {
     "test_cli::test_demo": "denoises at every step of two networks",
     "test_cli::test_models_lists_exact_parameters": "builds every network",
     "test_cli::test_train_and_resume": "trains",
-    "test_cell::test_inductor": "compiles",
     "test_cell::test_compile_makes_one_graph_a_step_count": "compiles",
     "test_models::test_export": "exports every network",
     "test_models::test_compile_in_one_graph": "compiles every network",

@@ -4,7 +4,6 @@ import copy
 import io
 import itertools
 import pickle
-import shutil
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -465,23 +464,13 @@ def test_compile_makes_one_graph_a_step_count(x, training):
     net = tiny().train(training)
     counter = CompileCounter()
     compiled = torch.compile(net, backend=counter, fullgraph=True)
-    some = (2, 3, 4, (3, 2))
+    some = (2, 4, (3, 2))
     for graphs, steps in enumerate(some, start=1):
         assert torch.equal(compiled(x, steps=steps), net(x, steps=steps))
         assert counter.frame_count == graphs
     for steps in (*reversed(some), *some):
         compiled(torch.rand_like(x), steps=steps)
     assert counter.frame_count == len(some)
-
-
-@pytest.mark.usefixtures("dynamo")
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_inductor():
-    net = RecurrentNet(cell=RecurrentCell(Body(), norms, (1, 2))).eval()
-    randomize_norms(net)
-    x = torch.rand(1, 4, 8, 8)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(net, fullgraph=True)(x, steps=2), net(x, steps=2))
 
 
 @pytest.mark.parametrize("steps", [2, 3, 4, (4, 2)])

@@ -330,7 +330,9 @@ def test_bad_requests_are_one_line(refused, run, cifar_folder, weights, tmp_path
     assert "does not classify" in refused("classify", cat, "--model", "r3.bsd-gray-25")
     assert "nowhere.png does not exist" in refused("classify", "nowhere.png", "--model", weights)
     assert "precision" in refused("classify", cat, "--precision", "int3", "--model", weights)
-    assert "are for denoisers" in refused("eval", weights, "--data", cifar_folder, "--sigma", "25")
+    for options in (("--sigma", "25"), ("--harm",)):
+        assert f"made to classify: {options[0]} is not for it" in refused("eval", weights, "--data", cifar_folder, *options)
+    assert "--noisy is not for it" in refused("eval", weights, "--noisy", cifar_folder, "--clean", cifar_folder)
     assert "no folder of labelled images" in refused("eval", weights, "--data", "nowhere")
     assert "no folder of labelled images" in refused("train", "cifar_fast", "--data", "nowhere")
     assert "cifar10, cifar100, folder" in refused("train", "cifar_fast", "--data", cifar_folder, "classification.dataset=mnist")
@@ -446,4 +448,5 @@ def test_eval_calibrates_and_classify_uses_it(run, refused, weights, cifar_folde
     assert out.splitlines()[0].split() == ["file", "class", "probability", "steps"]
     assert "--confidence sure is not valid" in refused("classify", picture, "--model", file, "--confidence", "sure")
     assert "give one of" in refused("classify", picture, "--model", file, "--confidence", "0.5", "--steps", "2")
-    assert "denoises: --risk is for classifiers" in refused("eval", "r3_fast.gray", "--data", IMAGES / "bsd", "--risk", "1")
+    assert "does not classify" in refused("eval", "r3_fast.gray", "--data", IMAGES / "bsd", "--risk", "1")
+    assert "--risk takes --data" in refused("eval", file, "--data", cifar_folder, "--risk", "1", "--steps", "2")

@@ -196,6 +196,28 @@ def test_eval_prints_json_and_records(run, tmp_path):
     assert f"{result['rows'][5]['psnr']:.3f}" in again
 
 
+def test_eval_of_clean_pictures_and_of_pairs(run, refused, tmp_path):
+    weights = ("eval", "r3_fast.gray", "--steps", "1", "--json")
+    status, out, err = run(*weights, "--data", BSD, "--harm")
+    assert status == 0, err
+    blind, told = json.loads(out), json.loads(run(*weights, "--data", BSD, "--harm", "--sigma", "0")[1])
+    assert (blind["blind"], blind["data"], told["told"]) == (True, "test without noise", 0)
+    assert blind["rows"][0].keys() == {"steps", "flat", "page", "clean", "clean_worst"}
+    assert told["rows"][0]["clean"] == 99 > blind["rows"][0]["clean"] > 30  # told of no noise, it changes nothing
+    for name in ("noisy", "clean"):
+        (tmp_path / name).mkdir()
+    noisy_cat(tmp_path / "noisy" / "cat.png")
+    noisy_cat(tmp_path / "clean" / "tom.png", sigma=0)
+    status, out, err = run(*weights, "--noisy", "noisy", "--clean", "clean")
+    before, after = json.loads(out)["rows"]
+    assert (before["steps"], after["steps"]) == (0, 1)
+    assert after["psnr"] > before["psnr"] + 4
+    assert "pairs go by order: the first is cat.png, tom.png" in err
+    assert "pairs need as many of each" in refused("eval", "r3_fast.gray", "--noisy", BSD / "test", "--clean", "clean")
+    assert "take no noise level" in refused("eval", "r3.bsd-gray-25", "--data", BSD, "--harm", "--sigma", "0")
+    assert "one or the other" in refused("eval", "r3_fast.gray", "--noisy", "noisy", "--clean", "clean", "--harm")
+
+
 def test_bad_data(refused, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no folder of images" in refused("eval", "r3_fast.bsd-gray-25", "--data", "nowhere")

@@ -332,10 +332,11 @@ def test_images_are_in_0_1():
         rcnet.convert(original, mean=[0.5, 0.5], std=[1.0, 1.0])
 
 
-def test_a_builder_of_ones_own(tmp_path):
-    net = rcnet.convert("tests.test_convert:dncnn", (1, 2), options={"blocks": 3}, about=About("denoise"))
+def test_a_builder_and_a_task_of_ones_own(tmp_path):
+    net = rcnet.convert("tests.test_convert:dncnn", (1, 2), options={"blocks": 3}, about=About("sharpen"))
     rcnet.save(net, tmp_path / "net.safetensors")
-    assert rcnet.load(tmp_path / "net.safetensors").architecture == net.architecture
+    again = rcnet.load(tmp_path / "net.safetensors")
+    assert (again.architecture, again.about) == (net.architecture, net.about)
     from rcnet.models import registry
 
     del registry._ENTRIES["tests.test_convert:dncnn"]
@@ -432,6 +433,7 @@ def test_a_folder_of_transformers(run, refused, tmp_path):
         (("nothing",), "'nothing' is no network to convert: give package.module:function"),
         (("tests.test_convert:small",), "--task classify or --task denoise"),
         (("tests.test_convert:small", "--task", "classify", "--steps", "few"), "--steps few is not valid"),
+        (("tests.test_convert:small", "--task", "sharpen"), "unknown task 'sharpen': valid: classify, denoise"),
         (("tests.test_convert:small", "--task", "classify", "--mean", "x"), "--mean x is not valid"),
         (("tests.test_convert:small", "classes=3", "--task", "classify"), "cannot be built"),
         (("tests.test_convert:block16", "--task", "classify"), "cannot be followed on an image"),

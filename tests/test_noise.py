@@ -138,10 +138,9 @@ def test_patches_are_as_the_recipe_says():
     torch.testing.assert_close(measured, torch.stack([level for _, _, level in plain]), rtol=0.06, atol=0)
     shares = {
         "camera": sum(not torch.equal(target, clean) for _, target, _ in patches(camera=0.3, sigma=20.0)) / 60,
-        "as_8bit": sum(bool((noisy * 255 % 1 == 0).all()) for noisy, _, _ in patches(as_8bit=0.3, sigma=0.0)) / 60,
+        "as_8bit": sum(torch.equal((noisy * 255).round() / 255, noisy) for noisy, _, _ in patches(as_8bit=0.3, sigma=20.0)) / 60,
     }
-    assert 0.15 < shares["camera"] < 0.5
-    assert shares["as_8bit"] == 1.0  # a clean 8-bit patch is in levels either way
+    assert all(0.15 < share < 0.5 for share in shares.values()), shares
     levels = torch.stack([level for _, _, level in patches(clean=0.25, sigma=(5.0, 60.0))])
     assert 0.15 < (levels == 0).float().mean() < 0.35
     together = torch.stack([level for _, _, level in patches(one_level=True, sigma=(5.0, 60.0))])

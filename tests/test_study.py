@@ -32,7 +32,7 @@ from rcnet.study.page import unreachable_groups
 from rcnet.study.paper import FIGURES, NETWORKS, TABLES, Key, published
 from rcnet.study.runs import Folders, Run, declared, kept_result
 from rcnet.study.scales import SCALES, recipe_of
-from rcnet.study.states import LOCK, is_busy
+from rcnet.study.states import LOCK, is_taken
 from rcnet.training.checkpoint import held
 from rcnet.training.loop import Run as Trainer
 
@@ -360,12 +360,12 @@ def test_sigterm_stops_the_jobs_at_checkpoints(at, slowly):
     with process(at, run.name, jobs=2, path=slowly) as running:
         try:
             wait_for(lambda: (run.work(at) / "log.jsonl").exists())
-            assert is_busy(run.work(at))
+            assert is_taken(run.work(at))
         finally:
             running.send_signal(signal.SIGTERM)
         running.communicate(timeout=120)
     assert states.progress_of(run, run.recipe(at), at) > 0
-    assert not is_busy(run.work(at))
+    assert not is_taken(run.work(at))
 
 
 def test_jobs_leave_what_one_process_leaves(at, capsys, done):
@@ -384,7 +384,7 @@ def test_a_run_of_another_process_is_left_to_it(at, capsys, monkeypatch):
         assert "left to the process that is at it" in capsys.readouterr().out
         with pytest.raises(InputError, match="another process is at"), held(work, LOCK, tries=2):
             pass
-    assert not is_busy(work)
+    assert not is_taken(work)
 
 
 def wait_for(condition):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from rcnet.about import About
+from rcnet.about import About, Noise
 from rcnet.cell import batch_norms, choice, shared_kernels
 from rcnet.data.images import pixels_of, random_patches, read_folder
 from rcnet.errors import InputError
@@ -235,6 +235,22 @@ def test_training_removes_noise_and_records_itself(tmp_path):
     assert result == json.loads((tmp_path / "run" / "result.json").read_text())
     assert {"recipe", "seed", "epochs", "hardware", "minutes", "torch", "data"} <= result.keys()
     assert load(tmp_path / "run" / "weights.safetensors").metadata["training"] == result
+
+
+def test_blind_8_bit_and_colour_training(tmp_path):
+    noise = ("denoising.sigma=[5,50]", "denoising.as_8bit=1.0", "denoising.camera=0.5", "denoising.loss=weighted")
+    recipe = tiny("model.in_chans=3", "model.noise_level=true", *noise)
+    task = Run(recipe, DATA, tmp_path / "run", False).task
+    batches = [task.batch(np.random.default_rng(k), k) for k in range(12)]
+    assert all(torch.equal((batch.x * 255).round() / 255, batch.x) for batch in batches)
+    told = torch.cat([batch.sigma for batch in batches])
+    assert 0 < (told < 0).sum() < len(told)
+    assert torch.equal(told[told >= 0], torch.cat([batch.level for batch in batches])[told >= 0])
+    train(recipe, DATA, tmp_path / "run", progress=False)
+    model = load(tmp_path / "run" / "weights.safetensors")
+    assert model.about == replace(create_model(**recipe.model).about, noise=Noise((5.0, 50.0), True, 0.5))
+    x = torch.rand(1, 3, 16, 16)
+    assert not torch.equal(model(x, 1, sigma=50), model(x, 1))
 
 
 def test_a_run_ends_with_its_minutes_and_its_schedule_with_it(tmp_path):
@@ -546,7 +562,8 @@ def test_bundled_recipes_are_whole(name):
     [
         ("optimiser.lr=1", "did you mean 'optimizer'"),
         ("optimizer.lrr=1", "did you mean 'optimizer.lr'"),
-        ("batch=many", "it takes int"),
+        ("batch=many", "it takes a whole number"),
+        ("settings=most", r"it takes unified, staircase, free or \[\[a whole number, \.\.\.\], \.\.\.\]"),
         ("batch=0", "batch = 0 is not valid: it takes numbers from 1"),
         ("ema=1.5", "from 0 to 1"),
         ("optimizer.betas=[1,1]", "from 0 to below 1"),

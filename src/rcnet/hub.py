@@ -15,20 +15,12 @@ from rcnet.models.files import load, save
 from rcnet.models.huggingface import PREFIX, WEIGHTS, hub
 from rcnet.models.results import result_name
 from rcnet.replacing import replacing
-from rcnet.tasks import usual_size
+from rcnet.tasks import TASKS, usual_size
 from rcnet.tasks.dial import best_settings
+from rcnet.tasks.task import Kind
 
 CARD, PICTURE = "README.md", "dial.png"
-PIPELINES = {"denoise": "image-to-image", "classify": "image-classification"}  # the hub's names of tasks
-LABELS = {  # of a row of results: its name, and how many digits follow the point
-    "psnr": ("PSNR, dB", 2),
-    "ssim": ("SSIM", 4),
-    "clean": ("PSNR against itself, dB", 2),
-    "error": ("error, %", 2),
-    "top5_error": ("top-5 error, %", 2),
-}
 PAPER = "https://arxiv.org/abs/1902.09809"
-USE = {"denoise": "clean = rcnet.denoise(model, images{steps})", "classify": "scores = rcnet.classify(model, images{steps})"}
 
 
 def from_pretrained(name: str | Path) -> RecurrentNet:
@@ -102,8 +94,9 @@ def model_card(model: RecurrentNet, name: str, pictured: bool = False) -> str:
         pictured: show `dial.png`.
     """
     about, card, quick = model.about, model.metadata.get("card", {}), model.choices[0]
-    header = {"library_name": "rcnet", "pipeline_tag": PIPELINES.get(about.task), "license": card.get("license")}
-    call = USE.get(about.task, "y = model(images{steps})")
+    task = TASKS.get(about.task)
+    header = {"library_name": "rcnet", "pipeline_tag": task.pipeline if task else "", "license": card.get("license")}
+    call = (task or Kind).use
     what = f"`{model.metadata['architecture']['name']}`" + f", made to {about.task}" * bool(about.task)
     sections = {
         f"# {Path(name).name}": [
@@ -136,13 +129,13 @@ def _table(model: RecurrentNet) -> Iterator[str]:
     yield "|---" * (len(model.choices) + 1) + "|"
     costs = (f"{macs(model, n, size) / 1e9:.3g}" for n in model.choices)
     yield f"| GMAC, {size[1]}x{size[0]} pixels | {' | '.join(costs)} |"
-    results = model.metadata.get("results", [])
+    results, task = model.metadata.get("results", []), TASKS.get(model.about.task)
     for result in results:
         rows = {choice(row["steps"]): row for row in result["rows"]}
-        for metric in dict.fromkeys(key for row in result["rows"] for key in row if key in LABELS):
-            label, digits = LABELS[metric]
-            values = (f"{rows[n][metric]:.{digits}f}" if metric in rows.get(n, {}) else "" for n in model.choices)
-            yield f"| {result_name(result)}: {label} | {' | '.join(values)} |"
+        for label, (metric, digits) in task.columns.items() if task else ():
+            values = [f"{rows[n][metric]:.{digits}f}" if metric in rows.get(n, {}) else "" for n in model.choices]
+            if any(values):
+                yield f"| {result_name(result)}: {label} | {' | '.join(values)} |"
     if not results:
         yield f"\nNothing was measured: `rcnet eval {WEIGHTS} --data FOLDER --record` measures, and writes it into the file."
 
@@ -168,8 +161,8 @@ def _limits(model: RecurrentNet) -> Iterator[str]:
         noise = f"Gaussian noise of sigma {low:g}" + f" to {high:g}" * (high > low) + ", in levels of 255"
         noise += ", clipped and rounded" * about.noise.as_8bit + ", and a simulated camera's" * bool(about.noise.camera)
         yield f"- It was made for {noise}, and may harm images with other noise" + " or with none" * (low > 0) + "."
-    if about.task == "denoise":
-        yield "- It does not sharpen, deblur or enlarge, and what it leaves is no evidence of fine detail."
+    if about.task in TASKS and TASKS[about.task].limit:
+        yield f"- {TASKS[about.task].limit}"
     if about.classes:
         yield f"- It knows {len(about.classes)} classes: {', '.join(about.classes[:20])}" + ", ..." * (len(about.classes) > 20)
     yield "- It was trained at the settings above, and takes no others."

@@ -71,7 +71,7 @@ def classify(
     import torch
     from tqdm import tqdm
 
-    from rcnet.cli.text import check_cost, count, parse_steps, table
+    from rcnet.cli.text import count, others_go_on, read_cost, table
     from rcnet.cost import macs, steps_for
     from rcnet.cost.budget import steps_text
     from rcnet.data.images import list_images
@@ -89,8 +89,7 @@ def classify(
 
     files = [file for path in inputs for file in (list_images(path) if path.is_dir() else [path])]
     network = load(model).to(best_device())
-    names, own = class_names(network), network.per_cell(parse_steps(steps))
-    check_cost(steps, budget)
+    names, own = class_names(network), network.per_cell(read_cost(steps, budget))
     if confidence is not None and (steps is not None or budget is not None):
         raise InputError("give one of --confidence, --steps and --budget")
     sure = None if confidence is None else cascade_of(network, read_confidence(confidence))
@@ -101,17 +100,12 @@ def classify(
     at_a_time = BATCH if budget is None else 1
     rows: list[tuple[Path, list[tuple[str, float]]]] = []
     taken: list[Choice] = []
-    failed = 0
+    failed: list[InputError] = []
     for first in tqdm(range(0, len(files), at_a_time), disable=None if len(files) > BATCH else True, unit="batch", leave=False):
         read = []
         for file in files[first : first + at_a_time]:
-            try:
+            with others_go_on(len(files), failed):
                 read.append((file, read_fitting(file, network)))
-            except InputError as error:
-                if len(files) == 1:
-                    raise
-                failed += 1
-                print(f"rcnet: {' '.join(str(error).split())}", file=sys.stderr)
         if read:
             images = torch.stack([x for _, x in read])
             if sure is None:
@@ -136,7 +130,7 @@ def classify(
         work, whole = adaptive_macs(network, sure[1], taken, size), macs(network, network.choices[-1], size)
         print(f"{count(work)} MACs an image; {count(whole)} at the largest setting", file=sys.stderr)
     if failed:
-        raise InputError(f"{failed} of {len(files)} images could not be read; the others are above")
+        raise InputError(f"{len(failed)} of {len(files)} images could not be read; the others are above")
 
 
 def read_confidence(text: str) -> float | None:

@@ -20,7 +20,7 @@ def convert(
     init: Literal["first", "mean", "low-rank"] = "first",
     rank: int = 0,
     regions: str | None = None,
-    task: Literal["classify", "denoise"] | None = None,
+    task: str | None = None,
     size: int | None = None,
     mean: str | None = None,
     std: str | None = None,
@@ -75,7 +75,7 @@ def convert(
 
     from rcnet import unroll
     from rcnet.about import About
-    from rcnet.cli.text import count, table
+    from rcnet.cli.text import count, parse_steps, table
     from rcnet.conversion.convert import SIDE
     from rcnet.cost import macs, parameters
     from rcnet.cost.budget import steps_text
@@ -83,6 +83,7 @@ def convert(
     from rcnet.models import save
     from rcnet.models.converted import about_of, read_original
     from rcnet.models.converted import convert as run
+    from rcnet.tasks import TASKS, find_task
     from rcnet.training.recipe import read_overrides
 
     if output.suffix != ".safetensors":
@@ -92,10 +93,11 @@ def convert(
     sides = (size, size) if size else original.size or about.size
     about = dataclasses.replace(about, task=task or about.task, size=sides)
     if not about.task:
-        raise InputError("say what the network does: --task classify or --task denoise")
+        raise InputError(f"say what the network does: --task {' or --task '.join(TASKS)}")
+    find_task(about.task)
     net = run(
         original.model,
-        read_steps(steps),
+        "all" if steps == "all" else parse_steps(steps),
         init,
         None if regions is None else regions.split(","),
         rank,
@@ -125,16 +127,6 @@ def convert(
     costs = [("before", (done.before, before)), *((steps_text(n), figures) for n, figures in cost.items())]
     print(table(("steps", "parameters", f"MACs, {width}x{height}"), [(n, f"{size:,}", count(work)) for n, (size, work) in costs]))
     print(f"\n{output}: {done.before:,} parameters became {done.after:,}")
-
-
-def read_steps(text: str) -> "tuple[int, ...] | Literal['all']":
-    """`all`, or step counts."""
-    if text == "all":
-        return "all"
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"--steps {text} is not valid: give step counts, e.g. 1,2,3, or all") from None
 
 
 def read_numbers(option: str, text: str | None) -> tuple[float, ...]:

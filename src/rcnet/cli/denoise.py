@@ -116,30 +116,25 @@ def denoise(
         raise InputError(f"--threads {threads} is not valid: give a whole number from 1")
     import torch
 
-    from rcnet.cli.text import check_cost, parse_steps
+    from rcnet.cli.text import others_go_on, read_cost
     from rcnet.deploy.denoise import TILE, check_options
 
     if threads:
         torch.set_num_threads(threads)
-    check_cost(steps, budget)
-    how = How(model, parse_steps(steps), budget, sigma, sigma_map, strength, white, TILE if tile is None else tile, precision)
-    check_options(how.tile, strength)
+    tile = TILE if tile is None else tile
+    how = How(model, read_cost(steps, budget), budget, sigma, sigma_map, strength, white, tile, precision)
+    check_options(tile, strength)
     sessions: dict[str, Optimized] = {}
     if model is not None:
         weights(model, how, sessions)
     for line in skipped:
         print(line, file=sys.stderr)
-    failed = 0
+    failed: list[InputError] = []
     for job in jobs:
-        try:
+        with others_go_on(len(jobs), failed):
             denoise_file(job, how, sessions)
-        except InputError as error:
-            if len(jobs) == 1:
-                raise
-            failed += 1
-            print(f"rcnet: {error}", file=sys.stderr)
     if failed:
-        raise InputError(f"{failed} of {len(jobs)} images could not be denoised; the others are done")
+        raise InputError(f"{len(failed)} of {len(jobs)} images could not be denoised; the others are done")
 
 
 class How(NamedTuple):
@@ -202,7 +197,7 @@ def denoise_file(job: "Job", how: How, sessions: "dict[str, Optimized]") -> None
     steps = choice(model.network.per_cell(steps))
     warn_of_level(job.file, model, pixels, white)
     runs = [steps, *(n for n in model.steps if job.picture and n != steps)]
-    tiles = count_tiles(model, (1, 3, *shape[2:]), how.tile) // (3 if model.network.about.channels == 1 else 1)
+    tiles = count_tiles(model, (1, 1, *shape[2:]), how.tile)
     sigma = how.sigma if how.sigma_map is None else read_map(how.sigma_map, pixels.shape[:2])
     results = {}
     total = len(runs) * tiles

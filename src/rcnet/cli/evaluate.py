@@ -1,18 +1,15 @@
 """rcnet eval"""
 
 import json
-import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rcnet.cli.text import Budget, Json
 from rcnet.errors import InputError
 
 if TYPE_CHECKING:
-    from rcnet.cell import RecurrentNet, Steps
-    from rcnet.tasks.task import Measuring
+    from rcnet.cell import RecurrentNet
 
 
 def evaluate(
@@ -90,8 +87,10 @@ def evaluate(
         Also write the figures into the metadata of the file of weights; of bundled weights, into that of a copy in the current
         folder. Name their file to change it.
     """
-    from rcnet.cli.text import check_cost, parse_steps, table
-    from rcnet.data.cifar import cifar_sets
+    from tqdm import tqdm
+
+    from rcnet.cli.text import read_cost, table
+    from rcnet.cost import steps_for
     from rcnet.device import best_device, resolve_precision
     from rcnet.evaluation.record import record_result
     from rcnet.models import load
@@ -100,118 +99,40 @@ def evaluate(
     if (data is None) == (noisy is None and clean is None) or (noisy is None) != (clean is None):
         raise InputError("give --data FOLDER, or --noisy FOLDER and --clean FOLDER")
     network = load(model)
-    check_cost(None if steps == "all" else steps, budget)
-    asked = parse_steps(steps) if steps != "all" else None
+    asked = read_cost(None if steps == "all" else steps, budget)
     counts = network.choices if asked is None else (asked,)
     for n in counts:
         network.per_cell(n)
     precision = resolve_precision(precision, best_device())
     network.to(best_device())
     task = find_task(network.about.task)
-    columns = dict(task.columns)
-    if network.about.task == "denoise":
-        if risk is not None:
-            raise InputError(f"{model} denoises: --risk is for classifiers")
-        if noisy is not None and clean is not None:
-            result = measure_pairs(network, noisy, clean, budget or counts, sigma, precision)
-        elif data is not None and harm:
-            result = measure_harm(network, data, budget or counts, sigma)
-        elif data is not None:
-            level = 25.0 if sigma is None else sigma
-            on = task.measuring(network, data, sigma=level, as_8bit=as_8bit, blind=blind)
-            result = measured(network, on, budget or counts, precision)
-        if harm:
-            columns = {
-                "clean dB": ("clean", 2),
-                "worst dB": ("clean_worst", 2),
-                "page dB": ("page", 2),
-                "flat, levels": ("flat", 2),
-            }
-    else:
-        if risk is not None and data is not None:
-            measure_adaptive(network, model, data, risk, precision, json_output, record)
-            return
-        if data is None or sigma is not None or as_8bit or blind or harm:
-            what = "classifies" if network.about.task == "classify" else "does not denoise"
-            raise InputError(f"{model} {what}: it takes --data; --sigma, --as-8bit, --blind, --harm and pairs are for denoisers")
-        on = task.measuring(network, data)
-        if not cifar_sets(data) and not (data / "test").is_dir():
-            print(f"rcnet: {data} has no folder named test: the network may have been trained on these images", file=sys.stderr)
-        result = measured(network, on, budget or counts, precision)
-    rows = result["rows"]
-    columns = {name: column for name, column in columns.items() if column[0] in rows[0]}
+    options = {"sigma": sigma, "as_8bit": as_8bit, "blind": blind, "harm": harm, "noisy": noisy, "clean": clean}
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    if foreign := [name for name in given if name not in task.options]:
+        raise InputError(f"{model} was made to {network.about.task}: --{foreign[0].replace('_', '-')} is not for it")
+    if risk is not None:
+        if data is None or given or budget or steps != "all":
+            raise InputError("--risk takes --data, and no other images, noise or cost")
+        measure_adaptive(network, model, data, risk, precision, json_output, record)
+        return
+    on = task.measuring(network, data, **given)
+    if on.note:
+        print(f"rcnet: {on.note}", file=sys.stderr)
+    if budget is not None:
+        counts = (steps_for(network, budget, on.size, precision=precision),)
+    with tqdm(total=len(counts) * on.about["images"], unit="image", disable=None, leave=False) as bar:
+        rows = on.rows(counts, precision=precision, each=bar.update)
+    result = {**on.about, "precision": precision, "rows": rows}
     if json_output:
         print(json.dumps({"model": model, **result}, indent=1))
     else:
         about = (f", sigma {result['sigma']:g}" if "sigma" in result else "") + ", blind" * result.get("blind", False)
         print(f"{model} on {result['images']} images of {result['data']}{about}")
+        columns = {name: column for name, column in task.columns.items() if column[0] in rows[0]}
         lines = [(row["steps"], *(f"{row[key]:.{digits}f}" for key, digits in columns.values())) for row in rows]
         print(table(("steps", *columns), lines))
     if record:
         print(f"recorded in {record_result(network, model, result)}", file=sys.stderr)
-
-
-def measured(network: "RecurrentNet", on: "Measuring", cost: "str | Sequence[Steps]", precision: str) -> dict[str, Any]:
-    """The result of a network on the images of its task."""
-    from tqdm import tqdm
-
-    counts = steps_of(cost, network, on.size, precision)
-    with tqdm(total=len(counts) * on.about["images"], unit="image", disable=None, leave=False) as bar:
-        rows = on.rows(counts, precision=precision, each=bar.update)
-    return {**on.about, "precision": precision, "rows": rows}
-
-
-def measure_harm(network: "RecurrentNet", data: Path, cost: "str | Sequence[Steps]", sigma: float | None) -> dict[str, Any]:
-    """The result of a denoiser on clean pictures."""
-    from tqdm import tqdm
-
-    from rcnet.data.images import read_folder, split_folder
-    from rcnet.data.noise import check_sigma
-    from rcnet.evaluation.harmless import harm
-
-    if sigma is not None:
-        check_sigma(sigma)
-        if not network.about.takes_level:
-            raise InputError("these weights take no noise level: leave out --sigma")
-    folder = split_folder(data, "test")
-    images = read_folder(folder, network.about.channels)
-    largest = max((image.shape[:2] for image in images), key=math.prod)
-    counts = steps_of(cost, network, (largest[0], largest[1]), "fp32")
-    with tqdm(total=len(counts) * len(images), unit="image", disable=None, leave=False) as bar:
-        rows = harm(network, images, counts, sigma=sigma, each=bar.update)
-    told = {"blind": True} if sigma is None else {"told": sigma}
-    name = folder.name or folder.resolve().name
-    return {"data": f"{name} without noise", "images": len(images), "precision": "fp32", **told, "rows": rows}
-
-
-def measure_pairs(
-    network: "RecurrentNet", noisy: Path, clean: Path, cost: "str | Sequence[Steps]", sigma: float | None, precision: str
-) -> dict[str, Any]:
-    """The result of a denoiser on pairs of files, matched by name, else by order."""
-    from tqdm import tqdm
-
-    from rcnet.data.images import list_images, read_image
-    from rcnet.data.noise import check_sigma
-    from rcnet.evaluation import pair_results
-
-    if sigma is not None:
-        check_sigma(sigma)
-        if not network.about.takes_level:
-            raise InputError("these weights take no noise level: leave out --sigma")
-    files = list_images(noisy), list_images(clean)
-    names = [[file.stem for file in part] for part in files]
-    if len(names[0]) != len(names[1]):
-        raise InputError(f"{noisy} holds {len(names[0])} images and {clean} {len(names[1])}: pairs need as many of each")
-    if names[0] != names[1]:
-        print(f"rcnet: names differ, so pairs go by order: the first is {files[0][0].name}, {files[1][0].name}", file=sys.stderr)
-    pairs = [(read_image(a, network.about.channels), read_image(b, network.about.channels)) for a, b in zip(*files, strict=True)]
-    largest = max((image.shape[:2] for image, _ in pairs), key=math.prod)
-    counts = steps_of(cost, network, (largest[0], largest[1]), precision)
-    with tqdm(total=(1 + len(counts)) * len(pairs), unit="image", disable=None, leave=False) as bar:
-        rows = pair_results(network, pairs, counts, sigma=sigma, precision=precision, each=bar.update)
-    about = {"data": f"{noisy.resolve().name}, pairs", "images": len(pairs), "precision": precision}
-    told = {"blind": sigma is None, **({} if sigma is None else {"told": sigma})} if network.about.takes_level else {}
-    return {**about, **told, "rows": rows}
 
 
 def measure_adaptive(
@@ -246,10 +167,3 @@ def measure_adaptive(
         print(f"fixed settings at the same mean cost: {result['fixed']:.2f}%: {verdict}")
     if record:
         print(f"recorded in {record_cascade(network, model, result)}", file=sys.stderr)
-
-
-def steps_of(cost: "str | Sequence[Steps]", network: "RecurrentNet", size: tuple[int, int], precision: str) -> "Sequence[Steps]":
-    """The step counts that are named, or the one that a budget allows."""
-    from rcnet.cost import steps_for
-
-    return (steps_for(network, cost, size, precision=precision),) if isinstance(cost, str) else cost

@@ -1,6 +1,8 @@
 """Text for people: tables, counts, and the reading of --steps."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -32,22 +34,33 @@ def count(number: float) -> str:
     return str(number)
 
 
-def parse_steps(text: str | None) -> int | tuple[int, ...] | None:
-    """`4` or, one number a cell, `4,3,3`; None stands for the largest."""
-    if text is None:
-        return None
+def parse_steps(text: str) -> int | tuple[int, ...]:
+    """`4` or, one number a cell, `4,3,3`."""
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"--steps {text} is not valid: give a number, e.g. 2, or one number a cell, e.g. 4,3,3") from None
+        raise InputError(f"--steps {text} is not valid: give a number, e.g. 2, or several, e.g. 4,3,3") from None
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-def check_cost(steps: str | None, budget: str | None) -> None:
-    """`InputError` if there are both, or the budget is none."""
+def read_cost(steps: str | None, budget: str | None) -> int | tuple[int, ...] | None:
+    """The steps, None for the largest or those that the budget will name; `InputError` if there are both or a bad budget."""
     from rcnet.cost.budget import parse_budget
 
     if steps is not None and budget is not None:
         raise InputError("give either --steps or --budget")
     if budget is not None:
         parse_budget(budget)
+    return None if steps is None else parse_steps(steps)
+
+
+@contextmanager
+def others_go_on(count: int, failed: list[InputError]) -> Iterator[None]:
+    """An `InputError` of one of `count` images is printed and kept in `failed`; that of one alone is raised."""
+    try:
+        yield
+    except InputError as error:
+        if count == 1:
+            raise
+        failed.append(error)
+        print(f"rcnet: {' '.join(str(error).split())}", file=sys.stderr)

@@ -102,7 +102,7 @@ def take_out(graph: fx.Graph, root: nn.Module, vectors: bool) -> list[str]:
             module, args = root.get_submodule(str(node.target)), node.args
             if not isinstance(module, NORMS):
                 continue
-        elif node.op == "get_attr" and vectors and _is_vector(held(root, str(node.target))):
+        elif node.op == "get_attr" and vectors and _is_vector(tensor_of(root, str(node.target))):
             args = ()
         else:
             continue
@@ -118,7 +118,7 @@ def _is_vector(value: Tensor) -> bool:
     return value.numel() == max((1, *value.shape))
 
 
-def held(root: nn.Module, name: str) -> Tensor:
+def tensor_of(root: nn.Module, name: str) -> Tensor:
     """A parameter or buffer by name."""
     parent, _, last = name.rpartition(".")
     return getattr(root.get_submodule(parent), last)

@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 
 from rcnet.about import About
 from rcnet.cell import NORM_MODES, NormMode, RecurrentNet, Transition, supported_steps
-from rcnet.conversion.cells import RelaxedCell, add_differences, held, own_part, take_out
+from rcnet.conversion.cells import RelaxedCell, add_differences, own_part, take_out, tensor_of
 from rcnet.conversion.fit import INITS, difference, groups_of, largest_rank, set_difference, shared_kernel
 from rcnet.conversion.record import first_tensor, is_leaf, record
-from rcnet.conversion.runs import Run, find_runs, size_of
+from rcnet.conversion.runs import Run, count_parameters, find_runs
 from rcnet.errors import InputError, unknown
 
 Init = Literal["first", "mean", "low-rank"]
@@ -135,7 +135,9 @@ def convert(
         _check_sizes(source, net, x)
     for p in net.parameters():
         p.requires_grad_(True)
-    net.conversion = Conversion(replaced, kept, size_of(source), size_of(net), _distance(source, net, x) if fit else 0.0)
+    net.conversion = Conversion(
+        replaced, kept, count_parameters(source), count_parameters(net), _distance(source, net, x) if fit else 0.0
+    )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return net.train(model.training).to(device)
 
@@ -167,8 +169,8 @@ def _chain(
         own = counts or tuple(range(1, len(run.blocks) + 1))
         cell = make_cell(run, own, init, rank, mode, before, unified=counts is not None, fit=fit)
         parts[f"cell{j + 1}"], before = cell, own
-        old = size_of(*(run.module(i) for i in range(len(run.blocks))))
-        replaced.append(Replaced(f"cell{j + 1}", run.name, run.what, len(run.blocks), old, size_of(cell)))
+        old = count_parameters(*(run.module(i) for i in range(len(run.blocks))))
+        replaced.append(Replaced(f"cell{j + 1}", run.name, run.what, len(run.blocks), old, count_parameters(cell)))
     return ConvertedNet(**parts), tuple(replaced)
 
 
@@ -206,15 +208,11 @@ def _segments(graph: fx.Graph, runs: Sequence[Run]) -> list[fx.Graph | None]:
 
     segments: list[fx.Graph | None] = []
     for j in range(len(runs) + 1):
-        takes = [graph_input(graph) if j == 0 else exits[j - 1], *(live(j - 1) if j else [])]
+        takes = [next(iter(graph.nodes)) if j == 0 else exits[j - 1], *(live(j - 1) if j else [])]
         gives = [end.args[0]] if j == len(runs) else [entries[j], *live(j)]
         inside = [n for n in home if home[n] == j and n not in takes and n.op not in ("placeholder", "output", "get_attr")]
         segments.append(None if not inside and takes == gives else _cut(takes, inside, gives))
     return segments
-
-
-def graph_input(graph: fx.Graph) -> fx.Node:
-    return next(node for node in graph.nodes if node.op == "placeholder")
 
 
 def _cut(takes: Sequence[fx.Node], inside: Sequence[fx.Node], gives: Sequence[Any]) -> fx.Graph:
@@ -243,14 +241,10 @@ def _between(source: nn.Module, graph: fx.Graph, mode: NormMode, upstream: tuple
         return fx.GraphModule(source, graph)
     names = take_out(graph, source, vectors=False)
     if not names:
-        return fx.GraphModule(source, _without(graph, "norms"))
+        graph.erase_node(next(node for node in graph.nodes if node.target == "norms"))
+        return fx.GraphModule(source, graph)
     norm = lambda: [own_part(source, name) for name in names]  # noqa: E731
     return Transition(fx.GraphModule(source, graph), norm, norm_mode=mode, upstream=upstream)
-
-
-def _without(graph: fx.Graph, argument: str) -> fx.Graph:
-    graph.erase_node(next(node for node in graph.nodes if node.op == "placeholder" and node.target == argument))
-    return graph
 
 
 @torch.no_grad()
@@ -266,10 +260,9 @@ def make_cell(
     for name, p in body.named_parameters() if fit else ():
         owner = roots[0].get_submodule(name.rpartition(".")[0])
         low = min(rank, largest_rank(owner)) if name.rpartition(".")[0] in layers else 0
-        p.copy_(shared_kernel([held(root, name) for root in roots], init, low, groups_of(owner) if low else 1))
-    stands_for = [spread(t, steps[-1], len(roots)) for t in range(steps[-1])]
-    make = _fitted if fit else _fresh
-    differences = [[make(roots[i], body, name, rank) for name in layers] for i in stands_for]
+        p.copy_(shared_kernel([tensor_of(root, name) for root in roots], init, low, groups_of(owner) if low else 1))
+    stands_for = [block_of(t, steps[-1], len(roots)) for t in range(steps[-1])]
+    differences = [[_difference(roots[i], body, name, rank, fit) for name in layers] for i in stands_for]
     cell = RelaxedCell(
         body,
         lambda: [own_part(roots[0], name) for name in own],
@@ -287,21 +280,22 @@ def make_cell(
     return cell
 
 
-def spread(step: int, steps: int, blocks: int) -> int:
+def block_of(step: int, steps: int, blocks: int) -> int:
     """The block that a step stands for, both from 0: the first for the first, the last for the last."""
     return 0 if steps == 1 else round(step * (blocks - 1) / (steps - 1))
 
 
-def _fresh(root: nn.Module, body: nn.Module, name: str, rank: int) -> nn.Sequential:
-    """A difference that is zero."""
-    return difference(root.get_submodule(name), rank)
-
-
-def _fitted(root: nn.Module, body: nn.Module, name: str, rank: int) -> nn.Sequential:
-    """What a block's layer adds to the shared one."""
-    layer, made = root.get_submodule(name), _fresh(root, body, name, rank)
-    bias = held(root, f"{name}.bias") - held(body, f"{name}.bias") if getattr(layer, "bias", None) is not None else None
-    set_difference(made, held(root, f"{name}.weight") - held(body, f"{name}.weight"), bias, groups_of(layer))
+def _difference(root: nn.Module, body: nn.Module, name: str, rank: int, fit: bool) -> nn.Sequential:
+    """What a block's layer adds to the shared one; zero without `fit`."""
+    layer = root.get_submodule(name)
+    made = difference(layer, rank)
+    if fit:
+        bias = (
+            tensor_of(root, f"{name}.bias") - tensor_of(body, f"{name}.bias")
+            if getattr(layer, "bias", None) is not None
+            else None
+        )
+        set_difference(made, tensor_of(root, f"{name}.weight") - tensor_of(body, f"{name}.weight"), bias, groups_of(layer))
     return made
 
 
@@ -316,7 +310,6 @@ def _distance(source: nn.Module, net: RecurrentNet, x: Tensor) -> float:
 def _check_sizes(source: nn.Module, net: RecurrentNet, x: Tensor) -> None:
     """`InputError` if the graph holds the size of the example's batch."""
     more = torch.cat([x, x[:1]])
-    for setting in net.settings[:1]:
-        shapes = [first_tensor(source(more)).shape, net.eval()(more, setting).shape]
-        if shapes[0] != shapes[1]:
-            raise InputError(f"its code cannot be followed for other batches than the example's: {list(shapes[1])}")
+    given = net.eval()(more, net.settings[0]).shape
+    if given != first_tensor(source(more)).shape:
+        raise InputError(f"its code cannot be followed for other batches than the example's: {list(given)}")

@@ -52,7 +52,7 @@ class Found:
     kept: list[tuple[str, str, int, str]] = field(default_factory=list)
 
 
-def size_of(*modules: nn.Module) -> int:
+def count_parameters(*modules: nn.Module) -> int:
     """Parameters, each counted once."""
     return sum(p.numel() for p in {p: None for module in modules for p in module.parameters()})
 
@@ -131,7 +131,7 @@ def _repeats(chain: Sequence[Call]) -> Iterator[Run]:
             times = 1
             while kinds[start + times * period : start + (times + 1) * period] == block:
                 times += 1
-            saved = (times - 1) * size_of(*(call.module for call in chain[start : start + period]))
+            saved = (times - 1) * count_parameters(*(call.module for call in chain[start : start + period]))
             heavy = any(p.ndim > 1 for p in chain[start].module.parameters())
             if times > 1 and saved and (best is None or (saved, heavy, -period, -start) > best[:4]):
                 best = (saved, heavy, -period, -start, times)
@@ -165,7 +165,7 @@ def _kept(calls: Sequence[Call], inside: Sequence[str], regions: tuple[str, ...]
     """The outermost modules with weights that hold no run and are in none."""
     done: list[str] = []
     for call in calls:
-        name, size = call.name, size_of(call.module)
+        name, size = call.name, count_parameters(call.module)
         holds_one = not name or any(other.startswith(name + ".") for other in inside)
         if not size or holds_one or _within(name, [*inside, *done]):
             continue

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, JpegImagePlugin, TiffImagePlugin
 
 from rcnet.data import encoding
-from rcnet.data.formats import CHUNKS, FORMATS, KINDS, OWN_TAGS, ImageFile, lacking, load_heif, refused
+from rcnet.data.formats import CHUNKS, FORMATS, KINDS, OWN_TAGS, ImageFile, bad_file, lacking, load_heif
 from rcnet.errors import InputError
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "CMYK")
@@ -37,7 +37,7 @@ def decode(name: str, data: bytes) -> ImageFile:
             if frames > 1 or image.info.get("aux") or image.info.get("depth_images"):
                 notes.append("only its main picture is kept")
         elif frames > 1:
-            raise refused(name, f"is animated or has several pages: take one of its {frames} frames")
+            raise bad_file(name, f"is animated or has several pages: take one of its {frames} frames")
         if (bits := _bits(kind, data, image)) > 8 and image.mode != "I;16":
             notes.append(f"its {bits} bits become 8")
         image.load()
@@ -128,7 +128,7 @@ def _deep_png(name: str, data: bytes, image: Image.Image) -> np.ndarray:
     samples: np.ndarray = imagecodecs.png_decode(data)
     seen = np.asarray(image)[:, :, [0, 3] if samples.shape[2] == 2 else slice(samples.shape[2])]
     if samples.dtype != np.uint16 or not np.array_equal(samples[:, :, : seen.shape[2]] >> 8, seen):
-        raise refused(name, "is a 16-bit image that imagecodecs and Pillow read differently")
+        raise bad_file(name, "is a 16-bit image that imagecodecs and Pillow read differently")
     return samples[:, :, : seen.shape[2]]
 
 
@@ -151,7 +151,7 @@ def _decode_tiff(name: str, data: bytes) -> ImageFile:
     index, notes = _page(name, pages)
     tags = pages[index]
     if tags.get(TiffImagePlugin.EXTRASAMPLES, ()) not in ((), (2,)):
-        raise refused(name, "has premultiplied alpha or an extra channel that is not alpha")
+        raise bad_file(name, "has premultiplied alpha or an extra channel that is not alpha")
     exif = Image.Exif()
     exif.endian, exif.bigtiff = tags._endian, tags._bigtiff
     exif.load_from_fp(file, offsets[index])
@@ -163,7 +163,7 @@ def _decode_tiff(name: str, data: bytes) -> ImageFile:
         with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
             image.seek(index)
             if image.mode not in _MODES:
-                raise refused(name, f"has pixels of mode {image.mode}, not {', '.join(_MODES)}")
+                raise bad_file(name, f"has pixels of mode {image.mode}, not {', '.join(_MODES)}")
             image.load()
             samples, icc = _samples(image, icc, notes)
         samples = _as_stored(samples, exif.get(_TAGS.Orientation, 1))
@@ -194,7 +194,7 @@ def _page(name: str, pages: list[TiffImagePlugin.ImageFileDirectory_v2]) -> tupl
         for page, (w, h) in zip(pages, sizes, strict=True)
     ]
     if small.count(False) != 1:
-        raise refused(name, f"has {small.count(False)} pages: split it, e.g. magick {name} page-%d.tif")
+        raise bad_file(name, f"has {small.count(False)} pages: split it, e.g. magick {name} page-%d.tif")
     return small.index(False), ["its reduced copy is not kept"] if any(small) else []
 
 
@@ -209,11 +209,11 @@ def _deep_tiff(name: str, data: bytes, index: int, notes: list[str]) -> np.ndarr
         Image._decompression_bomb_check((page.imagewidth, page.imagelength))
         inverted, kind, bits = page.photometric == 0, page.dtype.kind, page.bitspersample
         if page.photometric > 2 or kind not in "uf" or (kind == "u" and bits != 16) or (kind == "f" and inverted):
-            raise refused(
+            raise bad_file(
                 name, f"has {bits}-bit pixels of the kind {page.photometric.name} {page.dtype}: convert it to 8 or 16 bits"
             )
         if any(at + size > len(data) for at, size in zip(page.dataoffsets, page.databytecounts, strict=True)):
-            raise refused(name, "is truncated")
+            raise bad_file(name, "is truncated")
         samples: np.ndarray = page.asarray()
         if page.planarconfig == 2 and samples.ndim == 3:
             samples = np.moveaxis(samples, 0, -1)
@@ -224,7 +224,7 @@ def _deep_tiff(name: str, data: bytes, index: int, notes: list[str]) -> np.ndarr
         notes.append("its 64-bit floats become 32-bit")
     low, high = float(samples.min()), float(samples.max())
     if not (np.isfinite([low, high]).all() and -low <= high / 2):
-        raise refused(name, f"has values from {low:g} to {high:g}, and not numbers from about 0, black, up: add what is missing")
+        raise bad_file(name, f"has values from {low:g} to {high:g}, and not numbers from about 0, black, up: add what is missing")
     if high > 2:
         notes.append(f"its floats go up to {high:g}: {math.ceil(high)} is taken as white")
     return samples.astype(np.float32)

@@ -99,7 +99,7 @@ class ImageFile:
         return {"L;16": "I;16", "L;F": "F"}.get(mode + deep, mode + deep)
 
 
-def refused(name: str, problem: str) -> InputError:
+def bad_file(name: str, problem: str) -> InputError:
     """The error of a file that cannot be read."""
     return InputError(f"{name} {' '.join(problem.split())}; {_VALID}")
 

@@ -14,8 +14,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from rcnet.data import encoding
 from rcnet.data.decoding import decode
-from rcnet.data.formats import CHUNKS, FORMATS, LABELS, NAMES, OWN_TAGS, SEGMENTS, SUFFIXES, ImageFile, lacking, refused
+from rcnet.data.formats import CHUNKS, FORMATS, LABELS, NAMES, OWN_TAGS, SEGMENTS, SUFFIXES, ImageFile, bad_file, lacking
 from rcnet.errors import InputError, unknown
+from rcnet.replacing import replacing
 
 __all__ = (
     "FORMATS",
@@ -54,9 +55,9 @@ def read(source: str | Path | bytes | IO[bytes]) -> ImageFile:
     except InputError:
         raise
     except UnidentifiedImageError as error:
-        raise refused(name, "is no image that can be read") from error
+        raise bad_file(name, "is no image that can be read") from error
     except Exception as error:  # decoders raise nearly anything on a damaged file
-        raise refused(name, f"cannot be read: {error or type(error).__name__}") from error
+        raise bad_file(name, f"cannot be read: {error or type(error).__name__}") from error
 
 
 def check_writable(path: str | Path, image: ImageFile) -> tuple[str, ...]:
@@ -105,14 +106,10 @@ def write(path: str | Path, image: ImageFile) -> None:
     """
     check_writable(path, image)
     target = Path(os.path.realpath(path))  # a link is written through, not replaced
-    temporary = target.with_name(f".rcnet-{secrets.token_hex(8)}.tmp")
     try:
         data = _encode(SUFFIXES[Path(path).suffix.lower()], image)
-        try:
+        with replacing(target, f".{secrets.token_hex(8)}") as temporary:
             temporary.write_bytes(data)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
     except (OSError, ValueError, struct.error) as error:
         raise InputError(f"{path} cannot be written: {error}") from error
 
@@ -167,11 +164,11 @@ def _bytes(name: str, source: str | Path | bytes | IO[bytes]) -> bytes:
     if isinstance(source, str | Path):
         path = Path(source)
         if not path.is_file():
-            raise refused(name, "is a folder" if path.is_dir() else "is not a file" if path.exists() else "does not exist")
+            raise bad_file(name, "is a folder" if path.is_dir() else "is not a file" if path.exists() else "does not exist")
         source = path.read_bytes()
     data = source if isinstance(source, bytes) else source.read()
     if not data:
-        raise refused(name, "is empty")
+        raise bad_file(name, "is empty")
     return data
 
 

@@ -136,12 +136,15 @@ def denoise_pixels(
         y = _denoised(model, net, x, steps, level, 1.0, 0, precision, lambda: None)
         removed = ((y - x)[0][:, *inner]).permute(1, 2, 0).numpy()
         squares += float(np.square(removed, dtype=np.float64).sum())
-        values = part[inner] + strength * removed
-        limit = np.maximum(part[inner], 1)
-        values = np.clip(values, 0, limit) * white
-        out[rows, columns] = values if pixels.dtype.kind == "f" else np.rint(values)
+        out[rows, columns] = without(removed, part[inner], strength, white, pixels.dtype)
         each()
     return out, 255 * float(np.sqrt(squares / pixels.size))
+
+
+def without(removed: np.ndarray, part: np.ndarray, strength: float, white: float, dtype: np.dtype) -> np.ndarray:
+    """Pixels of that type, [H, W, C], of which so much goes away; none leaves [0, 1], or the value that it had above."""
+    values = np.clip(part + strength * removed, 0, np.maximum(part, 1)) * white
+    return (values if dtype.kind == "f" else np.rint(values)).astype(dtype)
 
 
 def call_of(model: RecurrentNet | Optimized, steps: Steps, precision: str) -> Call:

@@ -13,6 +13,7 @@ from torch._dynamo.exc import UserError
 from rcnet.deploy.graphs import KEY, name_sides, once, text_of
 from rcnet.deploy.int8 import quantized
 from rcnet.deploy.packages import needed, quiet
+from rcnet.tasks import TASKS
 from rcnet.tasks.task import Fed
 
 OPSET = 20
@@ -128,7 +129,7 @@ def to_onnx(
 def to_openvino(net: nn.Module, path: Path, channels: int, metadata: dict[str, Any], calibration: Calibration) -> list[Path]:
     openvino = needed("openvino")
     # OpenVINO 2026.4 computes int8 convolutions of pre-activation networks wrongly where their outputs stay fp32.
-    outputs = metadata["task"] == "classify"
+    outputs = metadata["task"] in TASKS and TASKS[metadata["task"]].int8_outputs
     onnx_file = to_onnx(net, path.with_suffix(".onnx"), channels, metadata, calibration, outputs)[0]
     model = openvino.Core().read_model(onnx_file)  # convert_model would fold batch norms, and so multiply the kernels
     model.set_rt_info(text_of(onnx_file), [KEY])

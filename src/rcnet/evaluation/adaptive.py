@@ -132,7 +132,6 @@ def adaptive_results(
     labels: Tensor,
     risk: float,
     *,
-    chance: float = CHANCE,
     precision: str = "fp32",
     each: Callable[[int], object] = lambda images: None,
 ) -> dict[str, Any]:
@@ -156,7 +155,7 @@ def adaptive_results(
     cost, target = {n: macs(model, n, size) for n in model.choices}, labels.numpy()
     given = answers(model, images, precision=precision, each=each)
     halves = [Answers(given.steps, given.best[:, k::2], given.sure[:, k::2]) for k in (0, 1)]
-    cascade = calibrate(halves[0], target[0::2], cost, risk, chance)
+    cascade = calibrate(halves[0], target[0::2], cost, risk)
     rest, truth = halves[1], target[1::2]
     fixed = [{"steps": n, "macs": cost[n], "error": _error(row, truth)} for n, row in zip(rest.steps, rest.best, strict=True)]
 
@@ -175,7 +174,7 @@ def adaptive_results(
     return {
         **cascade._asdict(),
         "risk": risk,
-        "chance": chance,
+        "chance": CHANCE,
         "calibrated_on": len(target[0::2]),
         "images": len(truth),
         "rows": [*fixed, {"steps": cascade.steps, **own}],

@@ -151,10 +151,10 @@ def pair_results(
             raise InputError(f"a pair has {noisy.shape[1]}x{noisy.shape[0]} and {clean.shape[1]}x{clean.shape[0]} pixels")
     device = device_of(model)
 
-    def scores(call: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+    def scores(call: Callable[[Tensor], Tensor], each: Callable[[], object] = each) -> tuple[float, float]:
         return pair_scores(call, ((to_tensor(noisy), to_tensor(clean)) for noisy, clean in pairs), device, each)
 
-    db, similarity = scores(lambda x: x)
+    db, similarity = scores(lambda x: x, lambda: None)
     before = {"steps": 0, "psnr": round(db, 4), "ssim": round(similarity, 5)}
     return [before, *_rows(model, steps, sigma, precision, scores)]
 

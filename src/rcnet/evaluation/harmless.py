@@ -25,19 +25,20 @@ def cards(channels: int) -> dict[str, np.ndarray]:
 
 
 @torch.inference_mode()
-def harm(
+def harm_results(
     model: RecurrentNet,
     images: Sequence[np.ndarray],
     steps: Sequence[Steps],
     *,
     sigma: float | None = None,
+    precision: str = "fp32",
     each: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
     """One row a step count, of pictures without noise: `flat`, the largest mean change of a flat area or the ramp, in levels of
     255; `page`, the PSNR of a page of text, and `clean`, the mean PSNR of `images`, in dB, of which 99 stands for unchanged.
 
     Args:
-        model: a denoiser, in fp32.
+        model: a denoiser.
         images: clean photographs, uint8 [H, W, C].
         sigma: what a network that takes the noise level is told; None: nothing.
         each: called after each photograph at each step count.
@@ -45,7 +46,7 @@ def harm(
     drawn, told = cards(model.about.channels), {"sigma": sigma} if model.about.takes_level else {}
     rows = []
     for n in steps:
-        call = ready(model, n)
+        call = ready(model, n, precision)
 
         def pair(image: np.ndarray, call: Call = call) -> tuple[torch.Tensor, torch.Tensor]:
             x = to_tensor(image).to(device_of(model))

@@ -28,7 +28,8 @@ def record_result(model: RecurrentNet, name_or_path: str | Path, result: dict[st
     same = [r for r in known if {key: value for key, value in r.items() if key != "rows"} == about]
     measured = {json.dumps(row["steps"]): row for r in [*same, result] for row in r["rows"]}
     joined = {**about, "rows": sorted(measured.values(), key=lambda row: np.mean(row["steps"]))}
-    save(model, path, **_adaptive(there), results=[*(r for r in known if r not in same), joined])
+    adaptive = {key: there[key] for key in ("adaptive",) if key in there}
+    save(model, path, **adaptive, results=[*(r for r in known if r not in same), joined])
     return path
 
 
@@ -38,10 +39,6 @@ def record_cascade(model: RecurrentNet, name_or_path: str | Path, result: Mappin
     kept = {key: result[key] for key in ("steps", "confidence", "risk", "chance", "data", "calibrated_on", "images", "rows")}
     save(model, path, results=there["results"], adaptive=kept)
     return path
-
-
-def _adaptive(there: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: there[key] for key in ("adaptive",) if key in there}
 
 
 def _place(model: RecurrentNet, name_or_path: str | Path) -> tuple[Path, Mapping[str, Any]]:

@@ -10,14 +10,14 @@ from rcnet.errors import InputError
 from rcnet.figures.norms import draw_norms
 
 
-def bn_steps(model: RecurrentNet, title: str = "") -> Image.Image:
+def bn_steps(model: RecurrentNet) -> Image.Image:
     """The first norm of each step of the first cell that has a group of norms a step.
 
     Raises:
         InputError: no cell has several, or matplotlib is not installed.
     """
     name, norms = norms_by_step(model)
-    return draw_norms(norms, title or f"First batch norm of {name} at each of its steps")
+    return draw_norms(norms, f"First batch norm of {name} at each of its steps")
 
 
 def norms_by_step(model: RecurrentNet) -> tuple[str, dict[str, nn.Module]]:

@@ -10,14 +10,14 @@ from rcnet.errors import InputError
 from rcnet.figures.norms import draw_norms
 
 
-def bn_upstream(model: RecurrentNet, title: str = "") -> Image.Image:
+def bn_upstream(model: RecurrentNet) -> Image.Image:
     """The first norm of the first block that has one for each step count of the cell upstream, by that step count.
 
     Raises:
         InputError: no block has several, or matplotlib is not installed.
     """
     name, norms = norms_by_upstream(model)
-    return draw_norms(norms, title or f"First batch norm of {name} for each step count of the cell upstream")
+    return draw_norms(norms, f"First batch norm of {name} for each step count of the cell upstream")
 
 
 def norms_by_upstream(model: RecurrentNet) -> tuple[str, dict[str, nn.Module]]:

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rcnet.errors import InputError
 from rcnet.replacing import replacing
 
+GAP = 8  # pixels between images
 LARGEST = 1024  # pixels a side; a larger image shows its centre, at full size
 Panel = tuple[str, np.ndarray]
 
@@ -20,18 +21,18 @@ def centre(image: np.ndarray, largest: int = LARGEST) -> np.ndarray:
     return image[top : top + largest, left : left + largest]
 
 
-def side_by_side(rows: Sequence[Sequence[Panel]], gap: int = 8) -> Image.Image:
+def side_by_side(rows: Sequence[Sequence[Panel]]) -> Image.Image:
     """One picture of rows of (label, image); images are float [H, W, 1 or 3] in [0, 1], of one size."""
     panels = [[(label, _to_rgb(centre(image))) for label, image in row] for row in rows]
     height, width = panels[0][0][1].shape[:2]
     font = ImageFont.load_default(size=max(12, min(28, width // 14)))
     bar = round(font.size * 1.6)  # type: ignore[union-attr]
     columns = max(len(row) for row in panels)
-    picture = Image.new("RGB", (gap + columns * (width + gap), gap + len(panels) * (height + bar + gap)), "white")
+    picture = Image.new("RGB", (GAP + columns * (width + GAP), GAP + len(panels) * (height + bar + GAP)), "white")
     draw = ImageDraw.Draw(picture)
     for j, row in enumerate(panels):
         for i, (label, pixels) in enumerate(row):
-            x, y = gap + i * (width + gap), gap + j * (height + bar + gap)
+            x, y = GAP + i * (width + GAP), GAP + j * (height + bar + GAP)
             draw.text((x + width / 2, y + bar / 2), label, fill="black", font=font, anchor="mm")
             picture.paste(Image.fromarray(pixels), (x, y + bar))
     return picture

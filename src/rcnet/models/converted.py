@@ -18,6 +18,7 @@ from rcnet.errors import InputError
 from rcnet.models.layers import Normalize
 from rcnet.models.registry import entry, find_builder, register_as, trusted
 
+TASKS = ("classify", "denoise", "")  # that have a name in the registry; of others the configuration tells
 LIBRARIES = ("transformers", "torchvision", "timm")  # whose networks a file of weights may name
 
 
@@ -65,8 +66,10 @@ def convert(
             "source": source, "options": dict(options or {}), "steps": None if steps == "all" else _listed(steps),
             "regions": None if regions is None else list(regions), "rank": rank or None, "norm_mode": norm_mode,
             "mean": list(mean), "std": list(std), "in_chans": about.channels, "multiple": about.multiple, "side": size,
+            "task": about.task,
         }  # fmt: skip
-        net.architecture = {"name": f"converted:{about.task}", "config": json.loads(json.dumps(config))}
+        name = f"converted:{about.task if about.task in TASKS else ''}"
+        net.architecture = {"name": name, "config": json.loads(json.dumps(config))}
     return net
 
 
@@ -234,6 +237,7 @@ def rebuilt(
     in_chans: int = 3,
     multiple: int = 1,
     side: Sequence[int] | None = None,
+    task: str = "",
 ) -> RecurrentNet:
     """A converted network with fresh weights, as a file of weights describes it.
 
@@ -241,12 +245,12 @@ def rebuilt(
         source, options: the builder and what it is called with.
         steps: the step counts of every cell; None: each cell takes as many as it had blocks.
         side: height and width in pixels of the image that the network is followed with.
-        in_chans, multiple: what `About` says of its images.
+        in_chans, multiple, task: what `About` says of it.
         regions, rank, norm_mode, mean, std: as `convert` has them.
     """
     with torch.device("cpu"):
         model = build_source(source, options or {}, named=False)
-        about = About(channels=in_chans, multiple=multiple)
+        about = About(task, in_chans, multiple=multiple)
         example = None if side is None else torch.rand(2, in_chans, *side)
         net = conversion.convert(
             model, "all" if steps is None else steps, regions=regions, rank=rank or 0, norm_mode=norm_mode, example=example,
@@ -255,5 +259,5 @@ def rebuilt(
         return _normalized(net, mean, std)
 
 
-for _task in ("classify", "denoise", ""):
+for _task in TASKS:
     register_as(f"converted:{_task}", _task, rebuilt)

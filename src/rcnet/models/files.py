@@ -77,7 +77,8 @@ def save(model: RecurrentNet, path: str | Path, *, half: bool = False, **metadat
         InputError: the model was not made by `create_model` or `load`, or was changed so that `load` could not read it.
     """
     model = getattr(model, "_orig_mod", model)
-    architecture, state = architecture_of(model), _plain_state(model)
+    architecture = architecture_of(model)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with torch.device("meta"):
         fresh = build_model(entry(architecture["name"]), architecture["config"]).state_dict()
     if different := _difference(fresh, state):
@@ -95,24 +96,15 @@ def save(model: RecurrentNet, path: str | Path, *, half: bool = False, **metadat
     about = model.about.completed(metadata.get("preprocessing", {})).to_json()
     metadata = {**known, **metadata, "preprocessing": {**metadata.get("preprocessing", {}), **about}}
     metadata |= {"format": 1, "architecture": architecture, "weights": checksum}
-    if sorted(model.settings) != sorted(_usual_settings(model)):
+    usual = copy.copy(model)
+    usual.find_steps()
+    if sorted(model.settings) != sorted(usual.settings):
         metadata["settings"] = model.settings
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         stored = {name: tensor.bfloat16() if _fits_bf16(tensor) else tensor for name, tensor in state.items()}
         temporary.write_bytes(to_bytes(stored, {KEY: json.dumps(metadata)}))
-
-
-def _usual_settings(model: RecurrentNet) -> tuple[tuple[int, ...], ...]:
-    """The settings of a network that nobody offered others for."""
-    fresh = copy.copy(model)
-    fresh.find_steps()
-    return fresh.settings
-
-
-def _plain_state(model: RecurrentNet) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
 def _fits_bf16(tensor: Tensor) -> bool:
@@ -154,18 +146,13 @@ def load(name_or_path: str | Path) -> RecurrentNet:
     with safe_open(path, framework="pt") as file:
         held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     state = {name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor for name, tensor in held.items()}
-    load_state(model, state, path)
+    if different := _difference(model.state_dict(), state):
+        raise InputError(f"{path} does not hold weights of this {architecture['name']}: {different}")
+    if not all(torch.isfinite(tensor).all() for tensor in state.values()):
+        raise InputError(f"{path} holds numbers that are not finite: the training that wrote it diverged")
+    model.load_state_dict(state)
     model.about = model.about.completed(metadata.get("preprocessing", {}))
     if "settings" in metadata:
         model.offer(metadata["settings"])
     model.metadata = {"weights": _checksum(state), **metadata}
     return model.eval()
-
-
-def load_state(model: RecurrentNet, state: dict[str, Tensor], source: object) -> None:
-    """Copies tensors into the model, or `InputError` that says which names or shapes do not fit."""
-    if different := _difference(model.state_dict(), state):
-        raise InputError(f"{source} does not hold weights of this {architecture_of(model)['name']}: {different}")
-    if not all(torch.isfinite(tensor).all() for tensor in state.values()):
-        raise InputError(f"{source} holds numbers that are not finite: the training that wrote it diverged")
-    model.load_state_dict(state)

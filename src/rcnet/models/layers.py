@@ -62,15 +62,14 @@ class ConvBody(nn.Module):
         return F.relu(x + y if self.residual else y)
 
 
-def init_weights(model: nn.Module, seed: int | None = None) -> None:
+def init_weights(model: nn.Module) -> None:
     """Kaiming normal (fan-in) for every convolution and linear layer, zero for every bias and residual branch.
 
     A residual block then starts as the identity: without final norms, activations would grow threefold with every step.
     """
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for module in model.modules():

@@ -94,7 +94,7 @@ def front(settings: Settings) -> Starlette:
     return Starlette(routes=[Route("/{path:path}", forward, methods=METHODS)])
 
 
-def application(settings: Settings, replicas: tuple[int, int], fronts: int = 1) -> serve.Application:
+def application(settings: Settings, replicas: tuple[int, int]) -> serve.Application:
     """What `ray.serve.run` takes: from the least to the most replicas, each with the first device of the settings."""
     low, high = replicas
     scale: dict[str, Any] = {"num_replicas": low}
@@ -106,7 +106,7 @@ def application(settings: Settings, replicas: tuple[int, int], fronts: int = 1) 
         name=ENGINE, max_ongoing_requests=2 * settings.limits.requests, ray_actor_options=needs, health_check_period_s=5, **scale
     )(Replica)
     ingress = serve.ingress(lambda: front(settings))()
-    gate = serve.deployment(name="Front", num_replicas=fronts, max_ongoing_requests=4096, ray_actor_options={"num_cpus": 0})
+    gate = serve.deployment(name="Front", num_replicas=1, max_ongoing_requests=4096, ray_actor_options={"num_cpus": 0})
     return gate(ingress).bind(engine.bind(settings))
 
 

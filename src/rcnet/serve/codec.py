@@ -27,14 +27,6 @@ class UnknownFormat(InputError):
     """Bytes that are none of the formats that the server takes, or a format that it does not make."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Picture:
-    """A decoded image and its format, a key of `TYPES`."""
-
-    image: ImageFile
-    kind: str
-
-
 def kind_of(data: bytes) -> str:
     """The format by the first bytes, a key of `TYPES`.
 
@@ -52,8 +44,8 @@ def kind_of(data: bytes) -> str:
     raise UnknownFormat(f"the body is {'empty' if not data else 'no image that is known here'}; valid: {', '.join(TYPES)}")
 
 
-def decode(data: bytes, most: int) -> Picture:
-    """The image of a body, of at most so many pixels.
+def decode(data: bytes, most: int) -> ImageFile:
+    """The image of a body, of at most so many pixels; its `kind` is a key of `TYPES`.
 
     npy: uint8, uint16, or float32 and float64 in [0, 1]; [H, W], [H, W, 1] or [H, W, 3].
 
@@ -64,7 +56,7 @@ def decode(data: bytes, most: int) -> Picture:
     """
     kind = kind_of(data)
     if kind == "npy":
-        return Picture(ImageFile(_read_npy(data, most)), kind)
+        return ImageFile(_read_npy(data, most), kind=kind)
     try:
         if kind == "WebP":
             _check_size(*_webp_size(data), most)  # Pillow would make a canvas of that size at once
@@ -75,7 +67,7 @@ def decode(data: bytes, most: int) -> Picture:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=(kind.upper(),)) as opened:
                 _check_size(*opened.size, most)
-        return Picture(imagefile.read(data), kind)
+        return imagefile.read(data)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
@@ -126,16 +118,15 @@ def _read_npy(data: bytes, most: int) -> np.ndarray:
     return np.atleast_3d(array)
 
 
-def work_of(picture: Picture, sigma: float | None = None, strength: float = 1.0) -> Work:
+def work_of(image: ImageFile, sigma: float | None = None, strength: float = 1.0) -> Work:
     """The image to be denoised."""
-    pixels = picture.image.pixels
-    white = 1.0 if pixels.dtype.kind == "f" else float(imagefile.white_level(picture.image))
-    return Work(pixels, sigma=sigma, strength=strength, white=white)
+    white = 1.0 if image.pixels.dtype.kind == "f" else float(imagefile.white_level(image))
+    return Work(image.pixels, sigma=sigma, strength=strength, white=white)
 
 
-def work_to_classify(picture: Picture, top: int) -> Work:
+def work_to_classify(image: ImageFile, top: int) -> Work:
     """The image to be classified: upright, 8 bits."""
-    pixels = imagefile.upright(picture.image, picture.image.pixels)
+    pixels = imagefile.upright(image, image.pixels)
     if pixels.dtype != np.uint8:
         pixels = np.rint(pixels * (255 / (1 if pixels.dtype.kind == "f" else 65535))).astype(np.uint8)
     return Work(np.ascontiguousarray(pixels), top=top)
@@ -160,7 +151,7 @@ def answer_kind(accept: str, kind: str) -> str:
     raise UnknownFormat(f"none of {accept[:100]} can be sent; valid: {', '.join(offered)}")
 
 
-def encode(picture: Picture, pixels: np.ndarray, kind: str) -> bytes:
+def encode(image: ImageFile, pixels: np.ndarray, kind: str) -> bytes:
     """The image with other pixels, as PNG, JPEG or npy.
 
     Raises:
@@ -170,9 +161,9 @@ def encode(picture: Picture, pixels: np.ndarray, kind: str) -> bytes:
         stream = io.BytesIO()
         np.lib.format.write_array(stream, pixels, allow_pickle=False)
         return stream.getvalue()
-    image = dataclasses.replace(picture.image, pixels=pixels)
     if pixels.dtype.kind == "f":
-        image = dataclasses.replace(image, pixels=np.rint(pixels * 255).astype(np.uint8))
+        pixels = np.rint(pixels * 255).astype(np.uint8)
+    image = dataclasses.replace(image, pixels=pixels)
     if kind == "JPEG" and (image.alpha is not None or image.pixels.dtype != np.uint8):
         raise InputError("JPEG holds neither 16 bits nor alpha: ask for image/png")
     return imagefile.encode(image, kind)

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rcnet.data.formats import ImageFile
 from rcnet.errors import unknown
 from rcnet.serve import codec
 from rcnet.serve.costs import Costs
@@ -116,7 +117,7 @@ class Desk:
             raise Failure(429, "too many requests at once", self.engine.scheduler.load(self.engine.clock()), "busy")
         return about
 
-    async def picture(self, request: Request) -> codec.Picture:
+    async def picture(self, request: Request) -> ImageFile:
         """The image that the request brings."""
         data = await read_body(request, self.limits)
         return await self._aside(codec.decode, data, self.limits.pixels)
@@ -131,7 +132,7 @@ class Desk:
         visit.computed = self.engine.clock()
         return answer
 
-    async def encode(self, picture: codec.Picture, answer: Answer, kind: str) -> bytes:
+    async def encode(self, picture: ImageFile, answer: Answer, kind: str) -> bytes:
         """The denoised image as PNG, JPEG or npy."""
         return await self._aside(codec.encode, picture, answer.result.pixels, kind)
 

@@ -15,21 +15,21 @@ from rcnet.serve.served import Work
 SECONDS, MOST, SIDE = 12.0, 3000, 96  # how long, how many requests at most, pixels a side
 
 
-def noisy_picture(side: int, channels: int, sigma: float = 25.0) -> np.ndarray:
-    """The middle of the bundled photograph with Gaussian noise, uint8 [side, side, channels]."""
+def noisy_picture(channels: int) -> np.ndarray:
+    """The middle of the bundled photograph with Gaussian noise, uint8 [SIDE, SIDE, channels]."""
     with (resources.files("rcnet") / "assets" / "cameraman.png").open("rb") as file:
         image = np.asarray(Image.open(file).convert("L"), np.float64)
-    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-    clean = image[top : top + side, left : left + side, None].repeat(channels, axis=2)
-    return np.clip(np.rint(clean + np.random.RandomState(0).normal(0, sigma, clean.shape)), 0, 255).astype(np.uint8)
+    top, left = (image.shape[0] - SIDE) // 2, (image.shape[1] - SIDE) // 2
+    clean = image[top : top + SIDE, left : left + SIDE, None].repeat(channels, axis=2)
+    return np.clip(np.rint(clean + np.random.RandomState(0).normal(0, 25, clean.shape)), 0, 255).astype(np.uint8)
 
 
-async def make_load(engine: Engine, model: str, times: float = 3.0) -> None:
-    """Requests at `times` the capacity of the model's largest setting, at random moments, for `SECONDS`."""
+async def make_load(engine: Engine, model: str) -> None:
+    """Requests at three times the capacity of the model's largest setting, at random moments, for `SECONDS`."""
     about = engine.models[model]
-    work = Work(noisy_picture(SIDE, about.channels))
+    work = Work(noisy_picture(about.channels))
     pixels = about.size**2 or SIDE**2
-    rate = min(times / engine.scheduler.costs.seconds(model, len(about.settings) - 1, pixels), MOST / SECONDS)
+    rate = min(3 / engine.scheduler.costs.seconds(model, len(about.settings) - 1, pixels), MOST / SECONDS)
     rng, tasks, end = random.Random(0), set(), engine.clock() + SECONDS
 
     async def ask() -> None:

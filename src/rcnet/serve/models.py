@@ -3,18 +3,19 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rcnet.cell import choice
 from rcnet.cost.counting import macs, parameters
 from rcnet.data.labelled import fit
 from rcnet.deploy.classify import best_classes
-from rcnet.deploy.denoise import TILE, denoise_pixels
+from rcnet.deploy.denoise import TILE, denoise_pixels, without
 from rcnet.deploy.optimize import Optimized, optimize
+from rcnet.errors import InputError
 from rcnet.models import load
 from rcnet.models.results import setting_quality
 from rcnet.serve.served import Classification, Denoised, Served, Work, label, name_of
@@ -36,19 +37,27 @@ def open_model(source: str, device: str, precision: str) -> Model:
     """The model of bundled weights or of a file of weights, on a device, all settings ready.
 
     Raises:
-        InputError: what `rcnet.load` raises.
+        InputError: what `rcnet.load` raises; weights of a task that is not served.
     """
     network = load(source).to(torch.device(device))
     session = optimize(network, list(network.settings), precision=precision)
-    task = network.about.task
-    side = image_size(network) if task == "classify" else 64
+    run: Callable[[tuple[int, ...], Sequence[Work]], list[Any]]
+    sides: tuple[tuple[int, int], ...]
+    if network.about.task == "denoise":
+        side, size, names, run, sides = 64, 0, [], partial(denoise, session), WARM_UP
+    elif network.about.task == "classify":
+        side = size = image_size(network)
+        names, sides = class_names(network), ((1, side), (1, side), (4, side))
+        run = partial(classify, session, names, side)
+    else:
+        raise InputError(f"{source} is not served: a server denoises and classifies")
     cost = {setting: macs(network, setting, (side, side)) / side**2 for setting in network.settings}
     settings = tuple(sorted(cost, key=lambda setting: cost[setting]))
     metric, by_setting = setting_quality(network)
     results = tuple(by_setting[choice(setting)] for setting in settings) if metric else ()
     about = Served(
         name=name_of(source),
-        task=task,
+        task=network.about.task,
         settings=settings,
         labels=tuple(map(label, settings)),
         macs=tuple(cost[setting] for setting in settings),
@@ -58,14 +67,11 @@ def open_model(source: str, device: str, precision: str) -> Model:
         parameters=parameters(network),
         channels=network.about.channels,
         noise_level=network.about.takes_level,
-        size=side if task == "classify" else 0,
-        classes=tuple(class_names(network)) if task == "classify" else (),
+        size=size,
+        classes=tuple(names),
         precision=session.precision,
     )
-    if task == "denoise":
-        return Model(about, lambda setting, work: denoise(session, setting, work), WARM_UP)
-    names = list(about.classes)
-    return Model(about, lambda setting, work: classify(session, names, side, setting, work), ((1, side), (1, side), (4, side)))
+    return Model(about, run, sides)
 
 
 def quality(metric: str, results: Sequence[float], count: int) -> tuple[float, ...]:
@@ -82,28 +88,20 @@ def denoise(session: Optimized, setting: tuple[int, ...], work: Sequence[Work]) 
     """Each picture without its noise; several of one small shape go through the network at once."""
     height, width, channels = work[0].pixels.shape
     if len(work) == 1 or max(height, width) > TILE or channels != session.network.about.channels:
-        done = [
-            denoise_pixels(session, item.pixels, setting, sigma=item.sigma, strength=item.strength, white=item.white)
-            for item in work
+        return [
+            Denoised(*denoise_pixels(session, w.pixels, setting, sigma=w.sigma, strength=w.strength, white=w.white)) for w in work
         ]
-        return [Denoised(pixels, level) for pixels, level in done]
     device = next(session.network.parameters()).device
-    x = torch.stack([_as_tensor(item) for item in work])
+    parts = [item.pixels.astype(np.float32) / np.float32(item.white) for item in work]
+    x = torch.from_numpy(np.stack(parts).transpose(0, 3, 1, 2))
     known = any(item.sigma is not None for item in work)
     sigma = torch.tensor([-1.0 if item.sigma is None else item.sigma for item in work]) if known else None
-    removed = session(x.to(device), setting, None if sigma is None else sigma.to(device)).cpu() - x
-    return [_finish(item, x[i], removed[i]) for i, item in enumerate(work)]
-
-
-def _as_tensor(item: Work) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(item.pixels.transpose(2, 0, 1), np.float32) / np.float32(item.white))
-
-
-def _finish(item: Work, x: Tensor, removed: Tensor) -> Denoised:
-    """As the end of `denoise_pixels`."""
-    level = 255 * float(removed.double().square().mean().sqrt())
-    values = (x + item.strength * removed).clamp(min=0).minimum(x.clamp(min=1)).permute(1, 2, 0).numpy() * item.white
-    return Denoised((np.rint(values) if item.pixels.dtype.kind == "u" else values).astype(item.pixels.dtype), level)
+    removed = (session(x.to(device), setting, None if sigma is None else sigma.to(device)).cpu() - x).permute(0, 2, 3, 1).numpy()
+    done = []
+    for item, part, change in zip(work, parts, removed, strict=True):
+        level = 255 * float(np.sqrt(np.square(change, dtype=np.float64).mean()))
+        done.append(Denoised(without(change, part, item.strength, item.white, item.pixels.dtype), level))
+    return done
 
 
 def classify(

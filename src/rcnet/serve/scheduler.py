@@ -3,7 +3,7 @@
 import bisect
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -238,16 +238,10 @@ class Scheduler:
             size *= 2
         return best
 
-    def _sizes(self, count: int) -> Iterator[int]:
-        size = 1
-        while size <= min(max(count, 1), self.most):
-            yield size
-            size *= 2
-
     def _size(self, head: Request, setting: int, count: int, now: float) -> int:
         """How many to take: more only where that takes less time for each, or was never measured, and the first stays in time."""
         best, share = 1, self.costs.seconds(head.model, setting, head.pixels)
-        for size in self._sizes(count):
+        for size in (1 << k for k in range(min(count, self.most).bit_length())):
             seconds = self.costs.seconds(head.model, setting, head.pixels, size)
             if size > 1 and self._cautious * seconds > min(head.deadline - now, BLOCK * self.objective):
                 break

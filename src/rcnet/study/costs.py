@@ -1,6 +1,6 @@
 """What runs cost before they are done, and the parameters and the depth of their networks."""
 
-import json
+import copy
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from rcnet.training.steps import check_probabilities, expected_cost, offer
 def training_flop(run: Run, recipe: Recipe) -> float:
     """Floating-point operations of a run as `training.loop` counts them: six a MAC, steps as they are drawn."""
     side = recipe.classification.size if run.classifies else recipe.denoising.patch
-    cost = list(_costs(_key(run.network, run.data, run.scale), (side, side), str(recipe.settings)).values())
+    cost = list(costs(run.network, run.data, run.scale, (side, side), recipe.settings).values())
     probabilities = check_probabilities(recipe.probabilities, cost)  # type: ignore[arg-type]
     together = run.network.endswith("-exits")  # one pass gives all exits
     each = max(cost) if together else expected_cost(cost, probabilities, recipe.objective)
@@ -37,24 +37,25 @@ def planned_iterations(recipe: Recipe) -> int:
     return max(1, round(recipe.epochs * RECORDS["train"] / recipe.batch)) if recipe.epochs else recipe.iterations
 
 
-def costs(network: str, data: str, scale: str, size: tuple[int, int]) -> Mapping[Choice, int]:
-    """MACs of a network, as a scale builds it, at each of its steps, for an input of `size` pixels."""
-    return _costs(_key(network, data, scale), size, "unified")
+@cache
+def costs(
+    network: str, data: str, scale: str, size: tuple[int, int], settings: str | tuple[tuple[int, ...], ...] = "unified"
+) -> Mapping[Choice, int]:
+    """MACs of a network, as a scale builds it, at each of its settings, for an input of `size` pixels."""
+    model = copy.copy(_built(network, data, scale))
+    offer(model, settings)
+    return {n: macs(model, n, size) for n in model.choices}
 
 
-def parameters_of(network: str, data: str, scale: str = "long") -> int:
-    """Trainable parameters of a network as a scale builds it: kernels, the classifier, and every batch norm's scale and shift."""
-    return parameters(_built(_key(network, data, scale)))
-
-
-def depth_of(network: str, data: str, steps: int) -> int:
-    """The unrolled depth: 3x3 convolutions and linear layers that a call runs one after the other."""
-    return _depth(_key(network, data, "long"), steps)
+def parameters_of(network: str, data: str) -> int:
+    """Trainable parameters of a network of the paper: kernels, the classifier, and every batch norm's scale and shift."""
+    return parameters(_built(network, data, "long"))
 
 
 @cache
-def _depth(key: str, steps: int) -> int:
-    model = _built(key)
+def depth_of(network: str, data: str, steps: int) -> int:
+    """The unrolled depth: 3x3 convolutions and linear layers that a call runs one after the other."""
+    model = _built(network, data, "long")
     ran: list[nn.Module] = []
     hooks = [
         module.register_forward_hook(lambda layer, *_: ran.append(layer))
@@ -69,22 +70,10 @@ def _depth(key: str, steps: int) -> int:
     return len(ran)
 
 
-def _key(network: str, data: str, scale: str) -> str:
-    return json.dumps(model_config(network, data, find_scale(scale)))
-
-
 @cache
-def _built(key: str) -> RecurrentNet:
+def _built(network: str, data: str, scale: str) -> RecurrentNet:
     with torch.device("meta"):
-        return create_model(**json.loads(key)).eval()
-
-
-@cache
-def _costs(key: str, size: tuple[int, int], settings: str) -> Mapping[Choice, int]:
-    with torch.device("meta"):
-        model = create_model(**json.loads(key))
-    offer(model, settings)
-    return {n: macs(model, n, size) for n in model.choices}
+        return create_model(**model_config(network, data, find_scale(scale))).eval()
 
 
 def seconds_here(runs: Sequence[tuple[Run, float, Mapping[str, Any] | None]], folders: Folders) -> list[float]:

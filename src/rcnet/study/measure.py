@@ -98,7 +98,7 @@ class Watch:
         last = before[-1][0] if before else 0
         if iteration > last and (iteration - last >= whole / MARKS or iteration >= whole):
             with exact():
-                (row,) = psnr_rows(network_of(state, self.recipe.model), self.run, self.images)
+                (row,) = psnr_rows(network_at(state, self.recipe.model), self.run, self.images)
             with self.record.open("a") as file:
                 file.write(json.dumps({"iteration": iteration, "psnr": row["psnr"]}) + "\n")
 
@@ -125,7 +125,7 @@ def watched(run: Run, folders: Folders) -> Iterator[None]:
         thread.join()
 
 
-def network_of(state: dict[str, Any], config: Any) -> RecurrentNet:
+def network_at(state: dict[str, Any], config: Any) -> RecurrentNet:
     """The network that a checkpoint would be saved as: the average of the weights where there is one."""
     model = create_model(**config)
     average = state.get("average")

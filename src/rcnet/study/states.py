@@ -59,7 +59,7 @@ def state_of(run: Run, places: tuple[str, ...], folders: Folders) -> State:
     except InputError as error:
         problem = str(error)
     done = 1.0 if result else progress_of(run, recipe, folders)
-    busy = not result and is_busy(run.work(folders))
+    busy = not result and is_taken(run.work(folders))
     return State(run, places, done, busy, result, training_flop(run, recipe) / 1e15, problem)
 
 
@@ -72,7 +72,7 @@ def progress_of(run: Run, recipe: Recipe, folders: Folders) -> float:
         return 0.0
 
 
-def is_busy(work: Path) -> bool:
+def is_taken(work: Path) -> bool:
     """Whether a process holds the run."""
     if not (work / LOCK).exists():
         return False

@@ -172,7 +172,9 @@ def measuring(model: RecurrentNet, data: str | Path) -> Measuring:
         return classification_results(model, found.images, found.labels, steps, precision=precision, each=each)
 
     height, width = found.images.shape[-2:]
-    return Measuring({"data": found.name, "images": len(found.labels)}, (height, width), rows)
+    whole = not cifar_sets(data) and not (Path(data) / "test").is_dir()
+    note = f"{data} has no folder named test: the network may have been trained on these images" if whole else ""
+    return Measuring({"data": found.name, "images": len(found.labels)}, (height, width), rows, note)
 
 
 def calibration(model: RecurrentNet, folder: str | Path) -> Iterator[Fed]:
@@ -189,4 +191,7 @@ CLASSIFY = Kind(
     begin,
     measuring,
     calibration,
+    int8_outputs=True,
+    pipeline="image-classification",
+    use="scores = rcnet.classify(model, images{steps})",
 )

@@ -17,7 +17,8 @@ from rcnet.data.drawn import draw_pictures
 from rcnet.data.images import list_images, pixels_of, random_patches, read_folder, read_image, split_folder, to_tensor
 from rcnet.data.noise import add_noise, check_sigma, draw_levels
 from rcnet.errors import InputError
-from rcnet.evaluation.denoise import check_sizes, denoising_results
+from rcnet.evaluation.denoise import check_sizes, denoising_results, pair_results
+from rcnet.evaluation.harmless import harm_results
 from rcnet.tasks.task import Batch, Fed, Kind, Measuring, Rows, Setup, Task, checksum, held_out, number, spread
 
 MEASURED_AT = (15.0, 25.0, 50.0)  # levels of 255, of those that a range holds
@@ -131,31 +132,80 @@ def noisy_patches(
 
 def measuring(
     model: RecurrentNet,
-    data: str | Path | Sequence[np.ndarray],
+    data: str | Path | Sequence[np.ndarray] | None = None,
     *,
-    sigma: float = 25.0,
+    sigma: float | None = None,
     as_8bit: bool = False,
     blind: bool = False,
+    harm: bool = False,
+    noisy: str | Path | None = None,
+    clean: str | Path | None = None,
 ) -> Measuring:
-    """A folder of clean images (or `test` in it), or uint8 arrays [H, W, C], with the noise of the protocol of BSD68.
+    """Clean images with the noise of the protocol of BSD68, or with none; or pairs of noisy and clean images.
 
     Args:
-        sigma: of the noise, in levels of 255; a network that takes the level is told it, unless `blind`.
+        data: a folder of clean images (or `test` in it), or uint8 arrays [H, W, C].
+        sigma: of the noise, in levels of 255, 25 unless given; a network that takes the level is told it, unless `blind`. Where
+            no noise is added: what it is told, nothing unless given.
         as_8bit: the noisy images are clipped and rounded first, as files are.
+        harm: no noise is added: what becomes of these images, of a page of text and of flat areas (`evaluation.harmless`).
+        noisy, clean: folders of pairs, matched by name, else by order, instead of data.
     """
-    check_sigma(sigma)
+    if sigma is not None:
+        check_sigma(sigma)
+    if harm or noisy is not None:
+        if as_8bit or (harm and noisy is not None):
+            raise InputError("clean images and pairs get no noise, so that it is not clipped, and are measured one or the other")
+        if sigma is not None and not model.about.takes_level:
+            raise InputError("these weights take no noise level: leave out sigma")
+    if noisy is not None and clean is not None:
+        return _pairs(model, Path(noisy), Path(clean), sigma)
+    if data is None:
+        raise InputError("a denoiser is measured on images, or on pairs of noisy and clean ones")
     name = ""
     if isinstance(data, str | Path):
         folder = split_folder(data, "test")
         data, name = read_folder(folder, model.about.channels), folder.name or folder.resolve().name
-    images = list(data)
-    height, width = max((image.shape[:2] for image in images), key=math.prod)
+    images, level = list(data), 25.0 if sigma is None else sigma
 
     def rows(steps: Sequence[Steps], *, precision: str = "fp32", each: Callable[..., object] = lambda *_: None) -> Rows:
-        return denoising_results(model, images, sigma, steps, as_8bit=as_8bit, blind=blind, precision=precision, each=each)
+        if harm:
+            return harm_results(model, images, steps, sigma=sigma, precision=precision, each=each)
+        return denoising_results(model, images, level, steps, as_8bit=as_8bit, blind=blind, precision=precision, each=each)
 
-    about = {"data": name, "images": len(images), "sigma": sigma, "as_8bit": as_8bit}
-    return Measuring(about | ({"blind": blind} if model.about.takes_level else {}), (height, width), rows)
+    if harm:
+        about = {
+            "data": f"{name} without noise",
+            "images": len(images),
+            **({"blind": True} if sigma is None else {"told": sigma}),
+        }
+    else:
+        about = {"data": name, "images": len(images), "sigma": level, "as_8bit": as_8bit}
+        about |= {"blind": blind} if model.about.takes_level else {}
+    return Measuring(about, _largest(images), rows)
+
+
+def _pairs(model: RecurrentNet, noisy: Path, clean: Path, sigma: float | None) -> Measuring:
+    files = list_images(noisy), list_images(clean)
+    names = [[file.stem for file in part] for part in files]
+    if len(names[0]) != len(names[1]):
+        raise InputError(f"{noisy} holds {len(names[0])} images and {clean} {len(names[1])}: pairs need as many of each")
+    by_order = f"names differ, so pairs go by order: the first is {files[0][0].name}, {files[1][0].name}"
+    pairs = [(read_image(a, model.about.channels), read_image(b, model.about.channels)) for a, b in zip(*files, strict=True)]
+
+    def rows(steps: Sequence[Steps], *, precision: str = "fp32", each: Callable[..., object] = lambda *_: None) -> Rows:
+        return pair_results(model, pairs, steps, sigma=sigma, precision=precision, each=each)
+
+    about = {"data": f"{noisy.resolve().name}, pairs", "images": len(pairs)}
+    if model.about.takes_level:
+        about |= {"blind": True} if sigma is None else {"blind": False, "told": sigma}
+    return Measuring(about, _largest([image for image, _ in pairs]), rows, by_order if names[0] != names[1] else "")
+
+
+def _largest(images: Sequence[np.ndarray]) -> tuple[int, int]:
+    """Height and width of the one of most pixels."""
+    height, width = max((image.shape[:2] for image in images), key=math.prod)
+    return height, width
 
 
 def calibration(model: RecurrentNet, folder: str | Path) -> Iterator[Fed]:
@@ -186,4 +236,21 @@ def _noisy(model: RecurrentNet, files: Sequence[Path]) -> Iterator[Fed]:
         yield (noisy.numpy(), told.numpy()) if model.about.takes_level else noisy.numpy()
 
 
-DENOISE = Kind(Denoising, (321, 481), {"PSNR dB": ("psnr", 3), "SSIM": ("ssim", 4)}, begin, measuring, calibration)
+DENOISE = Kind(
+    Denoising,
+    (321, 481),
+    {
+        "PSNR dB": ("psnr", 3),
+        "SSIM": ("ssim", 4),
+        "clean dB": ("clean", 2),
+        "worst dB": ("clean_worst", 2),
+        "page dB": ("page", 2),
+        "flat, levels": ("flat", 2),
+    },
+    begin,
+    measuring,
+    calibration,
+    pipeline="image-to-image",
+    use="clean = rcnet.denoise(model, images{steps})",
+    limit="It does not sharpen, deblur or enlarge, and what it leaves is no evidence of fine detail.",
+)

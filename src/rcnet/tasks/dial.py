@@ -46,7 +46,13 @@ def best_settings(
     """
     size = size or usual_size(model.about.task)
     asked = None if budget is None else parse_budget(budget)
-    metric, quality = setting_quality(model) if data is None else _measure(model, data, sigma, blind, precision, each)
+    if data is not None:
+        kind = find_task(model.about.task)
+        told = {key: value for key, value in {"sigma": sigma, "blind": blind}.items() if key in kind.options}
+        measured = kind.measuring(model, data, **told).rows(model.choices, precision=precision, each=each)
+        metric, quality = kind.metric, {n: row[kind.metric] for n, row in zip(model.choices, measured, strict=True)}
+    else:
+        metric, quality = setting_quality(model)
     if not metric:
         raise InputError("the file of these weights holds no results for every setting: give data to measure them on")
     cost: dict[Choice, Mapping[str, float]] = {n: {"macs": macs(model, n, size)} for n in model.choices}
@@ -67,18 +73,3 @@ def best_settings(
         reached = max(reached, sign * quality[n])
         rows.append({"steps": n, **cost[n], metric: round(quality[n], 4), "front": bool(better), "best": n == best})
     return rows
-
-
-def _measure(
-    model: RecurrentNet,
-    data: str | Path | Sequence[np.ndarray],
-    sigma: float,
-    blind: bool,
-    precision: str,
-    each: Callable[..., object],
-) -> tuple[str, dict[Choice, float]]:
-    """The metric, and its value at each setting."""
-    kind = find_task(model.about.task)
-    told = {"sigma": sigma, "blind": blind} if model.about.task == "denoise" else {}
-    rows = kind.measuring(model, data, **told).rows(model.choices, precision=precision, each=each)
-    return kind.metric, {n: row[kind.metric] for n, row in zip(model.choices, rows, strict=True)}

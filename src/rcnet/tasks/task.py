@@ -1,6 +1,7 @@
 """What a task is: what its networks are trained on, and how they are measured. A task is one file beside this one, and a line of
 the table in `__init__.py`."""
 
+import inspect
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -98,11 +99,13 @@ class Measuring(NamedTuple):
         size: height and width in pixels of the largest.
         rows: called as `rows(steps, precision=..., each=...)`: a row of figures a step count; `each` is called after each image,
             or with the number of images that are done at once.
+        note: what people should know of them, a short sentence.
     """
 
     about: dict[str, Any]
     size: tuple[int, int]
     rows: Callable[..., Rows]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,16 @@ class Kind:
     Attributes:
         section: the dataclass of its keys in a recipe, each with a default; the section has its name in lower case.
         size: height and width in pixels of a usual image, which costs are given for.
-        columns: of tables of results: heading -> key in a row and decimals; the first is the metric, of `models.results.UNITS`.
+        columns: of tables of results, those that a row has: heading -> key in a row and decimals; the first is the metric, of
+            `models.results.UNITS`.
         begin: called with the section and a `Setup`; what the loop trains on.
-        measuring: called with a network and data, and options of the task's own; what it is measured on.
+        measuring: called with a network, data, and by name the options that its signature has; what it is measured on.
         calibration: called with a network and a folder: batches of what it will see, float32 [B, C, H, W], that int8 takes its
             ranges from.
+        int8_outputs: whether it loses next to nothing where convolutions also give 8 bits.
+        pipeline: the Hugging Face hub's name of the task.
+        use: a call, for a card; `{steps}` stands for the argument.
+        limit: what its networks are not for, a sentence for a card.
     """
 
     section: type[Any]
@@ -125,6 +133,10 @@ class Kind:
     begin: Callable[[Any, Setup], Task]
     measuring: Callable[..., Measuring]
     calibration: Callable[[RecurrentNet, str | Path], Iterator[Fed]]
+    int8_outputs: bool = False
+    pipeline: str = ""
+    use: str = "y = model(images{steps})"
+    limit: str = ""
 
     @property
     def key(self) -> str:
@@ -139,6 +151,11 @@ class Kind:
     @property
     def unit(self) -> str:
         return UNITS[self.metric]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What `measuring` takes beside the network and the data."""
+        return tuple(inspect.signature(self.measuring).parameters)[2:]
 
 
 def held_out(count: int, kept: int) -> set[int]:

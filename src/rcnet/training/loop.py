@@ -26,7 +26,6 @@ from rcnet.cost.counting import macs
 from rcnet.device import autocast, best_device, channels_last, keep_freed_memory, resolve_precision
 from rcnet.errors import InputError
 from rcnet.evaluation.recalibrate import recalibrate
-from rcnet.models.early_exit import EarlyExitNet
 from rcnet.models.files import save
 from rcnet.replacing import replacing
 from rcnet.tasks import task_of
@@ -295,7 +294,7 @@ class Run:
     @property
     def together(self) -> bool:
         """Whether one pass gives the outputs of all choices, and all are trained on."""
-        return self.recipe.objective == "aggregated" and isinstance(self.model, EarlyExitNet)
+        return self.recipe.objective == "aggregated" and self.model.exits is not None
 
     def backward_together(self, x: Tensor, batch: Batch, taught: Batch | None, weights: dict[Choice, float]) -> float:
         """As `backward`, of exits that are computed once."""

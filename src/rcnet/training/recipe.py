@@ -225,8 +225,17 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
         return float(value)
     elif type(value) is hint or (origin is Mapping and isinstance(value, dict)):
         return value
-    if dataclasses.is_dataclass(hint) or origin is Mapping:
-        name = f"a section, [{key}]"
-    else:
-        name = hint.__name__ if origin is None else str(hint)
-    raise InputError(f"{source}: {key} = {value!r} is not valid: it takes {name}")
+    section = dataclasses.is_dataclass(hint) or origin is Mapping
+    raise InputError(f"{source}: {key} = {value!r} is not valid: it takes {f'a section, [{key}]' if section else _words(hint)}")
+
+
+def _words(hint: Any) -> str:
+    """The type of a field, for people."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return ", ".join(args)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_words, args))
+    if origin is tuple:
+        return f"[{', '.join('...' if item is Ellipsis else _words(item) for item in args)}]"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
