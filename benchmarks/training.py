@@ -22,7 +22,7 @@ import torch
 from rcnet.cost import macs
 from rcnet.device import autocast, best_device, hardware
 from rcnet.training import read_recipe
-from rcnet.training.loop import Run
+from rcnet.training.loop import Trainer
 
 RESULTS = Path(__file__).parent.parent / "results"
 CASES = {
@@ -61,8 +61,8 @@ def peak(precision: str) -> float:
 def measure(data: Path, recipe: str, overrides: list[str], rounds: int, top: float) -> dict[str, Any]:
     """One network: the trainer and the bare loop, interleaved."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(read_recipe(recipe, overrides), data, Path(folder), False)
-        bare = Run(read_recipe(recipe, overrides), data, Path(folder), False)
+        run = Trainer(read_recipe(recipe, overrides), data, Path(folder), False)
+        bare = Trainer(read_recipe(recipe, overrides), data, Path(folder), False)
         x, target = bare.task.batch(np.random.default_rng(0), 0)
         x = x.contiguous(memory_format=torch.channels_last)
         steps = bare.model.steps[-1]
@@ -126,7 +126,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     folders, rows = {"bsd": args.bsd, "cifar": args.cifar}, {}
-    precision = Run(read_recipe("r3_fast"), args.bsd, Path(tempfile.mkdtemp()), False).precision
+    precision = Trainer(read_recipe("r3_fast"), args.bsd, Path(tempfile.mkdtemp()), False).precision
     top = peak(precision)
     for name, (kind, recipe, overrides) in CASES.items():
         extra = ["classification.dataset=cifar10"] if kind == "cifar" else []

@@ -22,7 +22,7 @@ from rcnet.errors import InputError
 from rcnet.evaluation import denoising_results
 from rcnet.models import create_model, load
 from rcnet.training import list_recipes, read_recipe, train
-from rcnet.training.loop import Run
+from rcnet.training.loop import Trainer
 from rcnet.training.optimizer import Muon, learning_rate_factor, make_optimizers, orthogonalize
 from rcnet.training.recipe import Optimizer, recipe_from
 from rcnet.training.steps import check_probabilities, draw_steps, expected_cost, offer
@@ -89,7 +89,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
 
 def stopped(recipe, out):
     """A run that Ctrl-C stopped after four iterations."""
-    run = Run(recipe, DATA, out, False)
+    run = Trainer(recipe, DATA, out, False)
     loss, run.task = run.task.loss, replace(run.task, loss=lambda x, y: interrupt(run) or loss(x, y))
     with pytest.raises(KeyboardInterrupt):
         run.go(False, time.perf_counter)
@@ -185,7 +185,7 @@ def test_weights_that_are_gone_come_back_from_the_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("moment", ["loss", "average"])
 def test_a_signal_at_any_moment_ends_the_run_after_a_whole_iteration(tmp_path, monkeypatch, moment):
-    run = Run(tiny("iterations=8"), DATA, tmp_path / "run", False)
+    run = Trainer(tiny("iterations=8"), DATA, tmp_path / "run", False)
     if moment == "loss":
         loss, run.task = run.task.loss, replace(run.task, loss=lambda x, y: interrupt(run) or loss(x, y))
     else:  # after all processes have told each other that none is to stop
@@ -240,7 +240,7 @@ def test_training_removes_noise_and_records_itself(tmp_path):
 def test_blind_8_bit_and_colour_training(tmp_path):
     noise = ("denoising.sigma=[5,50]", "denoising.as_8bit=1.0", "denoising.camera=0.5", "denoising.loss=weighted")
     recipe = tiny("model.in_chans=3", "model.noise_level=true", *noise)
-    task = Run(recipe, DATA, tmp_path / "run", False).task
+    task = Trainer(recipe, DATA, tmp_path / "run", False).task
     batches = [task.batch(np.random.default_rng(k), k) for k in range(12)]
     assert all(torch.equal((batch.x * 255).round() / 255, batch.x) for batch in batches)
     told = torch.cat([batch.sigma for batch in batches])
@@ -269,8 +269,8 @@ def test_frozen_statistics_stand_still_while_all_else_trains(tmp_path, monkeypat
         seen.append((state["cell1.norms.0.0.0.running_mean"].clone(), state["cell1.norms.0.0.0.weight"].clone()))
         return loss
 
-    before = Run.step
-    monkeypatch.setattr(Run, "step", step)
+    before = Trainer.step
+    monkeypatch.setattr(Trainer, "step", step)
     overrides = ("model.steps=1", "probabilities=[]", "iterations=8", "frozen=0.5", "ema=0.0")
     train(tiny(*overrides), DATA, tmp_path / "run", progress=False)
     moved = [[not torch.equal(a, b) for a, b in zip(*pair, strict=True)] for pair in itertools.pairwise(seen)]
@@ -367,7 +367,7 @@ def test_steps_are_drawn_with_their_probabilities():
 
 
 def test_the_aggregated_loss_is_the_weighted_sum_over_all_steps(tmp_path):
-    run = Run(
+    run = Trainer(
         tiny("objective='aggregated'", "probabilities=[0.2, 0.3, 0.5]", "optimizer.clip=0.0"), DATA, tmp_path / "run", False
     )
     model = create_model("r3_fast", width=8)
@@ -381,7 +381,7 @@ def test_the_aggregated_loss_is_the_weighted_sum_over_all_steps(tmp_path):
 
 
 def test_the_average_of_the_weights_is_what_is_saved(tmp_path):
-    run = Run(tiny("warmup=0.0"), DATA, tmp_path / "run", False)
+    run = Trainer(tiny("warmup=0.0"), DATA, tmp_path / "run", False)
     start = run.model.get_parameter("head.weight").detach().clone()
     run.step()
     first = run.model.get_parameter("head.weight").detach().clone()
@@ -397,25 +397,25 @@ def test_the_average_of_the_weights_is_what_is_saved(tmp_path):
 def test_training_starts_from_weights(tmp_path):
     train(tiny(), DATA, tmp_path / "first", progress=False)
     first = tmp_path / "first" / "weights.safetensors"
-    second = Run(tiny(f"init='{first}'"), DATA, tmp_path / "second", False)
+    second = Trainer(tiny(f"init='{first}'"), DATA, tmp_path / "second", False)
     assert all(torch.equal(tensor, second.model.state_dict()[name]) for name, tensor in load(first).state_dict().items())
     assert second.finish()["before"] == load(first).metadata["training"]
     with pytest.raises(InputError, match="'width': 8"):
-        Run(tiny(f"init='{first}'", "model.width=16"), DATA, tmp_path / "third", False)
+        Trainer(tiny(f"init='{first}'", "model.width=16"), DATA, tmp_path / "third", False)
     with pytest.raises(InputError, match="no file of weights"):
-        Run(tiny("init='nowhere.safetensors'"), DATA, tmp_path / "third", False)
+        Trainer(tiny("init='nowhere.safetensors'"), DATA, tmp_path / "third", False)
 
 
 def test_training_takes_what_fits_of_weights_of_other_steps_and_heads(tmp_path, capsys):
     train(tiny("model.steps=[1,2]", "probabilities=[]"), DATA, tmp_path / "first", progress=False)
     first = tmp_path / "first" / "weights.safetensors"
     capsys.readouterr()
-    run = Run(tiny(f"init='{first}'"), DATA, tmp_path / "more", False)
+    run = Trainer(tiny(f"init='{first}'"), DATA, tmp_path / "more", False)
     taken, own = load(first).state_dict(), run.model.state_dict()
     assert all(torch.equal(tensor, own[name]) for name, tensor in taken.items())
     told = f"rcnet: init = '{first}' has no weights for "
     assert capsys.readouterr().err == f"{told}cell1.norms, cell2.norms, cell3.norms: they start fresh\n"
-    Run(tiny(f"init='{first}'", "model.in_chans=3"), DATA, tmp_path / "colour", False)
+    Trainer(tiny(f"init='{first}'", "model.in_chans=3"), DATA, tmp_path / "colour", False)
     assert capsys.readouterr().err == f"{told}cell1.norms, cell2.norms, cell3.norms, head, stem: they start fresh\n"
     run.step()
 
@@ -424,7 +424,7 @@ def test_a_run_goes_on_without_the_weights_that_it_started_from(tmp_path):
     train(tiny(), DATA, tmp_path / "first", progress=False)
     first = tmp_path / "first" / "weights.safetensors"
     recipe = tiny(f"init='{first}'")
-    started = Run(recipe, DATA, tmp_path / "second", False)
+    started = Trainer(recipe, DATA, tmp_path / "second", False)
     started.step()
     started.keep()
     first.unlink()
@@ -434,8 +434,8 @@ def test_a_run_goes_on_without_the_weights_that_it_started_from(tmp_path):
 def test_a_compiled_run_is_one_graph_a_step_count_and_equal(tmp_path):
     torch._dynamo.reset()
     overrides = ["model.steps=[1,2]", "probabilities=[]", "optimizer.name=sgd", "optimizer.lr=1e-3"]
-    eager = Run(tiny(*overrides), DATA, tmp_path / "eager", False)
-    fast = Run(tiny(*overrides, "compile=true"), DATA, tmp_path / "fast", False)
+    eager = Trainer(tiny(*overrides), DATA, tmp_path / "eager", False)
+    fast = Trainer(tiny(*overrides, "compile=true"), DATA, tmp_path / "fast", False)
     torch._dynamo.utils.counters.clear()
     for _ in range(6):
         assert eager.step() == pytest.approx(fast.step(), rel=1e-3)
@@ -457,7 +457,7 @@ def test_a_run_without_a_length_is_refused(override):
 
 
 def test_epochs(tmp_path):
-    run = Run(tiny("epochs=5", "batch=4", "iterations=1"), DATA, tmp_path / "run", False)
+    run = Trainer(tiny("epochs=5", "batch=4", "iterations=1"), DATA, tmp_path / "run", False)
     assert run.iterations == round(5 * run.task.data["images"] / 4)
 
 

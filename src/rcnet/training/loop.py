@@ -69,10 +69,10 @@ def train(
             this one has gone.
         OSError: a file cannot be written, e.g. as the disk is full; the last checkpoint is whole.
     """
-    return Run(recipe, Path(data), Path(out), resume).go(progress, clock, tensorboard)
+    return Trainer(recipe, Path(data), Path(out), resume).go(progress, clock, tensorboard)
 
 
-class Run:
+class Trainer:
     """One run's state: the network, its average, the optimizers and how far they are."""
 
     def __init__(self, recipe: Recipe, data: Path, out: Path, resume: bool) -> None:
