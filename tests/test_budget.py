@@ -66,6 +66,8 @@ def test_the_most_steps_that_fit_are_chosen():
     assert choose_steps(parse_budget("12ms"), cost, "") == 1
     with pytest.raises(InputError, match=r"fits 9ms here: the cheapest, 1, takes 10 ms"):
         choose_steps(parse_budget("9ms"), cost, "here")
+    with pytest.raises(InputError, match=r"takes 1\.39 s$"):
+        choose_steps(parse_budget("9ms"), {1: 1394.0}, "here")
 
 
 def test_latency_is_measured_once_and_kept(monkeypatch):
