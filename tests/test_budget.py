@@ -66,6 +66,8 @@ def test_the_most_steps_that_fit_are_chosen():
     assert choose_steps(parse_budget("12ms"), cost, "") == 1
     with pytest.raises(InputError, match=r"fits 9ms here: the cheapest, 1, takes 10 ms"):
         choose_steps(parse_budget("9ms"), cost, "here")
+    with pytest.raises(InputError, match=r"takes 1\.39 s$"):
+        choose_steps(parse_budget("9ms"), {1: 1394.0}, "here")
 
 
 def test_latency_is_measured_once_and_kept(monkeypatch):
@@ -167,7 +169,7 @@ def test_profile_on_the_command_line(run, refused):
     model = rcnet.load("r3_fast.bsd-gray-25")
     assert [row["macs"] for row in result["rows"]] == [macs(model, n, (32, 48)) for n in model.choices]
     table = run("profile", "r3_fast.bsd-gray-25", "--size", "32x48")[1]
-    assert "48x32 pixels" in table
+    assert "32x48 pixels (height x width)" in table
     assert "\n1,0,0 " in table
     assert len(table.splitlines()) == 3 + len(model.choices)
     assert "networks: r2" in refused("profile", "nothing")

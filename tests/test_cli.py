@@ -224,7 +224,7 @@ def test_bad_data(refused, tmp_path):
     assert "holds no images" in refused("eval", "r3_fast.bsd-gray-25", "--data", "empty")
     assert "0 to 255" in refused("eval", "r3_fast.bsd-gray-25", "--data", BSD, "--sigma", "-2")
     assert "no folder of images" in refused("train", "r3", "--data", "nowhere")
-    assert "r3.toml with batchh=3: unknown key" in refused("train", "r3", "batchh=3", "--data", BSD)
+    assert "r3 with batchh=3: unknown key" in refused("train", "r3", "batchh=3", "--data", BSD)
     assert "r3_fast" in refused("train", "r3_fats", "--data", BSD)
     assert "1" in refused("train", "r3", "--data", BSD, "model.steps=0")
     for override in ("model.name=[1]", "model.channels=2", "model.steps=true", "minutes=inf", "batch=0", "optimizer.lr=nan"):
@@ -239,7 +239,8 @@ def test_train_and_resume(run, refused, tmp_path):
     arguments = ("train", "r3_fast", "model.width=8", "iterations=3", "minutes=0", "batch=2", "denoising.patch=24")
     status, out, err = run(*arguments, "--data", BSD, "--out", "run")
     assert status == 0, err
-    assert "run/weights.safetensors" in out
+    assert out.endswith("next: rcnet denoise IN --model run/weights.safetensors\n")
+    assert "the weights of this run: run/weights.safetensors" in refused("denoise", BSD, "--model", "run")
     assert "already holds a run" in refused(*arguments, "--data", BSD, "--out", "run")
     before = snapshot()
     assert run("train", "r3_fast", "--data", BSD, "--out", "run", "--resume", *arguments[2:])[0] == 0

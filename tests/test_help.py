@@ -14,7 +14,7 @@ from importlib import metadata
 import pytest
 import torch
 
-from rcnet.cli import COMMANDS, app
+from rcnet.cli import COMMANDS, GUIDES, app
 from rcnet.deploy import doctor
 from rcnet.training.recipe import list_recipes
 
@@ -64,7 +64,20 @@ def test_help_of_train_names_every_recipe():
 )
 def test_errors_name_the_next_command(refused, tmp_path, call, following):
     (tmp_path / "cat.png").write_bytes((IMAGES / "cat.png").read_bytes())
-    assert following in refused(*call.split())
+    message = refused(*call.split())
+    assert following in message
+    assert call == "nothing" or re.search(r"docs/\w+\.md", message)[0] == GUIDES[call.split()[0]]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_a_page_that_exists(run, command):
+    assert f"Guide: {GUIDES[command]}" in run(command, "--help")[1]
+    assert (IMAGES.parent.parent / GUIDES[command]).is_file()
+
+
+def test_help_wraps_descriptions_at_the_terminal_alone(run):
+    assert "one that is given replaces the recipe's" in " ".join(run("train", "--help")[1].replace("│", " ").split())
+    assert not re.search(r"│ {10,}is +│", run("train", "--help")[1])
 
 
 def test_a_fault_of_ours_asks_for_a_report(run, monkeypatch):

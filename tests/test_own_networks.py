@@ -84,6 +84,19 @@ def test_a_network_of_ones_own_goes_everywhere(registered, tmp_path, run):
     assert json.loads(out)["rows"][0]["steps"] == 2
 
 
+def test_a_module_in_the_current_folder_is_found(run, refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    (tmp_path / "here_mine.py").write_text(
+        "from torch import nn\ndef build(): return nn.Sequential(*[nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)])\n"
+    )
+    status, out, err = run("convert", "here_mine:build", "--task", "denoise", "--size", "8", "-o", "mine.safetensors")
+    assert status == 0, err
+    assert out.endswith("next: rcnet train finetune_denoiser init=mine.safetensors --data FOLDER\n")
+    assert "" in sys.path[-1:]  # no file there stands for an installed package
+    registry._ENTRIES.pop("here_mine:build", None)
+    assert "RCNET_MODULES=here_mine" in refused("profile", "mine.safetensors")
+
+
 def test_the_command_line_finds_a_network_of_ones_own(run, tmp_path):
     (tmp_path / "mine.py").write_text(
         "import rcnet, tests.test_own_networks as t\nrcnet.register('denoise', (1, 2, 3))(t.dwnet)\n"

@@ -1,5 +1,6 @@
 """The command line: parse, call the library, print. Each command loads torch only when it runs."""
 
+import inspect
 import io
 import os
 import re
@@ -49,10 +50,33 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "study": study,
     "doctor": doctor,
 }
+GUIDES = {
+    "denoise": "docs/use.md",
+    "classify": "docs/use.md",
+    "models": "docs/use.md",
+    "profile": "docs/deploy.md",
+    "eval": "docs/training.md",
+    "train": "docs/training.md",
+    "convert": "docs/convert.md",
+    "data": "docs/training.md",
+    "export": "docs/deploy.md",
+    "serve": "docs/serving.md",
+    "figures": "docs/study.md",
+    "study": "docs/study.md",
+    "doctor": "CONTRIBUTING.md",
+}
 PIPE = "./-"  # a lone hyphen, which the parser takes for an option
 
+
+def flowing(doc: str) -> str:
+    """The docstring with each parameter's description on one line, as plain help keeps line ends."""
+    block = re.compile(r"(?:^ {4}\S.*(?:\n|$))+", re.MULTILINE)
+    return block.sub(lambda lines: f"    {' '.join(lines[0].split())}\n", inspect.cleandoc(doc))
+
+
 for name, command in COMMANDS.items():
-    app.command(command, name=name)
+    command.__doc__ = flowing(command.__doc__ or "")
+    app.command(command, name=name, help_epilogue=f"Guide: {GUIDES[name]}")
 app.register_install_completion_command(help="Let the shell complete commands and options: bash, zsh, fish or powershell.")
 
 
@@ -77,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         fail(f"{error.filename or 'the system'}: {error.strerror or error}")
     except CycloptsError as error:
-        fail(f"{' '.join(str(error).split())} (see rcnet {' '.join([*(error.command_chain or []), '--help'])})")
+        fail(with_next(str(error), error.command_chain or ()))
     except KeyboardInterrupt:
         print("rcnet: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -91,10 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def with_next(message: str, given: Sequence[str]) -> str:
-    """The message, and where it names no command, one that helps."""
-    if re.search(r"\brcnet [a-z]|\bpip install", message) or not given or given[0] not in COMMANDS:
-        return message
-    return f"{message} (see rcnet {given[0]} --help)"
+    """The message, a command that helps, unless it names one, and the guide's page."""
+    if not given or given[0] not in COMMANDS:
+        return f"{message} (see rcnet --help)"
+    named = re.search(r"\brcnet [a-z]|\bpip install", message)
+    return f"{message} (see {'' if named else f'rcnet {given[0]} --help, '}{GUIDES[given[0]]})"
 
 
 def fail(message: object) -> None:

@@ -125,8 +125,11 @@ def convert(
         print(table(("kept", "what", "parameters", "why"), [(k.name, k.what, f"{k.parameters:,}", k.reason) for k in done.kept]))
     print()
     costs = [("before", (done.before, before)), *((steps_text(n), figures) for n, figures in cost.items())]
-    print(table(("steps", "parameters", f"MACs, {width}x{height}"), [(n, f"{size:,}", count(work)) for n, (size, work) in costs]))
+    print(table(("steps", "parameters", f"MACs, {height}x{width}"), [(n, f"{size:,}", count(work)) for n, (size, work) in costs]))
     print(f"\n{output}: {done.before:,} parameters became {done.after:,}")
+    teacher = "" if ":" in network else f" teacher={network}"
+    recipe = {"denoise": "finetune_denoiser"}.get(about.task, "finetune")
+    print(f"next: rcnet train {recipe} init={output}{teacher} --data FOLDER")
 
 
 def read_numbers(option: str, text: str | None) -> tuple[float, ...]:

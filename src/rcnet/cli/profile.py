@@ -69,7 +69,7 @@ def profile(
     if json_output:
         print(json.dumps({**about, "rows": rows}, indent=1))
         return
-    print(f"{model}, {width}x{height} pixels, batch {batch}, {precision}, {about['hardware']}")
+    print(f"{model}, {height}x{width} pixels (height x width), batch {batch}, {precision}, {about['hardware']}")
     header = ("steps", "MACs", "parameters", "memory MiB", "ms", "p95 ms", "times/most", "MACs/most")
     lines = [
         (

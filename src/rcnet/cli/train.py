@@ -59,6 +59,7 @@ def train(
         Print the result as JSON, and no progress bar.
     """
     from rcnet.cli.text import table
+    from rcnet.models import read_metadata
     from rcnet.tasks import TASKS
     from rcnet.training import read_recipe
     from rcnet.training import train as run
@@ -79,8 +80,10 @@ def train(
         f"{result['iterations']} iterations ({result['epochs']} epochs) in {result['minutes']} minutes, "
         f"{result['images_per_s']:g} images/s, {result['pflop']:.3g} PFLOP"
     )
-    print(folder / "weights.safetensors")
+    weights = folder / "weights.safetensors"
+    print(weights)
     rows = result["validation"]
     if rows:
         names = {key: title for kind in TASKS.values() for title, (key, _) in kind.columns.items()}
         print(table([names.get(key, key) for key in rows[0]], [list(row.values()) for row in rows]))
+    print(f"next: rcnet {read_metadata(weights)['preprocessing']['task']} IN --model {weights}")

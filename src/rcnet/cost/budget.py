@@ -88,6 +88,11 @@ def latencies(
     return {n: kept[steps_text(n)] for n in model.choices}
 
 
+def time_text(ms: float) -> str:
+    """`250 ms`, `1.4 s`."""
+    return f"{ms / 1000:.3g} s" if ms >= 1000 else f"{ms:.3g} ms"
+
+
 def refuse_at_once(budget: Budget, call: Callable[[], object], times: float, steps: Choice, what: str) -> None:
     """`InputError` if even the cheapest call, of which the whole takes `times`, is far from fitting: no long measurement then."""
     call()
@@ -97,7 +102,7 @@ def refuse_at_once(budget: Budget, call: Callable[[], object], times: float, ste
         call()
         best = min(best, 1000 * times * (time.perf_counter() - before))
     if best > 1.3 * budget.amount:
-        raise InputError(f"no step count fits {budget.text} {what}: the cheapest, {steps}, takes {best:.3g} ms")
+        raise InputError(f"no step count fits {budget.text} {what}: the cheapest, {steps}, takes {time_text(best)}")
 
 
 def choose_steps(
@@ -113,7 +118,7 @@ def choose_steps(
     if fitting:
         return best_of(fitting, metric, quality)
     cheapest = min(cost, key=lambda n: cost[n])
-    amount = f"{cost[cheapest]:.3g} ms" if budget.timed else f"{cost[cheapest] / 1e9:.3g} GMAC"
+    amount = time_text(cost[cheapest]) if budget.timed else f"{cost[cheapest] / 1e9:.3g} GMAC"
     raise InputError(f"no step count fits {budget.text} {what}: the cheapest, {cheapest}, takes {amount}")
 
 

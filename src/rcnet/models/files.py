@@ -38,6 +38,8 @@ def find(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
+    if (inside := path / "weights.safetensors").is_file():
+        raise InputError(f"{path} is a folder; the weights of this run: {inside}")
     if path.suffix == ".safetensors" or path.parent != Path():
         raise InputError(f"no file of weights at {path}; bundled weights: {', '.join(known) or 'none'}")
     raise unknown("weights", name_or_path, known)

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,7 @@ def trusted(name: str) -> bool:
 def _known() -> dict[str, Entry]:
     """All entries, those of the modules in `RCNET_MODULES` too."""
     for module in filter(None, os.environ.get("RCNET_MODULES", "").split(",")):
-        _imported(module)
+        import_named(module)
     return _ENTRIES
 
 
@@ -93,11 +94,17 @@ def list_models(task: str | None = None) -> list[str]:
 def entry(name: str) -> Entry:
     """The registry's entry, or `InputError` that names the valid ones."""
     if not isinstance(name, str) or name not in _known():
+        module, colon, _ = str(name).partition(":")
+        if colon:
+            raise InputError(f"the module of {name} is not imported; where you trust it: RCNET_MODULES={module}")
         raise unknown("model", name, list_models())
     return _known()[name]
 
 
-def _imported(module: str) -> Any:
+def import_named(module: str) -> Any:
+    """A module that a user named: one that is installed, or a file in the current folder."""
+    if "" not in sys.path:  # as under python -m; last, so that no file here stands for an installed package
+        sys.path.append("")
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -108,7 +115,7 @@ def find_builder(name: str) -> Entry:
     """As `entry`, and imports `package.module:function`. Never of a name that a file of weights brings: to import is to run."""
     module, colon, function = name.partition(":") if isinstance(name, str) else ("", "", "")
     if colon and name not in _ENTRIES:
-        build = getattr(_imported(module), function, None)
+        build = getattr(import_named(module), function, None)
         if not callable(build):
             raise InputError(f"the module {module!r} has no function {function!r}")
         known = next((entry for entry in _ENTRIES.values() if entry.build is build), Entry(name, "", (), build))

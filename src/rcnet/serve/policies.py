@@ -6,12 +6,12 @@ that is left over goes where it buys the most measured quality.
 """
 
 import heapq
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from rcnet.errors import InputError, unknown
+from rcnet.models.registry import import_named
 
 FULL, DRAIN = 0.85, 1.5  # the part of the workers' time that what arrives may take; objectives until the queue is empty
 HIGH, LOW, HOLD = 0.6, 0.25, 5.0  # of the hysteresis: shares of the objective; objectives between two steps up
@@ -170,7 +170,7 @@ def policy(name: str) -> Policy:
         return POLICIES[name]
     module, _, function = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), function)
+        found = getattr(import_named(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"policy {name} cannot be loaded: {error}; give package.module:function") from error
     if not callable(found):

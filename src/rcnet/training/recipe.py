@@ -131,7 +131,7 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     if lengths:  # the recipe's own length no longer counts
         table = {key: value for key, value in table.items() if key not in ("minutes", "epochs")}
     read_overrides(overrides, table)
-    return recipe_from(table, f"{path} with {' '.join(overrides)}" if overrides else str(path))
+    return recipe_from(table, f"{name_or_path} with {' '.join(overrides)}" if overrides else str(path))
 
 
 def read_overrides(overrides: Sequence[str], table: dict[str, Any] | None = None) -> dict[str, Any]:
