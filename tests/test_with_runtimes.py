@@ -272,10 +272,9 @@ def test_int8_kernels_run_and_are_stored_once(in_int8, denoiser, tmp_path):
     assert run == ["QLinearConv"] * 20  # the stem, two in each of three cells, three times, the head
     model = openvino.Core().read_model(to_openvino)
     compiled = openvino.Core().compile_model(openvino.Model([model.output("steps3")], model.get_parameters()), "CPU")
-    run = [
-        op.get_rt_info()["primitiveType"] for op in compiled.get_runtime_model().get_ops() if "primitiveType" in op.get_rt_info()
-    ]
-    convolutions = [str(kind.astype(str)) for kind in run if "conv" in str(kind.astype(str))]
+    told = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
+    run = [about for about in told if "layerType" in about and about["layerType"].astype(str) == "Convolution"]
+    convolutions = [str(about["primitiveType"].astype(str)) for about in run]
     assert len(convolutions) == 20
     assert all(kind.endswith("I8") for kind in convolutions)
     assert int8_kernels(to_onnx) == sum(p.numel() for p in denoiser.parameters() if p.ndim == 4)
@@ -300,6 +299,21 @@ def test_norms_that_turn_the_sign_of_a_channel_share_their_int8_kernel(tmp_path,
     torch.testing.assert_close(answer, expected, rtol=0, atol=0.1 * float((expected - x).abs().max()))
     if path.suffix == ".onnx":
         assert int8_kernels(path) == sum(p.numel() for p in model.parameters() if p.ndim == 4)
+
+
+@torch.inference_mode()
+def test_kernels_have_7_bits_where_8_would_saturate(tmp_path, monkeypatch):
+    model, kernels = trained("r3_fast", steps=1, width=16), {}
+    seen = list(calibration_images(model, IMAGES / "bsd"))
+    for exact in (True, False):
+        monkeypatch.setattr("rcnet.deploy.export.sums_8_bits", lambda exact=exact: exact)
+        tensors = onnx.load(export(model, tmp_path / f"{exact}.onnx", calibration=seen)).graph.initializer
+        arrays = [onnx.numpy_helper.to_array(t) for t in tensors if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4]
+        kernels[exact] = max(np.abs(array.astype(int)).max() for array in arrays)
+    assert kernels == {True: 127, False: 64}
+    load_exported(tmp_path / "False.onnx")
+    with pytest.warns(UserWarning, match="kernel_bits=7"):
+        load_exported(tmp_path / "True.onnx")
 
 
 @torch.inference_mode()

@@ -27,6 +27,11 @@ def gains_by_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def sums_8_bits() -> bool:
+    """Whether the processor sums products of 8-bit numbers exactly: x86 without VNNI saturates them at 16 bits."""
+    return platform.machine().lower() not in ("x86_64", "amd64") or torch.cpu._is_vnni_supported()
+
+
 def resolve_precision(precision: str, device: torch.device) -> str:
     """`fp32` or `bf16`; `auto` picks bf16 where the machine gains by it."""
     if precision not in PRECISIONS:

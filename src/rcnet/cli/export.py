@@ -1,7 +1,8 @@
 """rcnet export"""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -16,6 +17,7 @@ def export(
     to: str | None = None,
     steps: str = "all",
     int8: Path | None = None,
+    kernel_bits: Literal[7, 8] | None = None,
 ) -> None:
     """Export trained weights to one file that holds every step count, each kernel once.
 
@@ -45,10 +47,14 @@ def export(
         Convolutions compute in 8 bits, calibrated on the images of this folder: clean ones for denoisers; for classifiers
         CIFAR or CLASS/NAME.png, as they were trained on. Three times as fast where the processor has such instructions;
         docs/deploy.md says what it loses.
+    kernel_bits
+        Of int8 kernels: 7 is right on every processor, and 8 more exact, but wrong on x86 without VNNI. What suits this machine
+        unless given.
     """
     from rcnet.cli.text import parse_steps
     from rcnet.deploy.export import export as run
     from rcnet.deploy.int8 import calibration_images
+    from rcnet.device import sums_8_bits
     from rcnet.models import load
 
     network = load(model)
@@ -58,7 +64,9 @@ def export(
     if output.is_dir():
         raise InputError(f"{output} cannot be written: it is a folder")
     images = None if int8 is None else calibration_images(network, int8)
-    path = run(network, output, to, () if asked is None else (asked,), images)
+    path = run(network, output, to, () if asked is None else (asked,), images, kernel_bits)
+    if int8 and kernel_bits is None and not sums_8_bits():
+        print("kernels of 7 bits, as this processor saturates sums of 8; --kernel-bits 8 for one that does not", file=sys.stderr)
     files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
     for file in files:
         print(f"{file} ({file.stat().st_size / 1e6:.2f} MB)")

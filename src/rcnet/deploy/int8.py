@@ -21,7 +21,7 @@ from rcnet.tasks import find_task
 from rcnet.tasks.task import Fed
 
 
-def quantized(graph: Any, calibration: Iterable[Fed], *, outputs: bool) -> Any:
+def quantized(graph: Any, calibration: Iterable[Fed], *, outputs: bool, kernel_bits: int) -> Any:
     """An ONNX model whose convolutions compute in int8.
 
     Args:
@@ -29,6 +29,7 @@ def quantized(graph: Any, calibration: Iterable[Fed], *, outputs: bool) -> Any:
         calibration: images, float32 [B, C, H, W], or pairs of images and `sigma` where the model takes both; the range of each
             activation is what they usually reach.
         outputs: also the convolutions' outputs, as ONNX Runtime needs; else fp32.
+        kernel_bits: 8, or 7, which no processor's sums saturate at.
     """
     onnx, tool = needed("onnx"), needed("onnxruntime.quantization", "onnxruntime")
 
@@ -52,6 +53,7 @@ def quantized(graph: Any, calibration: Iterable[Fed], *, outputs: bool) -> Any:
             per_channel=True,
             activation_type=tool.QuantType.QUInt8,
             weight_type=tool.QuantType.QInt8,
+            reduce_range=kernel_bits == 7,
             extra_options={"CalibMovingAverage": True},  # the usual range of a batch, not the widest: 0.1 to 0.9 dB more
         )
         model = onnx.load(target)
