@@ -20,7 +20,7 @@ from rcnet.evaluation.adaptive import Answers, Cascade
 from rcnet.models import create_model, load
 from rcnet.tasks.classify import class_names
 from rcnet.training import read_recipe, train
-from rcnet.training.loop import Run
+from rcnet.training.loop import Trainer
 
 from .cifar import load as load_slice
 from .conftest import IMAGES
@@ -60,7 +60,7 @@ def test_training_learns_and_records_itself(cifar_folder, weights):
 
 
 def test_mean_and_deviation_are_those_of_the_data(cifar_folder, tmp_path):
-    job = Run(small(), cifar_folder, tmp_path / "run", False)
+    job = Trainer(small(), cifar_folder, tmp_path / "run", False)
     pixels = to_float(read_labelled(cifar_folder, "train").images).double()
     normalize = job.model.get_submodule("normalize")
     torch.testing.assert_close(normalize.mean.flatten().double(), pixels.mean((0, 2, 3)), atol=1e-6, rtol=0)
@@ -68,7 +68,7 @@ def test_mean_and_deviation_are_those_of_the_data(cifar_folder, tmp_path):
 
 
 def test_whitening_decorrelates_the_patches(cifar_folder, tmp_path):
-    job = Run(small("classification.whitening=true", "model.width=1.0"), cifar_folder, tmp_path / "run", False)
+    job = Trainer(small("classification.whitening=true", "model.width=1.0"), cifar_folder, tmp_path / "run", False)
     images = to_float(read_labelled(cifar_folder, "train").images)
     with torch.no_grad():
         answers = job.model.get_submodule("stem")(job.model.get_submodule("normalize")(images))[..., 1:-1, 1:-1]
@@ -81,7 +81,7 @@ def test_whitening_decorrelates_the_patches(cifar_folder, tmp_path):
 
 
 def test_an_epoch_sees_every_image_once(cifar_folder, tmp_path):
-    task = Run(small("classification.flip=none", "classification.crop=0"), cifar_folder, tmp_path / "run", False).task
+    task = Trainer(small("classification.flip=none", "classification.crop=0"), cifar_folder, tmp_path / "run", False).task
     everything = to_float(read_labelled(cifar_folder, "train").images)
     orders = []
     for epoch in range(2):
@@ -94,13 +94,13 @@ def test_an_epoch_sees_every_image_once(cifar_folder, tmp_path):
 
 
 def test_images_held_out_are_not_trained_on(cifar_folder, tmp_path):
-    job = Run(small("classification.holdout=10"), cifar_folder, tmp_path / "run", False)
+    job = Trainer(small("classification.holdout=10"), cifar_folder, tmp_path / "run", False)
     assert job.task.data["images"] == 90
     assert {row["data"] for row in job.task.evaluate(job.model)} == {"photos held out"}
     with pytest.raises(InputError, match="leaves none of the 100"):
-        Run(small("classification.holdout=100"), cifar_folder, tmp_path / "run", False)
+        Trainer(small("classification.holdout=100"), cifar_folder, tmp_path / "run", False)
     with pytest.raises(InputError, match="more than the 100 training images"):
-        Run(small("batch=101"), cifar_folder, tmp_path / "run", False)
+        Trainer(small("batch=101"), cifar_folder, tmp_path / "run", False)
 
 
 def test_recipes_name_every_network_of_the_paper(cifar_folder, tmp_path):
@@ -114,15 +114,17 @@ def test_recipes_name_every_network_of_the_paper(cifar_folder, tmp_path):
         ]
     ):
         for recipe in ("cifar_fast", "cifar_paper"):
-            job = Run(read_recipe(recipe, [*SMALL, "iterations=1", *model]), cifar_folder, tmp_path / f"{recipe}{number}", False)
+            job = Trainer(
+                read_recipe(recipe, [*SMALL, "iterations=1", *model]), cifar_folder, tmp_path / f"{recipe}{number}", False
+            )
             assert np.isfinite(job.step())
     large = read_recipe("cifar_fast", [*SMALL, "iterations=1", "batch=4", "model.name=r4", "model.steps=[1,2,3]"])
-    assert np.isfinite(Run(large, cifar_folder, tmp_path / "r4", False).step())
+    assert np.isfinite(Trainer(large, cifar_folder, tmp_path / "r4", False).step())
 
 
 def test_the_sandwich_rule_teaches_the_others_by_the_largest(cifar_folder, tmp_path):
     recipe = small("objective=sandwich", "optimizer.clip=0.0", "model.steps=[1,2,3,4]", "probabilities=[]")
-    job = Run(recipe, cifar_folder, tmp_path / "run", False)
+    job = Trainer(recipe, cifar_folder, tmp_path / "run", False)
     model = copy.deepcopy(job.model).train()
     rng = np.random.default_rng([0, 0])
     middle = int(rng.choice([2, 3]))
@@ -137,24 +139,24 @@ def test_the_sandwich_rule_teaches_the_others_by_the_largest(cifar_folder, tmp_p
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(cifar_folder, tmp_path):
     overrides = ["model.norm_mode=none", "optimizer.name=sgd", "optimizer.lr=0.1", "optimizer.clip=0.0", "warmup=0.0"]
-    whole = Run(small(*overrides), cifar_folder, tmp_path / "whole", False)
-    parts = Run(small(*overrides, "accumulate=4"), cifar_folder, tmp_path / "parts", False)
+    whole = Trainer(small(*overrides), cifar_folder, tmp_path / "whole", False)
+    parts = Trainer(small(*overrides, "accumulate=4"), cifar_folder, tmp_path / "parts", False)
     assert whole.step() == pytest.approx(parts.step(), rel=1e-5)
     for ours, theirs in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
     with pytest.raises(InputError, match="batch = 20 does not divide into 1 processes x 3 parts"):
-        Run(small("accumulate=3"), cifar_folder, tmp_path / "third", False)
+        Trainer(small("accumulate=3"), cifar_folder, tmp_path / "third", False)
 
 
 def test_sizes_that_a_network_cannot_train_on_are_one_line(cifar_folder, tmp_path):
     with pytest.raises(InputError, match="r2 cannot train on batches of 20x3x30x30 at 2 steps"):
-        Run(small("classification.size=30"), cifar_folder, tmp_path / "run", False)
+        Trainer(small("classification.size=30"), cifar_folder, tmp_path / "run", False)
     with pytest.raises(InputError, match="r2 cannot train on batches of 1x3x8x8"):
-        Run(small("classification.size=8", "batch=1"), cifar_folder, tmp_path / "run", False)
+        Trainer(small("classification.size=8", "batch=1"), cifar_folder, tmp_path / "run", False)
 
 
 def test_a_short_run_forgets_its_start(cifar_folder, tmp_path):
-    job = Run(small("ema=0.9999", "model.steps=2", iterations=30), cifar_folder, tmp_path / "run", False)
+    job = Trainer(small("ema=0.9999", "model.steps=2", iterations=30), cifar_folder, tmp_path / "run", False)
     start = job.model.get_parameter("classifier.weight").detach().clone()
     for _ in range(30):
         job.step()
@@ -242,13 +244,13 @@ def test_a_run_may_be_fine_tuned_to_other_classes(cifar_folder, weights, tmp_pat
     shutil.copytree(cifar_folder, tmp_path / "nine")
     shutil.rmtree(tmp_path / "nine" / "train" / "ship")
     shutil.rmtree(tmp_path / "nine" / "test" / "ship")
-    run = Run(small(f"init={weights}", "model.width=0.25"), tmp_path / "nine", tmp_path / "run", False)
+    run = Trainer(small(f"init={weights}", "model.width=0.25"), tmp_path / "nine", tmp_path / "run", False)
     assert capsys.readouterr().err.endswith("has no weights for classifier: they start fresh\n")
     kernel = "cell2.body.conv1.weight"
     assert torch.equal(run.model.state_dict()[kernel], load(weights).state_dict()[kernel])
     assert run.model.classifier.out_features == 9
     with pytest.raises(InputError, match="does not fit, as the kernels of all cells must"):
-        Run(small(f"init={weights}", "model.width=0.125"), cifar_folder, tmp_path / "run", False)
+        Trainer(small(f"init={weights}", "model.width=0.125"), cifar_folder, tmp_path / "run", False)
 
 
 def test_eval_and_record(run, cifar_folder, weights, tmp_path):

@@ -13,7 +13,7 @@ import torch
 
 from rcnet.models import load
 from rcnet.training import train
-from rcnet.training.loop import Run
+from rcnet.training.loop import Trainer
 
 from .test_classify import SMALL, small
 
@@ -24,10 +24,10 @@ from pathlib import Path
 
 import torch
 from rcnet.training import read_recipe
-from rcnet.training.loop import Run
+from rcnet.training.loop import Trainer
 
 data, out, *overrides = sys.argv[1:]
-run = Run(read_recipe("cifar_fast", overrides), Path(data), Path(out), False)
+run = Trainer(read_recipe("cifar_fast", overrides), Path(data), Path(out), False)
 assert run.world.size == 2
 losses = [run.step() for _ in range(4)]
 state = {"losses": losses, "model": run.model.state_dict(), "average": run.average.module.state_dict()}
@@ -64,7 +64,7 @@ def test_two_processes_end_equal_and_as_one_with_the_same_batch(cifar_folder, tm
     for kind in ("model", "average"):
         assert all(torch.equal(first[kind][name], second[kind][name]) for name in first[kind])
     # One process sees the same batches, in two parts whose batch norms are their own as well.
-    alone = Run(small(*overrides, "accumulate=2"), cifar_folder, tmp_path / "one", False)
+    alone = Trainer(small(*overrides, "accumulate=2"), cifar_folder, tmp_path / "one", False)
     torch.testing.assert_close([alone.step() for _ in range(4)], first["losses"], atol=1e-5, rtol=1e-5)
     for name, parameter in alone.model.named_parameters():
         torch.testing.assert_close(parameter, first["model"][name], atol=1e-5, rtol=1e-4)
@@ -105,8 +105,8 @@ def test_a_batch_is_shared_evenly(cifar_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "share", lambda value, world: value)
     monkeypatch.setattr(loop, "average", lambda model, world, values: values)
     with pytest.raises(Exception, match="batch = 20 does not divide into 3 processes"):
-        Run(small(), cifar_folder, tmp_path / "run", False)
-    run = Run(small("batch=24"), cifar_folder, tmp_path / "run", False)
+        Trainer(small(), cifar_folder, tmp_path / "run", False)
+    run = Trainer(small("batch=24"), cifar_folder, tmp_path / "run", False)
     whole, seen = run.task.batch(np.random.default_rng([0, 0]), 0), []
     monkeypatch.setattr(run, "backward", lambda batch, weights: seen.append(batch) or 0.0)
     run.step()

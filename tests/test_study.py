@@ -34,7 +34,7 @@ from rcnet.study.runs import Folders, Run, declared, kept_result
 from rcnet.study.scales import SCALES, recipe_of
 from rcnet.study.states import LOCK, is_taken
 from rcnet.training.checkpoint import held
-from rcnet.training.loop import Run as Trainer
+from rcnet.training.loop import Trainer
 
 from .conftest import IMAGES
 
@@ -216,7 +216,7 @@ def test_a_deleted_result_is_not_yet_measured_and_comes_back(copied, capsys, mon
     assert "| not yet measured |  |  | 0 of 1 |" in line(copied, "| R2^4 | CIFAR-10 | 18 |")
     state = listed(capsys, copied, only=[run.name])[run.name]
     assert (state["state"], state["done"], state["result"]) == ("at 100%", 1, None)
-    monkeypatch.setattr("rcnet.training.loop.Run.step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("rcnet.training.loop.Trainer.step", lambda *_: pytest.fail("trained again"))
     perform(copied, run.name)
     assert json.loads(run.result(copied).read_text()) == json.loads(kept)
 
