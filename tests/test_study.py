@@ -344,6 +344,7 @@ def test_a_killed_run_goes_on_where_it_stood(at, capsys, slowly):
 
 
 def test_max_minutes_stops_at_a_checkpoint(at, capsys, monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a script
     monkeypatch.setitem(SCALES, "smoke", slow("iterations=100000", "checkpoint_minutes=0"))
     done = 0
     for _ in range(20):  # a busy machine may not come to the first iteration
@@ -351,6 +352,7 @@ def test_max_minutes_stops_at_a_checkpoint(at, capsys, monkeypatch):
         assert "stopped after 0.02 minutes" in capsys.readouterr().out
         if done := listed(capsys, at, only=[ADJUSTABLE])[ADJUSTABLE]["done"]:
             break
+    assert signal.signal(signal.SIGINT, before) is signal.SIG_IGN
     assert 0 < done < 1
 
 

@@ -168,10 +168,15 @@ def interrupted_at(deadline: float) -> Iterator[Callable[[], bool]]:
     timer = threading.Timer(max(0.0, deadline - time.monotonic()), _thread.interrupt_main)
     timer.daemon = True
     timer.start()
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:  # as scripts start what runs in the background, which Ctrl-C is not for
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield passed
     finally:
         timer.cancel()
+        if before is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, before)
 
 
 def run_at_once(queue: Sequence[State], folders: Folders, jobs: int, deadline: float, say: Say) -> bool:
