@@ -340,7 +340,7 @@ def test_a_builder_and_a_task_of_ones_own(tmp_path):
     from rcnet.models import registry
 
     del registry._ENTRIES["tests.test_convert:dncnn"]
-    with pytest.raises(InputError, match=r"unknown model 'tests\.test_convert:dncnn'"):
+    with pytest.raises(InputError, match=r"RCNET_MODULES=tests\.test_convert"):
         rcnet.load(tmp_path / "net.safetensors")
     with pytest.raises(InputError, match=r"has to return a torch\.nn.Module"):
         rcnet.convert("json:dumps", options={"obj": 1})

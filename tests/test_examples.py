@@ -38,7 +38,7 @@ def test_plugged_takes_levels_of_one():
 
 
 def test_own_network(example, tmp_path):
-    lines, _ = example("own_network", IMAGES / "bsd" / "train", "run", 150)
+    lines, _ = example("own_network", IMAGES / "bsd" / "train", "run", 300)
     (noisy,) = numbers(lines[0])
     found = [numbers(line) for line in lines[1:]]
     assert [line.split(":")[0] for line in lines[1:]] == ["steps 1", "steps 2", "steps 3"]

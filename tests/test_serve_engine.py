@@ -286,19 +286,20 @@ def test_a_policy_that_fails_costs_quality_and_nothing_else(broken):
     assert scheduler.next(0.0).setting == 0
 
 
-def test_a_decision_takes_less_than_a_millisecond():
-    scheduler = of(slack, {"a": DENOISER, "b": CLASSIFIER}, objective=10)
-    fill(scheduler, *(Request("ab"[k % 2], (k,), 1000 + k, 10.0) for k in range(64)))
-    times = []
-    for _ in range(30):
-        request = Request("a", (0,), 1000, 10.0)
-        started = time.perf_counter()
-        scheduler.submit(request, 0.0)
-        scheduler.state(0.0)
-        slack(scheduler.state(0.0))
-        times.append(time.perf_counter() - started)
-        scheduler.cancel(request)
-    assert min(times) < 0.001
+def test_a_decision_takes_no_more_than_in_proportion_to_what_waits():
+    def shortest(waiting):
+        scheduler, times = of(slack, {"a": DENOISER, "b": CLASSIFIER}, objective=10), []
+        fill(scheduler, *(Request("ab"[k % 2], (k,), 1000 + k, 10.0) for k in range(waiting)))
+        for _ in range(30):
+            request = Request("a", (0,), 1000, 10.0)
+            started = time.thread_time()
+            scheduler.submit(request, 0.0)
+            slack(scheduler.state(0.0))
+            times.append(time.thread_time() - started)
+            scheduler.cancel(request)
+        return min(times)
+
+    assert shortest(128) < 1.5 * 8 * shortest(16)
 
 
 @pytest.fixture(scope="module")
