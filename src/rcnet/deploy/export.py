@@ -96,8 +96,8 @@ def export(
         steps: the step counts; all supported ones unless given.
         calibration: what `int8.calibration_images` gives: images, float32 [B, C, H, W], or pairs of images and `sigma` for
             networks that take both. Convolutions then compute in int8.
-        kernel_bits: of int8 kernels: 8, or 7, which loses 0.1 to 0.2 dB more and is right on every processor: x86 without VNNI
-            saturates sums of 8 bits, which loses 1 dB and more. What suits this machine unless given.
+        kernel_bits: of int8 kernels: 8, or 7, which loses a little more and is right on every processor: x86 without VNNI
+            saturates sums of 8 bits, which loses far more. What suits this machine unless given.
 
     Raises:
         InputError: an unknown format, other bits, int8 for a format that has none, unsupported steps, a folder that does not

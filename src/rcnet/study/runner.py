@@ -167,22 +167,18 @@ def interrupted_at(deadline: float) -> Iterator[Callable[[], bool]]:
         return
     timer = threading.Timer(max(0.0, deadline - time.monotonic()), _thread.interrupt_main)
     timer.daemon = True
-    timer.start()
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN:  # as scripts start what runs in the background, which Ctrl-C is not for
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield passed
-    finally:
-        timer.cancel()
-        if before is signal.SIG_IGN:
-            signal.signal(signal.SIGINT, before)
+    with as_interrupt(signal.SIGINT):  # which scripts have what they start in the background ignore
+        timer.start()
+        try:
+            yield passed
+        finally:
+            timer.cancel()
 
 
 def run_at_once(queue: Sequence[State], folders: Folders, jobs: int, deadline: float, say: Say) -> bool:
     """Runs in `jobs` processes; what each prints is in output.txt in the folder of the run."""
     waiting, running, failed, count = list(queue), dict[int, tuple[State, "subprocess.Popen[bytes]"]](), [], 0
-    with sigterm_as_interrupt():
+    with as_interrupt(signal.SIGTERM):
         try:
             while (waiting or running) and time.monotonic() < deadline:
                 for slot in range(jobs):
@@ -234,16 +230,16 @@ def job(what: str) -> None:
 
 
 @contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt in the main thread."""
+def as_interrupt(number: signal.Signals) -> Iterator[None]:
+    """A signal raises KeyboardInterrupt in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
 
 
 def last_line(path: Path) -> str:
