@@ -128,8 +128,7 @@ def convert(
     print(table(("steps", "parameters", f"MACs, {height}x{width}"), [(n, f"{size:,}", count(work)) for n, (size, work) in costs]))
     print(f"\n{output}: {done.before:,} parameters became {done.after:,}")
     teacher = "" if ":" in network else f" teacher={network}"
-    recipe = {"denoise": "finetune_denoiser"}.get(about.task, "finetune")
-    print(f"next: rcnet train {recipe} init={output}{teacher} --data FOLDER")
+    print(f"next: rcnet train {find_task(about.task).finetune} init={output}{teacher} --data FOLDER")
 
 
 def read_numbers(option: str, text: str | None) -> tuple[float, ...]:

@@ -60,7 +60,7 @@ def train(
     """
     from rcnet.cli.text import table
     from rcnet.models import read_metadata
-    from rcnet.tasks import TASKS
+    from rcnet.tasks import TASKS, find_task
     from rcnet.training import read_recipe
     from rcnet.training import train as run
 
@@ -86,4 +86,5 @@ def train(
     if rows:
         names = {key: title for kind in TASKS.values() for title, (key, _) in kind.columns.items()}
         print(table([names.get(key, key) for key in rows[0]], [list(row.values()) for row in rows]))
-    print(f"next: rcnet {read_metadata(weights)['preprocessing']['task']} IN --model {weights}")
+    task = find_task(read_metadata(weights)["preprocessing"]["task"])
+    print(f"next: rcnet {task.command.format(weights=weights)}")

@@ -194,4 +194,5 @@ CLASSIFY = Kind(
     int8_outputs=True,
     pipeline="image-classification",
     use="scores = rcnet.classify(model, images{steps})",
+    command="classify IN --model {weights}",
 )

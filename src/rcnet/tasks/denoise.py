@@ -253,4 +253,6 @@ DENOISE = Kind(
     pipeline="image-to-image",
     use="clean = rcnet.denoise(model, images{steps})",
     limit="It does not sharpen, deblur or enlarge, and what it leaves is no evidence of fine detail.",
+    command="denoise IN --model {weights}",
+    finetune="finetune_denoiser",
 )

@@ -125,6 +125,8 @@ class Kind:
         pipeline: the Hugging Face hub's name of the task.
         use: a call, for a card; `{steps}` stands for the argument.
         limit: what its networks are not for, a sentence for a card.
+        command: what `rcnet` does with weights; `{weights}` stands for their file.
+        finetune: the recipe that brings the quality of a converted network back.
     """
 
     section: type[Any]
@@ -137,6 +139,8 @@ class Kind:
     pipeline: str = ""
     use: str = "y = model(images{steps})"
     limit: str = ""
+    command: str = "eval {weights} --data FOLDER"
+    finetune: str = "finetune"
 
     @property
     def key(self) -> str:
