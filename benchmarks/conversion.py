@@ -1,20 +1,20 @@
 """A ResNet trained here, converted, and its accuracy brought back: parameters, MACs and error at each step count.
 
-    python -m benchmarks.conversion data/ [--dataset cifar10] [--minutes 20]
+    python -m benchmarks.conversion data/ [--dataset cifar10] [--epochs 30] [--only PART ...]
     python -m benchmarks.conversion          # only the table, from what was measured
 
 The original is the ResNet-38 of He et al. (2015) for CIFAR (three stages of six blocks, 16, 32 and 64 channels), trained by plain
-PyTorch: SGD, for so many minutes of processor time on one thread. It is converted at 1, 3 and 5 steps, with differences of
-rank 0 and 8, and fine-tuned by the recipe `finetune` for half of that time, the original as its teacher. Beside it, networks of
-the same shape from fresh weights: for the time of the fine-tuning, and for that of original and fine-tuning together. A part that
-is measured is not run again. Results go to results/conversion.json, the table to results/conversion.md.
+PyTorch: SGD, for so many epochs, on a GPU if there is one. It is converted at 1, 3 and 5 steps, with differences of rank 0 and 8,
+and fine-tuned by the recipe `finetune` for half as many, the original as its teacher. Beside it, networks of the same shape from
+fresh weights: for the epochs of the fine-tuning, and for those of original and fine-tuning together. A part that is measured is
+not run again. Results go to results/conversion.json, the table to results/conversion.md.
 """
 
 import argparse
 import json
 import os
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from rcnet.cost import macs
 from rcnet.cost.counting import counted
 from rcnet.data.cifar import CIFAR
 from rcnet.data.labelled import Labelled, read_labelled
-from rcnet.device import autocast, channels_last, hardware, keep_freed_memory, resolve_precision
+from rcnet.device import autocast, best_device, channels_last, hardware, keep_freed_memory, resolve_precision
 from rcnet.evaluation.classify import classification_results
 from rcnet.models.converted import build_source
 from rcnet.replacing import replacing
@@ -38,10 +38,10 @@ from rcnet.training.provenance import commit
 
 RESULTS = Path(__file__).parent.parent / "results"
 BUILDER, TRAINED, WEIGHTS = "benchmarks.conversion:resnet38", "benchmarks.conversion:trained", "RCNET_BENCHMARK_ORIGINAL"
-STEPS, RANKS, BATCH = (1, 3, 5), (0, 8), 64
+STEPS, RANKS, BATCH = (1, 3, 5), (0, 8), 128
 ORIGINAL = "ResNet-38"
 FRESH = ["optimizer.name=muon", "optimizer.lr=1e-3", "optimizer.weight_decay=0", "classification.label_smoothing=0.05"]
-CPU = torch.device("cpu")
+DEVICE = best_device()
 
 
 class Block(nn.Module):
@@ -91,35 +91,36 @@ class Standardize(nn.Module):
         return (x - self.mean) / self.std
 
 
-def train_original(data: Path, dataset: str, minutes: float, path: Path) -> dict[str, Any]:
-    """Trains the ResNet as its paper does, but for the length; weights go to `path`. Returns how long and how far it was."""
+def train_original(data: Path, dataset: str, epochs: float, path: Path) -> dict[str, Any]:
+    """Trains the ResNet as its paper does, but for the length; weights go to `path`. Returns how long that was."""
     torch.manual_seed(0)
     images = read_labelled(data, "train", dataset)
     mean, std = statistics(images.images)
-    net = nn.Sequential(Standardize(mean, std), channels_last(resnet38(len(images.classes))))
+    net = nn.Sequential(Standardize(mean, std), channels_last(resnet38(len(images.classes)))).to(DEVICE)
     config = Classification(dataset=dataset, flip="alternating", label_smoothing=0.05)  # type: ignore[arg-type]
-    task = begin(config, Setup(data, CPU, {}, BATCH, 0, "auto"))
+    task = begin(config, Setup(data, DEVICE, {}, BATCH, 0, "auto"))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True)
-    started, iteration = time.process_time(), 0
-    while (gone := (time.process_time() - started) / (60 * minutes)) < 1:
+    iterations = round(epochs * len(images.labels) / BATCH)
+    for iteration in range(iterations):
+        gone = iteration / iterations
         batch = task.batch(np.random.default_rng([0, iteration]), iteration)
         optimizer.param_groups[0]["lr"] = 0.1 * min(gone / 0.05, 0.5 + 0.5 * np.cos(np.pi * gone))
-        with autocast("auto", CPU):
+        with autocast("auto", DEVICE):
             output = net(batch.x.contiguous(memory_format=torch.channels_last))
         optimizer.zero_grad()
         task.loss(output, batch).backward()
         optimizer.step()
-        iteration += 1
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"state": net[1].state_dict(), "mean": mean, "std": std}, path)
-    return {"minutes": minutes, "iterations": iteration}
+    with replacing(path) as temporary:
+        torch.save({"state": net[1].cpu().state_dict(), "mean": mean, "std": std}, temporary)
+    return {"epochs": epochs, "iterations": iterations}
 
 
 def error_of(call: Callable[[Tensor], Tensor], test: Labelled) -> float:
     """In %."""
     parts = zip(test.images.split(250), test.labels.split(250), strict=True)
     with torch.inference_mode():
-        wrong = sum(int((call(pixels.float() / 255).argmax(1) != labels).sum()) for pixels, labels in parts)
+        wrong = sum(int((call(pixels.to(DEVICE).float() / 255).argmax(1).cpu() != labels).sum()) for pixels, labels in parts)
     return round(100 * wrong / len(test.labels), 3)
 
 
@@ -157,7 +158,7 @@ class Parts:
         of = self.all.setdefault(dataset, {})
         if name not in of:
             print(f"{dataset}: {name}", flush=True)
-            about = {"hardware": hardware(CPU), "precision": resolve_precision("auto", CPU), "torch": torch.__version__}
+            about = {"hardware": hardware(DEVICE), "precision": resolve_precision("auto", DEVICE), "torch": torch.__version__}
             of[name] = {**part(), **about, "commit": commit()}
             with replacing(self.path) as temporary:
                 temporary.write_text(json.dumps(self.all, indent=1) + "\n")
@@ -165,14 +166,14 @@ class Parts:
         return of[name]
 
 
-def measure(data: Path, dataset: str, minutes: float, runs: Path, parts: Parts) -> None:
-    """All parts for one set of images, in the order in which they need each other."""
+def measure(data: Path, dataset: str, epochs: float, runs: Path, parts: Parts, only: list[str]) -> None:
+    """The parts for one set of images, in the order in which they need each other; of those in `only` unless it is empty."""
     test, original = read_labelled(data, "test", dataset), runs / dataset / "original.pt"
     os.environ[WEIGHTS] = str(original)
 
     def first() -> dict[str, Any]:
-        found = train_original(data, dataset, minutes, original)
-        net = trained()
+        found = train_original(data, dataset, epochs, original)
+        net = trained().to(DEVICE)
         with torch.device("meta"):
             cost = counted(lambda: resnet38()(torch.empty(1, 3, 32, 32)))
         size = sum(p.numel() for p in net.parameters())
@@ -185,25 +186,27 @@ def measure(data: Path, dataset: str, minutes: float, runs: Path, parts: Parts) 
         return net, path
 
     def after_conversion(rank: int) -> dict[str, Any]:
-        return {"rows": rows_of(start(rank, original)[0].eval(), test)}
+        return {"rows": rows_of(start(rank, original)[0].to(DEVICE).eval(), test)}
 
     def after_training(rank: int, source: Path | None, name: str, how: list[str], length: float) -> dict[str, Any]:
         path, out = start(rank, source)[1], runs / dataset / name
-        about = [f"init={path}", f"minutes={length}", f"classification.dataset={dataset}", f"batch={BATCH}"]
+        about = [f"init={path}", f"epochs={length}", f"classification.dataset={dataset}", f"batch={BATCH}"]
         recipe = read_recipe("finetune", [*about, *how])
-        result = train(recipe, data, out, resume=True, clock=time.process_time)
-        net = rcnet.load(out / "weights.safetensors").eval()
-        return {"minutes": length, "iterations": result["iterations"], "rows": rows_of(net, test)}
+        result = train(recipe, data, out, resume=True)
+        net = rcnet.load(out / "weights.safetensors").to(DEVICE).eval()
+        return {"epochs": length, "iterations": result["iterations"], "rows": rows_of(net, test)}
 
-    parts.make(dataset, ORIGINAL, first)
-    if not original.is_file():
-        raise SystemExit(f"{original} is gone, which the other parts need: remove {dataset} from {parts.path} to begin again")
+    taught = [f"teacher={TRAINED}", "optimizer.lr=0.04"]
+    made: dict[str, Callable[[], dict[str, Any]]] = {ORIGINAL: first}
     for rank in RANKS:
-        parts.make(dataset, f"converted, rank {rank}", lambda rank=rank: after_conversion(rank))
-        name = f"fine-tuned, rank {rank}"
-        parts.make(dataset, name, lambda r=rank, n=name: after_training(r, original, n, [f"teacher={TRAINED}"], minutes / 2))
-    for name, length in (("from scratch", minutes / 2), ("from scratch, as long as both", 1.5 * minutes)):
-        parts.make(dataset, name, lambda n=name, length=length: after_training(0, None, n, FRESH, length))
+        made[f"converted, rank {rank}"] = partial(after_conversion, rank)
+        made[f"fine-tuned, rank {rank}"] = partial(after_training, rank, original, f"rank-{rank}", taught, epochs / 2)
+    made["from scratch"] = partial(after_training, 0, None, "scratch", FRESH, epochs / 2)
+    made["from scratch, as long as both"] = partial(after_training, 0, None, "scratch-long", FRESH, 1.5 * epochs)
+    for name in only or made:
+        if name != ORIGINAL and "scratch" not in name and not original.is_file():
+            raise SystemExit(f"{original} is not there, which {name} needs: remove {dataset} from {parts.path} to begin again")
+        parts.make(dataset, name, made[name])
 
 
 def render(found: dict[str, dict[str, Any]]) -> str:
@@ -214,8 +217,8 @@ def render(found: dict[str, dict[str, Any]]) -> str:
         "Rendered by `python -m benchmarks.conversion`. ResNet-38 (He et al. 2015; 16, 32 and 64 channels), trained here by",
         "plain PyTorch, becomes a stem, three cells, and the two blocks that change the shape, at 1, 3 or 5 steps. Fine-tuned:",
         "the recipe `finetune` with the original as its teacher. From scratch: the same shape with fresh weights, by that recipe",
-        "with Muon and without a teacher; for the time of the fine-tuning, or as long as original and fine-tuning together.",
-        "Minutes of processor time of one thread; one seed; error in % on the 10,000 test images.",
+        "with Muon and without a teacher; for the epochs of the fine-tuning, or as long as original and fine-tuning together.",
+        "One seed; error in % on the 10,000 test images.",
     ]
     for dataset, parts in found.items():
         first = parts[ORIGINAL]["rows"][0]
@@ -223,11 +226,11 @@ def render(found: dict[str, dict[str, Any]]) -> str:
             "",
             f"## {dataset}",
             "",
-            "| network | minutes | iterations | steps | parameters | of the original's | MMAC | error % |",
+            "| network | epochs | iterations | steps | parameters | of the original's | MMAC | error % |",
         ]
         lines += ["|---|---|---|---|---|---|---|---|"]
         for name, part in parts.items():
-            run = f"{part['minutes']:g} | {part['iterations']}" if "minutes" in part else " | "
+            run = f"{part['epochs']:g} | {part['iterations']}" if "epochs" in part else " | "
             for row in part["rows"]:
                 size = f"{row['parameters']:,} | {row['parameters'] / first['parameters']:.2f} | {row['macs'] / 1e6:.1f}"
                 lines.append(f"| {name} | {run} | {row.get('steps', '')} | {size} | {row['error']:.2f} |")
@@ -240,7 +243,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?", help="folder of CIFAR; without it, what was measured is rendered again")
     parser.add_argument("--dataset", choices=CIFAR, default="cifar10")
-    parser.add_argument("--minutes", type=float, default=20, help="of processor time, of the original")
+    parser.add_argument("--epochs", type=float, default=30, help="of the original")
+    parser.add_argument("--only", nargs="*", default=[], metavar="PART", help="these parts, as the table names them")
     parser.add_argument("--runs", type=Path, default=Path("runs/conversion"), help="folder of the runs themselves")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args()
@@ -249,7 +253,7 @@ def main() -> None:
     parts = Parts(args.out / "conversion.json")
     if args.data:
         args.out.mkdir(parents=True, exist_ok=True)
-        measure(args.data, args.dataset, args.minutes, args.runs, parts)
+        measure(args.data, args.dataset, args.epochs, args.runs, parts, args.only)
     print(render(parts.all))
 
 
