@@ -59,7 +59,7 @@ SCALES = {
         "epochs, batch norms at 16 times the learning rate, denoisers by the recipe r3 for 6,000 iterations",
         (0,),
         ("cifar_fast", ("epochs=5", "ema=0.995", "optimizer.norm_lr=16")),
-        ("r3", ("iterations=6000", "minutes=0", "ema=0.995", "checkpoint_minutes=0.25")),  # to be measured along the run
+        ("r3", ("iterations=6000", "minutes=0", "ema=0.995", "checkpoint_minutes=0.05")),  # to be measured along the run
     ),
     "two-epochs": Scale(
         "what lite was before, and was called on its pictures: classifiers by cifar_fast for 2 epochs, batch norms at the "
