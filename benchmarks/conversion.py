@@ -40,6 +40,12 @@ RESULTS = Path(__file__).parent.parent / "results"
 BUILDER, TRAINED, WEIGHTS = "benchmarks.conversion:resnet38", "benchmarks.conversion:trained", "RCNET_BENCHMARK_ORIGINAL"
 STEPS, RANKS, BATCH = (1, 3, 5), (0, 8), 128
 ORIGINAL = "ResNet-38"
+PARTS = (
+    ORIGINAL,
+    *(f"{what}, rank {rank}" for rank in RANKS for what in ("converted", "fine-tuned")),
+    "from scratch",
+    "from scratch, as long as both",
+)
 FRESH = ["optimizer.name=muon", "optimizer.lr=1e-3", "optimizer.weight_decay=0", "classification.label_smoothing=0.05"]
 DEVICE = best_device()
 
@@ -152,18 +158,25 @@ class Parts:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.all: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        self.all = self.read()
+
+    def read(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text()) if self.path.is_file() else {}
 
     def make(self, dataset: str, name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        of = self.all.setdefault(dataset, {})
-        if name not in of:
+        if name not in self.all.get(dataset, {}):
             print(f"{dataset}: {name}", flush=True)
             about = {"hardware": hardware(DEVICE), "precision": resolve_precision("auto", DEVICE), "torch": torch.__version__}
-            of[name] = {**part(), **about, "commit": commit()}
+            made = {**part(), **about, "commit": commit()}
+            self.all = self.read()  # which may hold the parts of runs beside this one by now
+            self.all.setdefault(dataset, {})[name] = made
             with replacing(self.path) as temporary:
                 temporary.write_text(json.dumps(self.all, indent=1) + "\n")
-            self.path.with_suffix(".md").write_text(render(self.all))
-        return of[name]
+            self.write_page()
+        return self.all[dataset][name]
+
+    def write_page(self) -> None:
+        self.path.with_suffix(".md").write_text(render(self.all))
 
 
 def measure(data: Path, dataset: str, epochs: float, runs: Path, parts: Parts, only: list[str]) -> None:
@@ -197,12 +210,16 @@ def measure(data: Path, dataset: str, epochs: float, runs: Path, parts: Parts, o
         return {"epochs": length, "iterations": result["iterations"], "rows": rows_of(net, test)}
 
     taught = [f"teacher={TRAINED}", "optimizer.lr=0.04"]
-    made: dict[str, Callable[[], dict[str, Any]]] = {ORIGINAL: first}
-    for rank in RANKS:
-        made[f"converted, rank {rank}"] = partial(after_conversion, rank)
-        made[f"fine-tuned, rank {rank}"] = partial(after_training, rank, original, f"rank-{rank}", taught, epochs / 2)
-    made["from scratch"] = partial(after_training, 0, None, "scratch", FRESH, epochs / 2)
-    made["from scratch, as long as both"] = partial(after_training, 0, None, "scratch-long", FRESH, 1.5 * epochs)
+    made: dict[str, Callable[[], dict[str, Any]]] = {
+        ORIGINAL: first,
+        **{f"converted, rank {rank}": partial(after_conversion, rank) for rank in RANKS},
+        **{
+            f"fine-tuned, rank {rank}": partial(after_training, rank, original, f"rank-{rank}", taught, epochs / 2)
+            for rank in RANKS
+        },
+        "from scratch": partial(after_training, 0, None, "scratch", FRESH, epochs / 2),
+        "from scratch, as long as both": partial(after_training, 0, None, "scratch-long", FRESH, 1.5 * epochs),
+    }
     for name in only or made:
         if name != ORIGINAL and "scratch" not in name and not original.is_file():
             raise SystemExit(f"{original} is not there, which {name} needs: remove {dataset} from {parts.path} to begin again")
@@ -221,6 +238,8 @@ def render(found: dict[str, dict[str, Any]]) -> str:
         "One seed; error in % on the 10,000 test images.",
     ]
     for dataset, parts in found.items():
+        if ORIGINAL not in parts:
+            continue
         first = parts[ORIGINAL]["rows"][0]
         lines += [
             "",
@@ -229,11 +248,14 @@ def render(found: dict[str, dict[str, Any]]) -> str:
             "| network | epochs | iterations | steps | parameters | of the original's | MMAC | error % |",
         ]
         lines += ["|---|---|---|---|---|---|---|---|"]
-        for name, part in parts.items():
+        missing = [name for name in PARTS if name not in parts]
+        for name in (name for name in PARTS if name in parts):
+            part = parts[name]
             run = f"{part['epochs']:g} | {part['iterations']}" if "epochs" in part else " | "
             for row in part["rows"]:
                 size = f"{row['parameters']:,} | {row['parameters'] / first['parameters']:.2f} | {row['macs'] / 1e6:.1f}"
                 lines.append(f"| {name} | {run} | {row.get('steps', '')} | {size} | {row['error']:.2f} |")
+        lines += ["", f"Not yet measured: {'; '.join(missing)}."] if missing else []
     about = {f"{part['hardware']}, {part['precision']}, torch {part['torch']}" for of in found.values() for part in of.values()}
     commits = dict.fromkeys(part["commit"] for of in found.values() for part in of.values())
     return "\n".join([*lines, "", f"{'; '.join(sorted(about))}; commit {', '.join(commits)}.", ""])
@@ -244,7 +266,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?", help="folder of CIFAR; without it, what was measured is rendered again")
     parser.add_argument("--dataset", choices=CIFAR, default="cifar10")
     parser.add_argument("--epochs", type=float, default=30, help="of the original")
-    parser.add_argument("--only", nargs="*", default=[], metavar="PART", help="these parts, as the table names them")
+    parser.add_argument("--only", nargs="*", default=[], metavar="PART", choices=PARTS, help="these parts")
     parser.add_argument("--runs", type=Path, default=Path("runs/conversion"), help="folder of the runs themselves")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args()
@@ -254,6 +276,7 @@ def main() -> None:
     if args.data:
         args.out.mkdir(parents=True, exist_ok=True)
         measure(args.data, args.dataset, args.epochs, args.runs, parts, args.only)
+    parts.write_page()
     print(render(parts.all))
 
 

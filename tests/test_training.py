@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import rcnet
 from rcnet.about import About, Noise
 from rcnet.cell import batch_norms, choice, shared_kernels
 from rcnet.data.images import pixels_of, random_patches, read_folder
@@ -300,6 +302,23 @@ def test_batch_norms_learn_at_a_rate_of_their_own():
     for parameter in model.parameters():
         others = 0.02 if id(parameter) in {id(p) for p in shared_kernels(model)} else 1e-3
         assert rates[id(parameter)] == pytest.approx(0.064 if id(parameter) in norms else others)
+
+
+class FromLevel(nn.Module):
+    """A norm whose scale another layer makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.scale = nn.BatchNorm2d(8), nn.Conv2d(1, 8, 1)
+
+
+def test_layers_that_make_scales_and_shifts_are_no_kernels_of_cells():
+    net = rcnet.RecurrentNet(cell=rcnet.RecurrentCell(nn.Conv2d(8, 8, 3), lambda: [FromLevel()], (1, 2)))
+    norm = net.cell.norms[0][0][0]
+    rates = rates_of(net, Optimizer(name="muon", lr=1e-3, muon_lr=0.04, norm_lr=64))
+    assert rates[id(net.cell.body.weight)] == pytest.approx(0.02)
+    assert rates[id(norm.norm.weight)] == rates[id(norm.scale.bias)] == pytest.approx(0.064)
+    assert rates[id(norm.scale.weight)] == 1e-3
 
 
 def test_shared_kernels_learn_at_half_the_rate():

@@ -301,6 +301,15 @@ def test_norms_that_turn_the_sign_of_a_channel_share_their_int8_kernel(tmp_path,
         assert int8_kernels(path) == sum(p.numel() for p in model.parameters() if p.ndim == 4)
 
 
+def test_kernels_of_half_the_precision_are_stored_once(tmp_path):
+    model = trained("r3_fast", steps=(1, 2, 3), width=32)
+    for p in model.parameters():
+        p.data = p.data.bfloat16().float() if p.ndim == 4 else p.data  # many then lie halfway between two numbers of int8
+    seen = list(calibration_images(model, IMAGES / "bsd"))
+    path = export(model, tmp_path / "x.onnx", calibration=seen, kernel_bits=7)
+    assert int8_kernels(path) == sum(p.numel() for p in model.parameters() if p.ndim == 4)
+
+
 @torch.inference_mode()
 def test_kernels_have_7_bits_where_8_would_saturate(tmp_path, monkeypatch):
     model, kernels = trained("r3_fast", steps=1, width=16), {}

@@ -20,6 +20,8 @@ from rcnet.deploy.packages import needed, quiet
 from rcnet.tasks import find_task
 from rcnet.tasks.task import Fed
 
+HALFWAY = 0.02  # the part of a kernel's values, at most, that lies halfway between two of int8: of kernels in bf16 about 0.003
+
 
 def quantized(graph: Any, calibration: Iterable[Fed], *, outputs: bool, kernel_bits: int) -> Any:
     """An ONNX model whose convolutions compute in int8.
@@ -86,22 +88,25 @@ def _let_others_read_fp32(graph: Any, outputs: bool) -> None:
 
 
 def _share_kernels(graph: Any) -> None:
-    """Kernels that differ in the signs of whole channels become one; the signs go to their scales and biases."""
+    """Kernels that differ in the signs of whole channels become one; the signs go to their scales and biases.
+
+    So do those that differ by one here and there: values halfway between two, which each norm rounded its own way.
+    """
     arrays = needed("onnx").numpy_helper
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     producer = {name: node for node in graph.node for name in node.output}
-    seen: dict[bytes, tuple[str, np.ndarray]] = {}
+    seen: dict[tuple[int, ...], list[tuple[str, np.ndarray]]] = {}  # by shape: names and values
     for node in graph.node:
         if node.op_type != "Conv":
             continue
         kernel, *bias = (producer[name] for name in node.input[1:])  # each is dequantized: values, scales, zero points
-        values = arrays.to_array(tensors[kernel.input[0]])
-        channels = values.reshape(len(values), -1).astype(np.int32)
-        largest = np.take_along_axis(channels, np.abs(channels).argmax(1)[:, None], 1)
-        signs = np.where(largest < 0, -1, 1)
-        name, first = seen.setdefault((channels * signs).tobytes(), (kernel.input[0], signs))
-        kernel.input[0] = name
-        turn = (signs * first)[:, 0]
+        values = arrays.to_array(tensors[kernel.input[0]]).astype(np.int32)
+        alike = seen.setdefault(values.shape, [])
+        found = next(((name, turn) for name, first in alike if (turn := _turn(values, first)) is not None), None)
+        if found is None:
+            alike.append((kernel.input[0], values))
+            continue
+        kernel.input[0], turn = found
         if (turn > 0).all():
             continue
         for dequantize, i in ((kernel, 1), *((b, i) for b in bias for i in (0, 1))):
@@ -111,6 +116,13 @@ def _share_kernels(graph: Any) -> None:
     used = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)
+
+
+def _turn(kernel: np.ndarray, other: np.ndarray) -> np.ndarray | None:
+    """The sign of each channel, [out], by which one kernel, [out, in, kh, kw], is the other; None where it is not."""
+    turn = np.where((kernel * other).sum((1, 2, 3)) < 0, -1, 1)
+    apart = np.abs(kernel - other * turn[:, None, None, None])
+    return turn if apart.max() <= 1 and apart.mean() < HALFWAY else None
 
 
 def calibration_images(model: RecurrentNet, folder: str | Path) -> Iterator[Fed]:

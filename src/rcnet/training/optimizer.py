@@ -62,9 +62,11 @@ def make_optimizers(model: nn.Module, config: Optimizer) -> list[torch.optim.Opt
     shared = {id(p) for p in shared_kernels(model)}
     in_cells = {
         id(p) for cell in model.modules() if isinstance(cell, RecurrentCell | StandardCell)
-        for name, p in cell.named_parameters() if p.ndim == 4
+        for p in cell.parameters() if p.ndim == 4
     }  # fmt: skip
-    in_norms = {id(p) for norm in norms_of(model) for p in norm.parameters()}
+    of_norms = [p for norm in norms_of(model) for p in norm.parameters()]
+    in_cells -= {id(p) for p in of_norms}
+    in_norms = {id(p) for p in of_norms if p.ndim not in (2, 4)}  # scales and shifts, not the kernels of what makes them
     muon_lr = config.muon_lr if config.name == "muon" else 0.0
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for p in model.parameters():
