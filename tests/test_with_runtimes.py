@@ -342,6 +342,7 @@ def test_export_on_the_command_line(run, refused, tmp_path):
     assert out.startswith("fast.onnx (0.")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fast.onnx"]
     assert "onnx, openvino, pt2" in refused("export", "r3_fast.bsd-gray-25", "-o", "x.tflite")
+    assert "int8" in refused("export", "r3_fast.bsd-gray-25", "-o", "x.onnx", "--kernel-bits", "7")
     assert "does not end in .onnx" in refused("export", "r3_fast.bsd-gray-25", "-o", "x.pt2", "--to", "onnx")
     assert "no folder of images" in refused("export", "r3_fast.bsd-gray-25", "-o", "x.onnx", "--int8", "nowhere")
     assert "not for pt2" in refused("export", "r3_fast.bsd-gray-25", "-o", "x.pt2", "--int8", IMAGES / "bsd")

@@ -53,8 +53,8 @@ def export(
     """
     from rcnet.cli.text import parse_steps
     from rcnet.deploy.export import export as run
+    from rcnet.deploy.export import read_exported
     from rcnet.deploy.int8 import calibration_images
-    from rcnet.device import sums_8_bits
     from rcnet.models import load
 
     network = load(model)
@@ -65,7 +65,7 @@ def export(
         raise InputError(f"{output} cannot be written: it is a folder")
     images = None if int8 is None else calibration_images(network, int8)
     path = run(network, output, to, () if asked is None else (asked,), images, kernel_bits)
-    if int8 and kernel_bits is None and not sums_8_bits():
+    if int8 and kernel_bits is None and read_exported(path)["kernel_bits"] == 7:
         print("kernels of 7 bits, as this processor saturates sums of 8; --kernel-bits 8 for one that does not", file=sys.stderr)
     files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
     for file in files:

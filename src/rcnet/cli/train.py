@@ -39,8 +39,8 @@ def train(
     Parameters
     ----------
     recipe
-        A bundled recipe (cifar_fast, cifar_paper, finetune, finetune_denoiser, r3, r3_more, r3_fast, r3_fast_color, r3_fast_dial,
-        r3_fast_gray, r3_fast_photo) or a TOML file.
+        A bundled recipe (cifar_fast, cifar_paper, finetune, finetune_denoiser, r2, r3, r3_more, r3_fast, r3_fast_color,
+        r3_fast_dial, r3_fast_gray, r3_fast_photo) or a TOML file.
     overrides
         Values that replace the recipe's, e.g. batch=8 optimizer.lr=1e-3. Of minutes, epochs and iterations, one that is
         given replaces the recipe's.

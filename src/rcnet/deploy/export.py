@@ -100,8 +100,8 @@ def export(
             saturates sums of 8 bits, which loses far more. What suits this machine unless given.
 
     Raises:
-        InputError: an unknown format, other bits, int8 for a format that has none, unsupported steps, a folder that does not
-            exist, or a missing package.
+        InputError: an unknown format, other bits or bits without int8, int8 for a format that has none, unsupported steps, a
+            folder that does not exist, or a missing package.
         OSError: the file cannot be written, e.g. as the disk is full; what was there is as it was.
     """
     path = Path(path)
@@ -117,6 +117,8 @@ def export(
         raise InputError(f"int8 is for onnx and openvino files, not for {to}")
     if kernel_bits not in (None, 7, 8):
         raise InputError(f"kernel_bits={kernel_bits!r} is not valid: 7 or 8")
+    if kernel_bits and calibration is None:
+        raise InputError(f"kernel_bits={kernel_bits} is for int8, which takes images to calibrate on: name some, or leave it out")
     counts, about = chosen(model, tuple(steps) or None), model.about
     check_sides(model, counts)
     metadata = {**model.metadata, "architecture": model.architecture, "task": about.task, "preprocessing": about.to_json()}
