@@ -255,7 +255,7 @@ def in_int8(denoiser, tmp_path_factory):
 def test_int8_loses_little(in_int8, denoiser):
     images = read_folder(IMAGES / "bsd" / "test", 1)
     exact = {row["steps"]: row["psnr"] for row in denoising_results(denoiser, images, 25, [1, 3])}
-    for path, most in zip(in_int8, ({1: 0.4, 3: 0.9}, {1: 0.2, 3: 0.4}), strict=True):
+    for path, most in zip(in_int8, ({1: 0.3, 3: 0.6}, {1: 0.1, 3: 0.2}), strict=True):
         for n in (1, 3):
             session = load_exported(path, n, threads=1)
             psnr, _ = denoising_scores(lambda x, session=session: torch.from_numpy(session(x.numpy())), images, 25)
@@ -333,7 +333,7 @@ def test_a_classifier_in_int8_answers_as_in_fp32(tmp_path, cifar_folder):
     expected = model(x, 2).argmax(1).numpy()
     for name in ("x.onnx", "x.xml"):
         path = export(model, tmp_path / name, steps=[2], calibration=calibration_images(model, cifar_folder))
-        assert (load_exported(path, 2)(x.numpy()).argmax(1) == expected).mean() > 0.97
+        assert (load_exported(path, 2)(x.numpy()).argmax(1) == expected).mean() >= 0.97
 
 
 def test_export_on_the_command_line(run, refused, tmp_path):

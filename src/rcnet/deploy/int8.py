@@ -3,13 +3,14 @@
 Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference". Only
 convolutions compute in int8. What they read has one scale a tensor, 8 bits without a sign; kernels have one a channel of the
 output, 8 bits with a sign, so that folding a batch norm into a kernel changes its scales alone, and one int8 kernel still
-serves every step (a norm that turns a channel's sign makes its scale negative). Sums, norms and activations stay fp32. ONNX
-Runtime needs the outputs of its int8 convolutions in 8 bits too, which costs denoisers accuracy and classifiers next to none;
-OpenVINO leaves those of denoisers in fp32.
+serves every step (a norm that turns a channel's sign makes its scale negative). Biases take back what the rounding of kernels
+changes on average, which is most of the loss. Sums, norms and activations stay fp32. ONNX Runtime needs the outputs of its int8
+convolutions in 8 bits too, which costs denoisers accuracy and classifiers next to none; OpenVINO leaves those of denoisers in
+fp32.
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rcnet.deploy.packages import needed, quiet
 from rcnet.tasks import find_task
 from rcnet.tasks.task import Fed
 
-HALFWAY = 0.02  # the part of a kernel's values, at most, that lies halfway between two of int8: of kernels in bf16 about 0.003
+LARGEST = {7: 64, 8: 127}  # of a kernel: sums of two products of 64 and 255 stay within 16 bits
 
 
 def quantized(graph: Any, calibration: Iterable[Fed], *, outputs: bool, kernel_bits: int) -> Any:
@@ -36,10 +37,18 @@ def quantized(graph: Any, calibration: Iterable[Fed], *, outputs: bool, kernel_b
     onnx, tool = needed("onnx"), needed("onnxruntime.quantization", "onnxruntime")
 
     names = [value.name for value in graph.graph.input]
+    calibration = list(calibration)
+    means = _mean_inputs(graph, names, calibration)
+    tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
+    exact = {  # before the tool empties them
+        node.name: [onnx.numpy_helper.to_array(tensors[name]).astype(np.float64) for name in node.input[1:]]
+        for node in graph.graph.node
+        if node.op_type == "Conv"
+    }
 
     class Reader(tool.CalibrationDataReader):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
-            self.inputs = (dict(zip(names, x if isinstance(x, tuple) else (x,), strict=True)) for x in calibration)
+            self.inputs = (_named(names, x) for x in calibration)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.inputs, None)
@@ -60,8 +69,28 @@ def quantized(graph: Any, calibration: Iterable[Fed], *, outputs: bool, kernel_b
         )
         model = onnx.load(target)
     _let_others_read_fp32(model.graph, outputs)
-    _share_kernels(model.graph)
+    _set_kernels(model.graph, exact, means, LARGEST[kernel_bits])
     return model
+
+
+def _named(names: Sequence[str], fed: Fed) -> dict[str, np.ndarray]:
+    return dict(zip(names, fed if isinstance(fed, tuple) else (fed,), strict=True))
+
+
+def _mean_inputs(graph: Any, names: Sequence[str], calibration: Sequence[Fed]) -> dict[str, np.ndarray]:
+    """What each convolution of the model in fp32 reads on average: its name -> a number a channel, [in]."""
+    onnx, runtime = needed("onnx"), needed("onnxruntime")
+    seen = {node.name: node.input[0] for node in graph.graph.node if node.op_type == "Conv"}
+    wanted = [name for name in dict.fromkeys(seen.values()) if name not in names]
+    told = onnx.ModelProto.FromString(graph.SerializeToString())
+    told.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    session = runtime.InferenceSession(told.SerializeToString(), providers=["CPUExecutionProvider"])
+    sums: dict[str, Any] = {}
+    for fed in calibration:
+        inputs = _named(names, fed)
+        for name, x in [*zip(wanted, session.run(wanted, inputs), strict=True), *inputs.items()]:
+            sums[name] = sums.get(name, 0) + x.mean((0, 2, 3), dtype=np.float64) / len(calibration)
+    return {node: sums[name] for node, name in seen.items()}
 
 
 def _let_others_read_fp32(graph: Any, outputs: bool) -> None:
@@ -87,32 +116,46 @@ def _let_others_read_fp32(graph: Any, outputs: bool) -> None:
             graph.node.remove(node)
 
 
-def _share_kernels(graph: Any) -> None:
-    """Kernels that differ in the signs of whole channels become one; the signs go to their scales and biases.
+def _set_kernels(graph: Any, exact: Mapping[str, Sequence[np.ndarray]], means: Mapping[str, np.ndarray], most: int) -> None:
+    """Gives each int8 convolution its kernel: one for all convolutions whose kernels differ by the scales of channels alone.
 
-    So do those that differ by one here and there: values halfway between two, which each norm rounded its own way.
+    Signs of channels go to the scales. What rounding a kernel changes on average, biases take back (Nagel et al. 2019, Sec. 4.2).
+
+    Args:
+        exact: of each convolution the kernel, [out, in, kh, kw], and the bias if it has one.
+        means: what each convolution reads on average, [in].
+        most: the largest number in a kernel.
     """
     arrays = needed("onnx").numpy_helper
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    known = {tensor.name: tensor for tensor in graph.initializer}
     producer = {name: node for node in graph.node for name in node.output}
-    seen: dict[tuple[int, ...], list[tuple[str, np.ndarray]]] = {}  # by shape: names and values
-    for node in graph.node:
-        if node.op_type != "Conv":
-            continue
-        kernel, *bias = (producer[name] for name in node.input[1:])  # each is dequantized: values, scales, zero points
-        values = arrays.to_array(tensors[kernel.input[0]]).astype(np.int32)
-        alike = seen.setdefault(values.shape, [])
-        found = next(((name, turn) for name, first in alike if (turn := _turn(values, first)) is not None), None)
-        if found is None:
-            alike.append((kernel.input[0], values))
-            continue
-        kernel.input[0], turn = found
-        if (turn > 0).all():
-            continue
-        for dequantize, i in ((kernel, 1), *((b, i) for b in bias for i in (0, 1))):
-            turned = arrays.to_array(tensors[dequantize.input[i]])
-            dequantize.input[i] += f"_of_{node.name}"
-            graph.initializer.append(arrays.from_array(turned * turn.astype(turned.dtype), dequantize.input[i]))
+    made: dict[tuple[int, ...], list[tuple[str, np.ndarray, np.ndarray]]] = {}  # by shape: names, kernels and what they stand for
+
+    def put(dequantize: Any, place: int, values: np.ndarray, name: str) -> None:
+        graph.initializer.append(arrays.from_array(values, name))
+        dequantize.input[place] = name
+
+    for node in (node for node in graph.node if node.op_type == "Conv"):
+        images, kernel, *bias = (producer[name] for name in node.input)  # each is dequantized: values, scales, zero points
+        values, *shift = exact[node.name]
+        largest = np.maximum(np.abs(values).max((1, 2, 3), keepdims=True), 1e-30)
+        unit = values / largest
+        same = made.setdefault(values.shape, [])
+        turns = ((name, whole, _turn(unit, first)) for name, whole, first in same)
+        name, whole, turn = next((one for one in turns if one[2] is not None), ("", np.rint(most * unit).astype(np.int8), None))
+        if turn is None:
+            name, turn = f"{node.name}_kernel", np.ones(len(unit))
+            same.append((name, whole, unit))
+            graph.initializer.append(arrays.from_array(whole, name))
+        kernel.input[0] = name
+        scale = (largest[:, 0, 0, 0] * turn / most).astype(np.float32)
+        put(kernel, 1, scale, f"{node.name}_kernel_scale")
+        for dequantize, exactly in zip(bias, shift, strict=True):
+            step = arrays.to_array(known[images.input[1]]) * scale
+            read = means[node.name].reshape(-1, values.shape[1])  # [groups, in of each]
+            error = ((whole * scale[:, None, None, None] - values).sum((2, 3)) * read.repeat(len(values) // len(read), 0)).sum(1)
+            put(dequantize, 0, np.rint((exactly - error) / step).astype(np.int32), f"{node.name}_bias")
+            put(dequantize, 1, step, f"{node.name}_bias_scale")
     used = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)
@@ -121,8 +164,7 @@ def _share_kernels(graph: Any) -> None:
 def _turn(kernel: np.ndarray, other: np.ndarray) -> np.ndarray | None:
     """The sign of each channel, [out], by which one kernel, [out, in, kh, kw], is the other; None where it is not."""
     turn = np.where((kernel * other).sum((1, 2, 3)) < 0, -1, 1)
-    apart = np.abs(kernel - other * turn[:, None, None, None])
-    return turn if apart.max() <= 1 and apart.mean() < HALFWAY else None
+    return turn if np.allclose(kernel, other * turn[:, None, None, None], atol=1e-4) else None
 
 
 def calibration_images(model: RecurrentNet, folder: str | Path) -> Iterator[Fed]:
