@@ -333,7 +333,7 @@ def test_a_classifier_in_int8_answers_as_in_fp32(tmp_path, cifar_folder):
     expected = model(x, 2).argmax(1).numpy()
     for name in ("x.onnx", "x.xml"):
         path = export(model, tmp_path / name, steps=[2], calibration=calibration_images(model, cifar_folder))
-        assert (load_exported(path, 2)(x.numpy()).argmax(1) == expected).mean() >= 0.97
+        assert (load_exported(path, 2)(x.numpy()).argmax(1) == expected).mean() > 0.97
 
 
 def test_export_on_the_command_line(run, refused, tmp_path):

@@ -24,7 +24,7 @@ from rcnet.tasks.task import Fed
 LARGEST = {7: 64, 8: 127}  # of a kernel: sums of two products of 64 and 255 stay within 16 bits
 
 
-def quantized(graph: Any, calibration: Iterable[Fed], *, outputs: bool, kernel_bits: int) -> Any:
+def quantized(graph: Any, calibration: Iterable[Fed], *, outputs: bool, means: bool, kernel_bits: int) -> Any:
     """An ONNX model whose convolutions compute in int8.
 
     Args:
@@ -32,13 +32,14 @@ def quantized(graph: Any, calibration: Iterable[Fed], *, outputs: bool, kernel_b
         calibration: images, float32 [B, C, H, W], or pairs of images and `sigma` where the model takes both; the range of each
             activation is what they usually reach.
         outputs: also the convolutions' outputs, as ONNX Runtime needs; else fp32.
+        means: biases take back what the rounding of kernels changes on average.
         kernel_bits: 8, or 7, which no processor's sums saturate at.
     """
     onnx, tool = needed("onnx"), needed("onnxruntime.quantization", "onnxruntime")
 
     names = [value.name for value in graph.graph.input]
     calibration = list(calibration)
-    means = _mean_inputs(graph, names, calibration)
+    read = _mean_inputs(graph, names, calibration) if means else {}
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
     exact = {  # before the tool empties them
         node.name: [onnx.numpy_helper.to_array(tensors[name]).astype(np.float64) for name in node.input[1:]]
@@ -69,7 +70,7 @@ def quantized(graph: Any, calibration: Iterable[Fed], *, outputs: bool, kernel_b
         )
         model = onnx.load(target)
     _let_others_read_fp32(model.graph, outputs)
-    _set_kernels(model.graph, exact, means, LARGEST[kernel_bits])
+    _set_kernels(model.graph, exact, read, LARGEST[kernel_bits])
     return model
 
 
@@ -152,8 +153,11 @@ def _set_kernels(graph: Any, exact: Mapping[str, Sequence[np.ndarray]], means: M
         put(kernel, 1, scale, f"{node.name}_kernel_scale")
         for dequantize, exactly in zip(bias, shift, strict=True):
             step = arrays.to_array(known[images.input[1]]) * scale
-            read = means[node.name].reshape(-1, values.shape[1])  # [groups, in of each]
-            error = ((whole * scale[:, None, None, None] - values).sum((2, 3)) * read.repeat(len(values) // len(read), 0)).sum(1)
+            error = np.zeros(len(values))
+            if node.name in means:
+                read = means[node.name].reshape(-1, values.shape[1])  # [groups, in of each]
+                wrong = (whole * scale[:, None, None, None] - values).sum((2, 3))
+                error = (wrong * read.repeat(len(values) // len(read), 0)).sum(1)
             put(dequantize, 0, np.rint((exactly - error) / step).astype(np.int32), f"{node.name}_bias")
             put(dequantize, 1, step, f"{node.name}_bias_scale")
     used = {name for node in graph.node for name in node.input}
