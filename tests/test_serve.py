@@ -375,11 +375,15 @@ def test_sigterm_finishes_what_is_in_progress(guarded):
         path, headers = "/v1/classify?deadline_ms=20000&steps=4", {"authorization": "Bearer s3cret"}
         answers = pool.submit(burst, guarded, 12, path, encoded(picture(400)), headers=headers)
         wait(lambda: guarded.client.get("/v1/load", headers=headers).json()["waiting"] >= 1)
+        connected = guarded.connect()
+        guarded.process.send_signal(signal.SIGTERM)
+        wait(lambda: guarded.client.get("/readyz").status_code == 503)
+        connected.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")  # on a connection from before
+        late = connected.makefile("rb").read().lower()
         status, _, err = guarded.end()
-        statuses = []
-        for answer in answers.result():
-            statuses.append(answer.status_code)
-    assert set(statuses) == {200}
+        assert {answer.status_code for answer in answers.result()} == {200}
+    assert late.startswith(b"http/1.1 200")
+    assert b"connection: close" in late
     assert (status, err) == (0, "")
 
 

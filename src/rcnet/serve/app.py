@@ -151,9 +151,9 @@ def create_app(engine: Engine, *, limits: Limits | None = None, token: str = "",
 
     @app.get("/readyz", response_class=PlainTextResponse, responses=problems(503))
     async def readyz() -> str:
-        """Whether a worker is up."""
+        """Whether the server takes requests: a worker is up, and it is not stopping."""
         if not engine.ready:
-            raise Failure(503, "no worker is up", 1.0, "down")
+            raise Failure(503, "the server is stopping" if engine.stopping else "no worker is up", 1.0, "down")
         return "ok\n"
 
     @app.get("/metrics", **guarded, response_class=PlainTextResponse, responses=problems(401))

@@ -247,7 +247,8 @@ class Watch:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in SAFETY.items())]
+                headers = SAFETY | ({"connection": "close"} if desk.engine.stopping else {})
+                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in headers.items())]
             await send(message)
 
         desk.open += 1

@@ -58,6 +58,7 @@ class Engine:
         self.bound, self.most, self.each = bound, most, each
         self.models: dict[str, Served] = {}
         self.restarts = 0
+        self.stopping = False  # set it when no more requests are wanted: nobody is told that the engine is ready
         self.clock = time.perf_counter
         self._tasks: list[asyncio.Task[None]] = []
         self._open: set[Request] = set()
@@ -107,8 +108,8 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether a worker is up."""
-        return bool(self._tasks) and math.isfinite(min(self.scheduler.free))
+        """Whether a worker is up, and the engine is to go on."""
+        return not self.stopping and bool(self._tasks) and math.isfinite(min(self.scheduler.free))
 
     async def submit(
         self, model: str, work: Work, deadline: float, setting: str | None = None, shape: tuple[int, ...] | None = None

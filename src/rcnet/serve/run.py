@@ -18,6 +18,7 @@ from rcnet.serve.policies import policy
 from rcnet.serve.worker import Plan
 
 DRAIN = 30  # seconds for the requests that are in progress at SIGTERM
+GRACE = 0.5  # seconds before, in which what clients have sent, or the system has accepted, still comes in
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,23 @@ def shown(bound: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+class _Server(uvicorn.Server):
+    """Loses no request when it stops: a connection may wait to be accepted, and a request may follow its connection."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+        super().__init__(config)
+        self.engine = engine
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Says that it stops to whoever asks or is answered, then takes no connection, then no request."""
+        self.engine.stopping = True
+        await asyncio.sleep(GRACE)
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(GRACE)
+        await super().shutdown(sockets)
+
+
 async def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then finishes what is in progress.
 
@@ -103,7 +121,7 @@ async def serve(settings: Settings) -> None:
         )
         gc.freeze()  # a full collection of what the imports made would stop all for a tenth of a second
         print(f"rcnet serves {', '.join(engine.models)} at http://{shown(listening)}", flush=True)
-        server = uvicorn.Server(config)
+        server = _Server(config, engine)
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn drains at one, and raises it again when it is done
         await server.serve([listening])
     finally:

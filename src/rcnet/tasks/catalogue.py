@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from rcnet.cell import choice
 from rcnet.cost.counting import macs, parameters
 from rcnet.models import create_model, load
@@ -14,10 +16,11 @@ def describe_architecture(name: str) -> dict[str, Any]:
     """A row for each step count of the paper: the fixed-step network."""
     found, steps = entry(name), []
     size = usual_size(found.task)
-    for n in found.steps:
-        model = create_model(name, steps=n)
-        steps.append({"steps": n, "parameters": parameters(model), "macs": macs(model, n, size)})
-    whole = {"parameters": parameters(create_model(name, **found.usual))} if found.adjustable else {}
+    with torch.device("meta"):  # shapes are enough
+        for n in found.steps:
+            model = create_model(name, steps=n)
+            steps.append({"steps": n, "parameters": parameters(model), "macs": macs(model, n, size)})
+        whole = {"parameters": parameters(create_model(name, **found.usual))} if found.adjustable else {}
     return {"name": name, "kind": "architecture", "task": found.task, "size": size, **whole, "steps": steps}
 
 
