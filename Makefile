@@ -11,8 +11,8 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/rcnet denoise --demo
 
-test: lint
-	$(BIN)/python -m pytest
+test: lint # a process a core; each takes a half of the tests, and then from the other's
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 fast: $(VENV)/installed # a minute of tests, without those that conftest.py calls slow
 	$(BIN)/python -m pytest -m "not slow"

@@ -3,6 +3,9 @@ import runpy
 import sys
 from pathlib import Path
 
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # before torch is imported, and for processes of tests, too
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
 import pytest
 import torch
 
