@@ -1,17 +1,18 @@
 """What int8 loses at each step count, and how large the exported files are.
 
-    python -m benchmarks.int8 --bsd BSD68/ --cifar data/ --bsd-calibration BSD/train [--only NAME ...]
+    python -m benchmarks.int8 --bsd BSD68/gray --colour BSD68/colour --cifar data/ --calibration BSD/train [--only NAME ...]
 
 Every bundled network is exported in int8, for ONNX Runtime and for OpenVINO, and measured on the test images: PSNR of denoisers
-(noise of sigma 25, the protocol of BSD68), error rate of classifiers, beside what `rcnet eval --record` recorded in fp32. Sizes:
-of the one file that holds every step count, and of the files that it is cut to for one each. Results go to results/int8.json, the
-tables to results/int8.md; a network that is there already is not measured again.
+(noise of sigma 25, the protocol of BSD68; told the level if they take it), error rate of classifiers, beside what `rcnet eval
+--record` recorded in fp32. Sizes: of the one file that holds every step count, and of the files that it is cut to for one each.
+Results go to results/int8.json, the tables to results/int8.md; a network whose weights are those of its result is not measured
+again.
 """
 
 import argparse
+import hashlib
 import json
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,20 @@ import torch
 from tqdm import tqdm
 
 import rcnet
-from rcnet.cell import RecurrentNet
+from rcnet.cell import RecurrentNet, choice
+from rcnet.cost.budget import steps_text
 from rcnet.data.images import read_folder
 from rcnet.data.labelled import Labelled
-from rcnet.deploy.export import export, load_exported, output_name
+from rcnet.deploy.export import Exported, export, load_exported, output_name, read_exported
 from rcnet.deploy.graphs import cut
 from rcnet.deploy.int8 import calibration_images
 from rcnet.evaluation import denoising_scores
 from rcnet.models import bundled
 from rcnet.tasks.classify import read_matching
+from rcnet.training.provenance import commit, made_here
 
 RESULTS = Path(__file__).parent.parent / "results"
 SIGMA = 25
-Session = Callable[[np.ndarray], np.ndarray]
 
 
 def size(path: Path) -> int:
@@ -43,30 +45,46 @@ def size(path: Path) -> int:
 
 def measure(model: RecurrentNet, args: argparse.Namespace) -> dict[str, Any]:
     """A row a step count, fp32 as it was recorded in the weights; and the sizes of files in bytes."""
-    denoiser = model.about.task == "denoise"
-    recorded = next(r for r in model.metadata["results"] if r["precision"] == "fp32" and r.get("sigma") in (None, SIGMA))
+    denoiser, channels = model.about.task == "denoise", model.about.channels
+    recorded = next(r for r in model.metadata["results"] if r["precision"] == "fp32" and as_here(r))
     rows = [{"steps": row["steps"], "fp32": row["psnr" if denoiser else "error"]} for row in recorded["rows"]]
-    score = (
-        partial(psnr_of, read_folder(args.bsd, 1)) if denoiser else partial(error_of, read_matching(args.cifar, "test", model))
-    )
-    seen = list(calibration_images(model, args.bsd_calibration if denoiser else args.cifar))
+    if denoiser:
+        images = read_folder(args.bsd if channels == 1 else args.colour, channels)
+        score = partial(psnr_of, images, (SIGMA,) if model.about.takes_level else ())
+    else:
+        score = partial(error_of, read_matching(args.cifar, "test", model))
+    seen = list(calibration_images(model, args.calibration if denoiser else args.cifar))
     sizes: dict[str, list[int]] = {}
+    bits = 8
     with tempfile.TemporaryDirectory() as folder:
         for case, suffix, calibration in (("fp32", ".onnx", None), ("ONNX Runtime", ".onnx", seen), ("OpenVINO", ".xml", seen)):
             path = export(model, Path(folder) / f"{case}{suffix}", calibration=calibration)
-            cuts = [len(cut(path, output_name(n))) for n in model.steps] if suffix == ".onnx" else []
+            cuts = [len(cut(path, output_name(n))) for n in model.choices] if suffix == ".onnx" else []
             sizes[case] = [size(path), sum(cuts)]
             if calibration is not None:
+                bits = read_exported(path)["kernel_bits"]
                 for row in tqdm(rows, desc=case, disable=None):
                     row[case] = round(score(load_exported(path, row["steps"])), 4)
-    return {"data": recorded["data"], "images": recorded["images"], "rows": rows, "bytes": sizes}
+    about = {"data": recorded["data"], "images": recorded["images"], "kernel_bits": bits, "rows": rows, "bytes": sizes}
+    return {**about, **made_here(torch.device("cpu")), "commit": commit()}
 
 
-def psnr_of(images: list[np.ndarray], session: Session) -> float:
-    return denoising_scores(lambda x: torch.from_numpy(session(x.numpy())), images, SIGMA)[0]
+def as_here(result: dict[str, Any]) -> bool:
+    """Whether a recorded result is of the images and the noise that are measured here."""
+    plain = not (result.get("blind") or result.get("as_8bit"))
+    return plain and result.get("sigma", SIGMA) == SIGMA and bool({"psnr", "error"} & result["rows"][0].keys())
 
 
-def error_of(test: Labelled, session: Session) -> float:
+def digest(name: str) -> str:
+    """Tells apart the weights that had this name."""
+    return hashlib.sha256(bundled()[name].read_bytes()).hexdigest()[:16]
+
+
+def psnr_of(images: list[np.ndarray], told: tuple[float, ...], session: Exported) -> float:
+    return denoising_scores(lambda x: torch.from_numpy(session(x.numpy(), *told)), images, SIGMA)[0]
+
+
+def error_of(test: Labelled, session: Exported) -> float:
     wrong = 0
     for x, y in zip(torch.split(test.images, 250), torch.split(test.labels, 250), strict=True):
         wrong += int((session((x.float() / 255).numpy()).argmax(1) != y.numpy()).sum())
@@ -79,14 +97,17 @@ def render(results: dict[str, Any]) -> str:
         "",
         "Rendered by `python -m benchmarks.int8`. PSNR in dB at sigma 25, error in %. Ranges are calibrated on 16 training",
         "images of BSD or 256 of CIFAR-10. The outputs of int8 convolutions are 8-bit too, but for denoisers in OpenVINO.",
+        "*bits*: of kernels, 7 where the processor saturates sums of 8-bit products.",
         "",
-        "| weights | test images | steps | fp32 | int8, OpenVINO | change | int8, ONNX Runtime | change |",
-        "|---|---|---|---|---|---|---|---|",
+        "| weights | test images | bits | steps | fp32 | int8, OpenVINO | change | int8, ONNX Runtime | change | commit |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, result in results.items():
         for row in result["rows"]:
             cells = [f"{row[case]:.2f} | {row[case] - row['fp32']:+.2f}" for case in ("OpenVINO", "ONNX Runtime")]
-            about = f"| `{name}` | {result['images']} of {result['data']} | {row['steps']} "
+            cells[1] += f" | {result['commit']}"
+            steps = steps_text(choice(row["steps"]))
+            about = f"| `{name}` | {result['images']} of {result['data']} | {result['kernel_bits']} | {steps} "
             lines.append(f"{about}| {row['fp32']:.2f} | {cells[0]} | {cells[1]} |")
     kinds = {"fp32": "fp32, .onnx", "ONNX Runtime": "int8, .onnx", "OpenVINO": "int8, .xml and .bin"}
     lines += ["", "| weights | file | one file, MB | cut to one file a step count, together, MB |", "|---|---|---|---|"]
@@ -100,15 +121,17 @@ def render(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bsd", type=Path, required=True, help="folder of the BSD68 images")
-    parser.add_argument("--bsd-calibration", type=Path, required=True, help="folder of training images")
+    parser.add_argument("--colour", type=Path, required=True, help="folder of the same images in colour")
+    parser.add_argument("--calibration", type=Path, required=True, help="folder of training images")
     parser.add_argument("--cifar", type=Path, required=True, help="folder of CIFAR-10")
     parser.add_argument("--only", nargs="*", metavar="NAME", choices=list(bundled()), help="these weights; all unless given")
     args = parser.parse_args()
     path = RESULTS / "int8.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
+    before = json.loads(path.read_text()) if path.exists() else {}
+    results = {name: before[name] for name in bundled() if before.get(name, {}).get("weights") == digest(name)}
     for name in args.only or bundled():
         if name not in results:
-            results[name] = measure(rcnet.load(name), args)
+            results[name] = {"weights": digest(name), **measure(rcnet.load(name), args)}
             path.write_text(json.dumps(results, indent=1) + "\n")
             (RESULTS / "int8.md").write_text(render(results))
     print(render(results))
