@@ -89,6 +89,30 @@ def test_an_image_of_ones_own_and_an_error_as_a_sentence(page, tmp_path):
     says_what_is_no_image(page, tmp_path)
 
 
+def test_of_a_photograph_of_a_phone_the_middle_is_shown(page, tmp_path):
+    whole = Image.fromarray(data.astronaut()).resize((4000, 3000))
+    whole.save(tmp_path / "phone.jpg", quality=95)
+    page.set_input_files("#file", tmp_path / "phone.jpg")
+    part = "() => document.getElementById('message').textContent.startsWith('The middle 816x612 of 4000x3000 pixels.')"
+    page.wait_for_function(part, timeout=60000)
+    shown = np.array(page.evaluate("Array.from(state.clean.data.slice(0, 3))"))
+    expected = np.asarray(Image.open(tmp_path / "phone.jpg"))[1194, 1592]
+    assert np.abs(shown - expected).max() < 8
+    assert page.locator("#after").is_visible()
+    assert not [line for line in page.errors if "413" not in line]  # the first answer on a busy machine
+
+
+def test_what_takes_longer_than_the_objective_is_shown_too(browser):
+    server = Server("r3_fast.photo", "--slo", "1ms")
+    page = opened(browser, server.url.rstrip("/"))
+    late = "() => document.getElementById('message').textContent === 'It takes longer than the server\\'s objective.'"
+    page.wait_for_function(late, timeout=60000)
+    assert "PSNR" in page.locator("#facts").inner_text()
+    assert len(page.errors) == 1  # the browser's own line on the first answer, 413
+    page.close()
+    server.end()
+
+
 @pytest.mark.parametrize("width", [1100, 380])
 def test_nothing_is_wider_than_the_window(page, width):
     page.set_viewport_size({"width": width, "height": 800})

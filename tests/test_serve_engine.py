@@ -216,7 +216,7 @@ def test_what_is_refused_and_why():
     with pytest.raises(Refused, match="too late even at the least") as busy:
         fill(scheduler, *(Request("a", (1,), PIXELS, 0.15) for _ in range(3)))
     assert busy.value.reason == "busy"
-    with pytest.raises(Refused, match=r"takes about 1[0-9]{3} ms of a here and may take 150") as large:
+    with pytest.raises(Refused, match=r"takes about 1[0-9]{3} ms of a here and has 150 left") as large:
         fill(scheduler, Request("a", (1,), 40 * PIXELS, 0.15))
     assert large.value.reason == "large"
     scheduler.free = [math.inf]

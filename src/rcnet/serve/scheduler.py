@@ -121,8 +121,8 @@ class Scheduler:
         elif now + alone > request.deadline:
             raise Refused(
                 "large",
-                f"this image takes about {1000 * alone:.0f} ms of {request.model} here and may take "
-                f"{1000 * max(request.deadline - now, 0):.0f}: give a later deadline or a smaller image",
+                f"this image takes about {1000 * alone:.0f} ms of {request.model} here and has "
+                f"{1000 * max(request.deadline - now, 0):.0f} left: give a later deadline or a smaller image",
             )
         elif not self._fits(request, ask, now):
             raise Refused("busy", "the answer would be too late even at the least setting", self._drain(now))

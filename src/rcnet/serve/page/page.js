@@ -2,14 +2,16 @@
 // The page of the server: one image, before and after, and how busy the server is.
 const SETTLE = 250; // ms without a change before the server is asked
 const SECONDS = 60; // that the chart shows
-const state = { clean: null, known: false, noisy: null, models: [], timer: 0, asked: 0, history: [] };
+const MOST = 5e5; // pixels; of a larger image, the middle
+const PATIENCE = 20000; // ms, for what takes longer than the objective
+const state = { clean: null, part: "", known: false, noisy: null, models: [], timer: 0, asked: 0, history: [] };
 
 async function ask(path, options = {}) {
   const token = $("token").value;
   const headers = token ? { authorization: `Bearer ${token}` } : {};
   const answer = await fetch(path, { ...options, headers: { ...headers, ...options.headers } });
   if (answer.status === 401) document.querySelector(".token").hidden = false;
-  if (!answer.ok) throw new Error((await answer.json()).detail);
+  if (!answer.ok) throw Object.assign(new Error((await answer.json()).detail), { status: answer.status });
   return answer;
 }
 
@@ -45,10 +47,12 @@ function show(image, blob) {
 
 async function take(blob, known) {
   try {
-    state.clean = await pixelsOf(blob);
+    state.clean = await pixelsOf(blob, MOST);
   } catch {
     return say("This file is no image that the browser can show: give PNG, JPEG or WebP.", true);
   }
+  const { width, height, whole } = state.clean;
+  state.part = whole ? `The middle ${width}x${height} of ${whole} pixels. ` : "";
   state.known = known;
   if (!known) $("noise").value = 0;
   showDial();
@@ -79,16 +83,28 @@ async function denoise() {
   if (place < model().settings.length) query.set("steps", model().settings[place].setting);
   say("The server is at work…");
   try {
-    const answer = await ask(`v1/denoise?${query}`, { method: "POST", body: state.blob, headers: { accept: "image/png" } });
+    const [answer, late] = await patiently(query);
     const blob = await answer.blob();
     if (asked !== state.asked) return; // a newer question is under way
     show($("after"), blob);
     $("compare").disabled = $("edge").hidden = false;
     compare();
-    say("");
+    say(state.part + late);
     await tell(answer.headers, blob);
   } catch (error) {
     if (asked === state.asked) say(error.message || "The server cannot be reached.", true);
+  }
+}
+
+// The answer in the objective or, where the image is too large for that, when a person would still wait for it; and what to say.
+async function patiently(query) {
+  const send = () => ask(`v1/denoise?${query}`, { method: "POST", body: state.blob, headers: { accept: "image/png" } });
+  try {
+    return [await send(), ""];
+  } catch (error) {
+    if (error.status !== 413) throw error;
+    query.set("deadline_ms", PATIENCE);
+    return [await send(), "It takes longer than the server's objective."];
   }
 }
 

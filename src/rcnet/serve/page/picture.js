@@ -38,11 +38,14 @@ function canvasOf(width, height) {
   return Object.assign(document.createElement("canvas"), { width, height });
 }
 
-async function pixelsOf(blob) {
+// The pixels of an image, or its middle if it has more than so many; `whole` then says how large it is.
+async function pixelsOf(blob, most = Infinity) {
   const bitmap = await createImageBitmap(blob);
-  const context = canvasOf(bitmap.width, bitmap.height).getContext("2d", { willReadFrequently: true });
-  context.drawImage(bitmap, 0, 0);
-  return context.getImageData(0, 0, bitmap.width, bitmap.height);
+  const share = Math.min(1, Math.sqrt(most / (bitmap.width * bitmap.height)));
+  const [width, height] = [Math.round(share * bitmap.width), Math.round(share * bitmap.height)];
+  const context = canvasOf(width, height).getContext("2d", { willReadFrequently: true });
+  context.drawImage(bitmap, Math.floor((width - bitmap.width) / 2), Math.floor((height - bitmap.height) / 2));
+  return Object.assign(context.getImageData(0, 0, width, height), { whole: share < 1 ? `${bitmap.width}x${bitmap.height}` : "" });
 }
 
 function showFacts(facts) {
