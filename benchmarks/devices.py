@@ -36,7 +36,7 @@ from rcnet.cost.budget import steps_text
 from rcnet.cost.counting import macs
 from rcnet.deploy.export import export, load_exported
 from rcnet.device import hardware
-from rcnet.training.loop import commit
+from rcnet.training.provenance import commit
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"

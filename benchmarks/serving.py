@@ -217,7 +217,7 @@ def measure(folder: Path, seconds: float, cores: Sequence[int | None], objective
     import torch
 
     from rcnet.device import hardware
-    from rcnet.training.loop import commit
+    from rcnet.training.provenance import commit
 
     clean, noisy = crops(folder)
     serve = ("--slo", f"{1000 * objective:.0f}ms", "--threads", "1")
