@@ -20,7 +20,7 @@ from rcnet.models.registry import entry
 from rcnet.tasks.catalogue import describe_weights
 
 ROOT = Path(__file__).parent.parent
-STUDY = ROOT / "results" / "study" / "two-epochs"
+STUDY = ROOT / "results" / "study" / "lite"
 DIAL = "r3_fast.bsd-gray-25"
 RECORDS = ROOT / "results" / "weights"
 # On the same 68 images at sigma 25, as published: Zhang & Jung 2019 (R3 and BM3D), Zhang et al. 2017 (DnCNN), 2018 (FFDNet).

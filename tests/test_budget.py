@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import rcnet
-from rcnet.cost import latencies, macs, parse_budget, profile, steps_for
+from rcnet.cost import latencies, latency, macs, parse_budget, profile, steps_for
 from rcnet.cost.budget import choose_steps
 from rcnet.cost.latency import interleaved, kept_measurements, summary
 from rcnet.cost.memory import peak_memory
@@ -175,3 +175,21 @@ def test_profile_on_the_command_line(run, refused):
     assert "networks: r2" in refused("profile", "nothing")
     assert "HEIGHTxWIDTH" in refused("profile", "r2", "--size", "32")
     assert "whole numbers from 1" in refused("profile", "r2", "--batch", "0")
+
+
+def test_a_file_whose_folder_has_a_colon_is_no_module(run, tmp_path):
+    folder = tmp_path / "12:30"
+    folder.mkdir()
+    rcnet.save(rcnet.load("r3_fast.gray"), folder / "weights.safetensors")
+    status, out, err = run("profile", folder / "weights.safetensors", "--size", "32x32", "--json")
+    assert status == 0, err
+    assert len(json.loads(out)["rows"]) == 3
+    assert "huggingface" in run("profile", "hf-hub:ada/denoiser")[2] or "hub" in run("profile", "hf-hub:ada/denoiser")[2]
+
+
+def test_times_are_those_of_a_device(monkeypatch):
+    kept = []
+    cpu = latency.measured_once({"network": 1}, torch.device("cpu"), lambda: kept.append("cpu") or [1])
+    monkeypatch.setattr(latency, "hardware", lambda device: f"a {device.type}")
+    gpu = latency.measured_once({"network": 1}, torch.device("cuda"), lambda: kept.append("cuda") or [2])
+    assert (cpu, gpu, kept) == ([1], [2], ["cpu", "cuda"])

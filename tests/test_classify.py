@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from rcnet.cell import batch_norms, norms_of
 from rcnet.cost import macs
@@ -452,3 +453,35 @@ def test_eval_calibrates_and_classify_uses_it(run, refused, weights, cifar_folde
     assert "give one of" in refused("classify", picture, "--model", file, "--confidence", "0.5", "--steps", "2")
     assert "does not classify" in refused("eval", "r3_fast.gray", "--data", IMAGES / "bsd", "--risk", "1")
     assert "--risk takes --data" in refused("eval", file, "--data", cifar_folder, "--risk", "1", "--steps", "2")
+
+
+def test_weights_go_on_with_the_classes_of_other_images(weights, cifar_folder, tmp_path):
+    few = tmp_path / "three"
+    for part in ("train", "test"):
+        for folder in sorted((cifar_folder / part).iterdir())[:3]:
+            shutil.copytree(folder, few / part / folder.name)
+    recipe = read_recipe("finetune", [f"init={weights}", "iterations=2", "epochs=0", "batch=10", "precision=fp32"])
+    train(recipe, few, tmp_path / "run", progress=False)
+    model = load(tmp_path / "run" / "weights.safetensors")
+    assert model(torch.rand(1, 3, 32, 32)).shape[1] == len(model.about.classes) == 3
+    fixed = read_recipe("finetune", [f"init={weights}", "model.num_classes=12", "iterations=2", "epochs=0", "batch=10"])
+    with pytest.raises(InputError, match="the network has 12 outputs and three 3 classes"):
+        train(fixed, few, tmp_path / "other", progress=False)
+
+
+def test_whitening_needs_a_stem(weights, cifar_folder, tmp_path):
+    recipe = small("model={name='tests.test_classify:headless'}", "classification.whitening=true")
+    with pytest.raises(InputError, match=r"classification\.whitening=false"):
+        train(recipe, cifar_folder, tmp_path / "run", progress=False)
+
+
+def headless(steps=(1, 2), num_classes=10):
+    """A classifier whose first convolution has another name."""
+    from rcnet import About, RecurrentCell, RecurrentNet
+    from rcnet.models.layers import ConvBody
+
+    cell = RecurrentCell(ConvBody(8), lambda: [nn.BatchNorm2d(8)], steps)
+    parts = {"first": nn.Conv2d(3, 8, 3), "cell": cell, "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten()}
+    net = RecurrentNet(**parts, head=nn.Linear(8, num_classes))
+    net.about = About("classify")
+    return net

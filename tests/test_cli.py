@@ -149,6 +149,8 @@ def test_bad_images_are_one_line_and_touch_nothing(refused, tmp_path):
     assert "letter.png" in refused("denoise", "cat.png", "--out-dir", "letter.png")
     assert "letter.png" in refused("denoise", "letter.png", "--out-dir", "new")
     assert "-o" in refused("denoise", "--demo", "--steps", "1")
+    assert "-o" in refused("denoise", "--demo", "--sigma", "50")
+    assert "-o" in refused("denoise", "--demo", "--threads", "-3")
     assert "folder" in refused("denoise", "--demo", "-o", "nowhere/demo.png")
     assert "--out-dir" in refused("denoise", "cat.png", "letter.png", "-o", "one.png")
     assert (tmp_path / "old.png").read_bytes() == b"precious"

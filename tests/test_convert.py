@@ -483,3 +483,47 @@ def test_a_denoiser_from_conversion_to_pictures(run, tmp_path, forgotten):
     status, _, err = run("denoise", IMAGES / "cat.png", "--model", weights, "--steps", "1", "--tile", "0", "-o", "out.png")
     assert status == 0, err
     assert (tmp_path / "out.png").exists()
+
+
+class Told(nn.Module):
+    """A block that can be told something."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+
+    def forward(self, x, scale=1.0):
+        return x + scale * self.norm(self.conv(x)).relu()
+
+
+class Telling(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.stem, self.blocks, self.scale = nn.Conv2d(3, 8, 1), nn.ModuleList(Told() for _ in range(6)), scale
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x, scale=self.scale)
+        return x
+
+
+def test_blocks_that_are_told_something_are_not_replaced_without_it():
+    with pytest.raises(InputError, match="is called with options"):
+        rcnet.convert(trained(Telling(0.1)), "all")
+    original, x = trained(Telling(1.0)), torch.rand(1, 3, 16, 16)
+    torch.testing.assert_close(rcnet.convert(original, "all", rank=100)(x), original(x), rtol=0, atol=1e-4)
+
+
+def test_regions_that_are_no_neighbours_become_cells_of_their_own():
+    original, x = trained(Telling(1.0)), torch.rand(1, 3, 16, 16)
+    net = rcnet.convert(original, "all", regions=[f"blocks.{place}" for place in (0, 1, 4, 5)], rank=100)
+    assert [cell.steps for cell in net.recurrent_cells()] == [(1, 2), (1, 2)]
+    torch.testing.assert_close(net(x), original(x), rtol=0, atol=1e-4)
+
+
+def test_how_far_a_converted_network_sees_is_saved(tmp_path):
+    about = About("denoise", reach=(3, 4), sub=2)
+    net = rcnet.convert("tests.test_convert:dncnn", (1, 2), options={"blocks": 3}, about=about)
+    rcnet.save(net, tmp_path / "net.safetensors")
+    assert rcnet.load(tmp_path / "net.safetensors").about == net.about

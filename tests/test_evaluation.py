@@ -4,12 +4,14 @@ import torch
 from PIL import Image, ImageOps
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+import rcnet
 from rcnet.cell import RecurrentNet
 from rcnet.data import imagefile
 from rcnet.data.images import list_images, read_folder, read_image, to_gray, to_tensor
 from rcnet.data.noise import add_noise, check_sigma, protocol_noise
 from rcnet.errors import InputError
 from rcnet.evaluation import denoising_results, psnr, ssim
+from rcnet.evaluation.record import record_result
 from rcnet.models import create_model
 
 from .conftest import IMAGES
@@ -122,3 +124,16 @@ def test_folders_and_files(tmp_path):
     assert read_image(IMAGES / "cat.png", 1).shape == (300, 451, 1)
     assert read_folder(TEST, 3)[0].shape[2] == 3
     assert to_tensor(read_image(IMAGES / "cat.png", 3)).shape == (1, 3, 300, 451)
+
+
+def test_results_of_weights_of_the_hub_go_to_a_copy_and_none_is_lost(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = rcnet.load("r3_fast.gray")
+    result = {"data": "mine", "images": 1, "precision": "fp32", "rows": [{"steps": 1, "psnr": 30.0}]}
+    path = record_result(model, "hf-hub:ada/denoiser@main", result)
+    assert str(path) == "ada.denoiser.safetensors"
+    assert not list(tmp_path.glob("hf-hub*"))
+    mine, theirs = rcnet.load(path), rcnet.load(path)  # two processes that measure at the same time
+    record_result(mine, path, result | {"data": "first"})
+    record_result(theirs, path, result | {"data": "second"})
+    assert {"mine", "first", "second"} <= {found["data"] for found in rcnet.load(path).metadata["results"]}

@@ -182,3 +182,12 @@ def test_what_cannot_be_loaded(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match=r"pip install 'rcnet\[hub\]'"):
         rcnet.load("hf-hub:ada/denoiser")
+
+
+def test_a_card_has_known_entries_alone(tmp_path):
+    model = rcnet.load("r3_fast.gray")
+    with pytest.raises(InputError, match=r"licence.*did you mean 'license'"):
+        rcnet.save_pretrained(model, tmp_path / "mine", licence="apache-2.0")
+    with pytest.raises(InputError, match="entry of a card 'token'"):
+        rcnet.push_to_hub(model, "me/x", token="hf_secret")
+    assert not (tmp_path / "mine").exists()

@@ -631,3 +631,9 @@ def test_a_decompression_bomb_is_refused_and_a_large_image_is_read_in_silence(
     refused(path, "10800 pixels", "valid")
     assert not [warning for warning in recwarn if issubclass(warning.category, Image.DecompressionBombWarning)]
     assert capfd.readouterr() == ("", "")
+
+
+def test_floats_of_a_portable_map_are_refused(tmp_path):
+    (tmp_path / "x.pfm").write_bytes(b"Pf\n8 8\n-1.0\n" + np.linspace(0, 1, 64, dtype="<f4").tobytes())
+    with pytest.raises(InputError, match="mode F"):
+        read(tmp_path / "x.pfm")

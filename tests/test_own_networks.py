@@ -513,3 +513,15 @@ class Branchless(nn.Module):
 
     def forward(self, x, norms):
         return norms[0](self.conv(x)).relu()
+
+
+def test_sessions_of_the_setting_of_a_budget():
+    model, x = rcnet.load("r3_fast.bsd-gray-25"), torch.rand(1, 1, 16, 16)
+    for budget, setting in (("2GMAC", (1, 0, 0)), ("7GMAC", (2, 1, 1))):
+        assert rcnet.steps_for(model, budget, (321, 481)) == setting
+        session = rcnet.optimize(model, setting, precision="fp32")
+        assert session.steps == (setting,)
+        torch.testing.assert_close(session(x), model(x, setting), atol=1e-4, rtol=0)
+    assert rcnet.optimize(model, (3, 1)).steps == (1, 3)  # two, in order of cost
+    with pytest.raises(rcnet.InputError, match="steps=9 is not optimized: valid: 1, 3"):
+        rcnet.denoise(rcnet.optimize(model, [1, 3]), x, steps=9)

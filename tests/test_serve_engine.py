@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import math
 import os
 import random
@@ -15,6 +16,7 @@ from rcnet.deploy.denoise import denoise_pixels
 from rcnet.errors import InputError
 from rcnet.serve.costs import Costs
 from rcnet.serve.engine import Engine
+from rcnet.serve.models import denoise
 from rcnet.serve.policies import Ask, Dial, State, Stream, fixed, hysteresis, least, policy, slack
 from rcnet.serve.scheduler import Dials, Refused, Request, Scheduler
 from rcnet.serve.served import Work
@@ -392,3 +394,31 @@ def test_the_engine_says_what_cannot_be_served(loop, engine):
     with pytest.raises(InputError, match="no setting 9: valid: 2; 3; 4"):
         engine.models["r2.cifar10"].dials("9")
     assert engine.models["r2.cifar10"].dials("3").offered == (1, 2)
+
+
+def test_an_idle_worker_takes_the_requests_of_one_that_dies(loop):
+    async def kill():
+        engine = Engine([Plan(("r3_fast.photo",), threads=1)] * 2, slack, 30.0)
+        await engine.start()
+        try:
+            never = asyncio.Event()
+            for worker in engine.workers:  # whichever dies stays dead
+                worker.start = lambda warm=True: never.wait()
+            task = asyncio.create_task(engine.submit("r3_fast.photo", Work(cat(512)), engine.clock() + 60))
+            while all(math.isfinite(free) and free <= engine.clock() for free in engine.scheduler.free):
+                await asyncio.sleep(0.001)
+            busy = max(range(2), key=lambda place: engine.scheduler.free[place])
+            os.kill(engine.workers[busy].pid, signal.SIGKILL)
+            return await asyncio.wait_for(task, 40)
+        finally:
+            await engine.stop()
+
+    assert loop.run_until_complete(kill()).result.pixels.shape == (512, 512, 3)
+
+
+def test_a_network_that_does_not_say_how_far_it_sees_is_served_whole():
+    model = rcnet.load("r3_fast.photo")
+    model.about = dataclasses.replace(model.about, reach=None)
+    pixels = np.tile(cat(), (9, 1, 1))
+    (done,) = denoise(rcnet.optimize(model), (1, 1, 1), [Work(pixels)])
+    assert done.pixels.shape == pixels.shape

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import rcnet
@@ -21,7 +22,7 @@ from rcnet.about import About, Noise
 from rcnet.cell import batch_norms, choice, shared_kernels
 from rcnet.data.images import pixels_of, random_patches, read_folder
 from rcnet.errors import InputError
-from rcnet.evaluation import denoising_results
+from rcnet.evaluation import denoising_results, recalibrate
 from rcnet.models import create_model, load
 from rcnet.training import list_recipes, read_recipe, train
 from rcnet.training.loop import Trainer
@@ -622,3 +623,44 @@ def test_bad_recipes(tmp_path):
             train(recipe_from(table, "mine.toml"), DATA, tmp_path / "run", progress=False)
     with pytest.raises(InputError, match="lies outside the class folders"):
         train(recipe_from({"model": {"name": "r2"}}, "mine.toml"), DATA, tmp_path / "run", progress=False)
+
+
+def test_patches_larger_than_a_drawn_picture_are_refused(tmp_path):
+    folder = tmp_path / "large"
+    folder.mkdir()
+    for k in range(3):
+        Image.fromarray(np.full((400, 420, 3), 40 * k, np.uint8)).save(folder / f"{k}.png")
+    recipe = read_recipe("r3_fast_photo", ["model.width=8", "iterations=1", "minutes=0", "denoising.patch=384"])
+    with pytest.raises(InputError, match=r"drawn pictures have 320 pixels a side: denoising\.patch is at most 320"):
+        train(recipe, folder, tmp_path / "run", progress=False)
+
+
+def test_recalibration_is_told_what_training_is(tmp_path):
+    recipe = read_recipe(
+        "r3_fast_photo",
+        ["model.width=8", "batch=2", "iterations=1", "minutes=0", "recalibrate=3", "denoising.patch=32", "denoising.unknown=0.0"],
+    )
+    run = Trainer(recipe, DATA, tmp_path / "run", False)
+    told = [sigma for _, sigma in run.inputs()]
+    assert len(told) == 3
+    assert all((sigma >= 0).all() for sigma in told)
+    recalibrate(run.model, run.inputs())
+    known = [norm.running_mean.clone() for norm in batch_norms(run.model)]
+    recalibrate(run.model, [x for x, _ in run.inputs()])
+    assert any(not torch.equal(mean, norm.running_mean) for mean, norm in zip(known, batch_norms(run.model), strict=True))
+
+
+def test_a_resumed_run_draws_what_layers_draw_again(tmp_path):
+    recipe = tiny("model={name='tests.test_training:dropping'}", "probabilities=[]", "iterations=8")
+    train(recipe, DATA, tmp_path / "whole", progress=False)
+    stopped(recipe, tmp_path / "stopped")
+    train(recipe, DATA, tmp_path / "stopped", resume=True, progress=False)
+    whole, resumed = tensors(tmp_path / "whole"), tensors(tmp_path / "stopped")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def dropping(steps=(1, 2), in_chans=1):
+    """A denoiser with dropout."""
+    net = create_model("r3_fast", steps=steps, in_chans=in_chans, width=8)
+    net.head = nn.Sequential(nn.Dropout(0.5), net.head)
+    return net

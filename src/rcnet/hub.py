@@ -8,7 +8,7 @@ from typing import Any
 from rcnet.cell import RecurrentNet, choice
 from rcnet.cost import macs, parameters
 from rcnet.cost.budget import steps_text
-from rcnet.errors import InputError
+from rcnet.errors import InputError, unknown
 from rcnet.figures.dial import dial
 from rcnet.figures.side_by_side import save_picture
 from rcnet.models.files import load, save
@@ -20,6 +20,7 @@ from rcnet.tasks.dial import best_settings
 from rcnet.tasks.task import Kind
 
 CARD, PICTURE = "README.md", "dial.png"
+ENTRIES = ("license", "data", "limits", "about")  # of a card, which only its author knows
 PAPER = "https://arxiv.org/abs/1902.09809"
 
 
@@ -52,7 +53,7 @@ def save_pretrained(model: RecurrentNet, folder: str | Path, **card: str) -> Non
             `limits`, what it is not for; `about`, a sentence or two.
 
     Raises:
-        InputError: what `rcnet.save` raises.
+        InputError: another entry of the card; what `rcnet.save` raises.
     """
     _write(model, Path(folder), str(folder), card)
 
@@ -73,6 +74,9 @@ def push_to_hub(model: RecurrentNet, name: str, *, private: bool = False, **card
 
 
 def _write(model: RecurrentNet, folder: Path, name: str, card: dict[str, str]) -> None:
+    for key in card:
+        if key not in ENTRIES:
+            raise unknown("entry of a card", key, ENTRIES)
     known = {**model.metadata.get("card", {}), **card}
     about: dict[str, Any] = {"card": known} if known else {}
     save(model, folder / WEIGHTS, **about)

@@ -97,7 +97,8 @@ def denoise(
         Noise of sigma 25 on a bundled photograph, and a table of steps, parameters, MACs, ms and PSNR; -o names the picture.
     """
     if demo:
-        if inputs or out_dir or steps or budget or tile is not None or compare or model:
+        changed = (sigma, sigma_map, white, tile, threads, strength, precision) != (None, None, None, None, None, 1.0, "auto")
+        if inputs or out_dir or steps or budget or compare or model or changed:
             raise InputError("--demo brings its own photograph and shows every step: it takes only -o")
         run_demo(output or Path("rcnet-demo.png"))
         return

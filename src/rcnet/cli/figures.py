@@ -98,10 +98,12 @@ def figures(
 def _dial(network: "RecurrentNet", name: str, data: Path | None, sigma: float | None, timed: bool) -> "Image":
     from tqdm import tqdm
 
+    from rcnet.device import best_device
     from rcnet.figures.dial import dial
     from rcnet.models.results import complete_result, result_name
     from rcnet.tasks.dial import best_settings
 
+    network = network.to(best_device())
     with tqdm(unit="image", disable=None if data else True, leave=False) as bar:
         rows = best_settings(network, data, sigma=25.0 if sigma is None else sigma, timed=timed, each=bar.update)
     measured = f"{data.name}" if data else result_name(complete_result(network)[1])

@@ -1,6 +1,7 @@
 """rcnet profile"""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rcnet.cli.text import Json
@@ -90,9 +91,10 @@ def profile(
 def named_network(name: str) -> "RecurrentNet":
     """Trained weights, or a fresh network of that name: what a call costs does not depend on the weights."""
     from rcnet.models import bundled, create_model, list_models, load
+    from rcnet.models.huggingface import PREFIX
     from rcnet.models.registry import find_builder
 
-    if name in list_models() or ":" in name:
+    if name in list_models() or (":" in name and not name.startswith(PREFIX) and not Path(name).is_file()):
         return create_model(name, **find_builder(name).usual).eval()
     try:
         return load(name)

@@ -5,6 +5,7 @@ tensors, and each function of torch and each call of a layer is written down. Si
 batches fit; the course of the code, and dropout that is no layer, are those of the example in evaluation mode.
 """
 
+import inspect
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -235,9 +236,18 @@ class _Recorder(TorchFunctionMode):
         else:
             result = plain(module, *args, **kwargs)
         call.end = len(self.graph.nodes)
-        if len(given) != 1 or len(args) != 1 or source is None or not isinstance(result, Tensor):
+        if _has_options(module, kwargs):
+            call.reason = "is called with options"
+        elif len(given) != 1 or len(args) != 1 or source is None or not isinstance(result, Tensor):
             call.reason = "takes or gives more than one tensor"
         else:
             call.takes, call.gives = source, self.nodes.get(id(result))
             call.shapes = (tuple(map(int, shape)), tuple(int(n) for n in tuple.__iter__(result.shape)))
         return result
+
+
+def _has_options(module: nn.Module, kwargs: dict[str, Any]) -> bool:
+    """Whether a call says more than what the module does without being told."""
+    told = {key: value for key, value in kwargs.items() if value is not None and not isinstance(value, Tensor)}
+    usual = inspect.signature(module.forward).parameters if told else {}
+    return any(key not in usual or value != usual[key].default for key, value in told.items())

@@ -1,5 +1,6 @@
 """`find_runs`: where a network repeats a block."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -81,10 +82,10 @@ def find_runs(root: nn.Module, recording: Recording, regions: Iterable[str] | No
     for chain in sorted(_chains(calls, place), key=lambda chain: chain[0].name.count(".")):
         if _within(chain[0].name, inside):
             continue
-        usable = [call for call in chain if regions is None or _within(call.name, regions)]
-        for run in _repeats(usable):
-            found.runs.append(run)
-            inside += tuple(call.name for block in run.blocks for call in block)
+        for named, part in itertools.groupby(chain, lambda call: regions is None or _within(call.name, regions)):
+            for run in _repeats(list(part)) if named else ():
+                found.runs.append(run)
+                inside += tuple(call.name for block in run.blocks for call in block)
     found.runs.sort(key=lambda run: run.blocks[0][0].start)
     found.kept = list(_kept(calls, inside, regions))
     return found

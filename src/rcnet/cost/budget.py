@@ -84,7 +84,7 @@ def latencies(
         calls = {n: torch.inference_mode()(partial(ready(model, n, precision), x)) for n in model.choices}
         return {steps_text(n): summary(values) for n, values in interleaved(calls, each=each).items()}
 
-    kept = measured_once(what, measure)
+    kept = measured_once(what, device, measure)
     return {n: kept[steps_text(n)] for n in model.choices}
 
 

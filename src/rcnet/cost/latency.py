@@ -69,13 +69,12 @@ def kept_measurements() -> Path:
     return Path(os.environ.get("RCNET_CACHE") or usual) / "latency.json"
 
 
-def measured_once(what: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
-    """What `measure()` returned (JSON values) for this machine, its threads and `what`, now or at an earlier time.
+def measured_once(what: Mapping[str, Any], device: torch.device, measure: Callable[[], Any]) -> Any:
+    """What `measure()` returned (JSON values) for this device, the threads and `what`, now or at an earlier time.
 
     It is measured again after a month, and after ten minutes if the machine was busy when it was measured. A file of
     measurements that cannot be read or written is as none.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     whole = {"hardware": hardware(device), "torch": torch.__version__, **what}
     key = hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:24]
     path = kept_measurements()

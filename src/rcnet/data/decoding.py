@@ -48,7 +48,7 @@ def decode(name: str, data: bytes) -> ImageFile:
         if raw_mode in ("1002", "1004", "1006"):
             samples = _deep_png(name, data, image)
         else:
-            samples, icc = _samples(image, icc, notes)
+            samples, icc = _samples(name, image, icc, notes)
         pixels, alpha = (samples[:, :, :-1], samples[:, :, -1]) if samples.shape[2] in (2, 4) else (samples, None)
         key = image.info.get("transparency")
         if key is not None and alpha is None:  # Pillow widens gray of 1, 2 and 4 bits to 8, but not the key
@@ -98,8 +98,10 @@ def _bits(kind: str, data: bytes, image: Image.Image) -> int:
     return 8
 
 
-def _samples(image: Image.Image, icc: bytes, notes: list[str]) -> tuple[np.ndarray, bytes]:
+def _samples(name: str, image: Image.Image, icc: bytes, notes: list[str]) -> tuple[np.ndarray, bytes]:
     """Pixels and alpha, [H, W, 1 to 4] of uint8 or uint16, and the ICC profile that goes with them."""
+    if image.mode not in _MODES:
+        raise bad_file(name, f"has pixels of mode {image.mode}, not {', '.join(_MODES)}")
     if image.mode == "CMYK":
         srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
         try:
@@ -162,10 +164,8 @@ def _decode_tiff(name: str, data: bytes) -> ImageFile:
     ):
         with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
             image.seek(index)
-            if image.mode not in _MODES:
-                raise bad_file(name, f"has pixels of mode {image.mode}, not {', '.join(_MODES)}")
             image.load()
-            samples, icc = _samples(image, icc, notes)
+            samples, icc = _samples(name, image, icc, notes)
         samples = _as_stored(samples, exif.get(_TAGS.Orientation, 1))
     else:
         samples = _deep_tiff(name, data, index, notes)

@@ -249,7 +249,7 @@ def denoise_steps_for(
         refuse_at_once(asked, calls[first], times[first], first, where)
         return {steps_text(n): summary(values)["p95"] for n, values in interleaved(calls).items()}
 
-    measured = measured_once(what, measure)
+    measured = measured_once(what, device_of(net), measure)
     cost = {n: measured[steps_text(n)] * times[n] for n in net.choices}
     return choose_steps(asked, cost, where, *setting_quality(net))
 

@@ -119,7 +119,7 @@ def export(
         raise InputError(f"kernel_bits={kernel_bits!r} is not valid: 7 or 8")
     if kernel_bits and calibration is None:
         raise InputError(f"kernel_bits={kernel_bits} is for int8, which takes images to calibrate on: name some, or leave it out")
-    counts, about = chosen(model, tuple(steps) or None), model.about
+    counts, about = chosen(model, steps or None), model.about
     check_sides(model, counts)
     metadata = {**model.metadata, "architecture": model.architecture, "task": about.task, "preprocessing": about.to_json()}
     metadata |= {"inputs": about.inputs, "outputs": {output_name(n): n for n in counts}, "multiple": about.multiple}

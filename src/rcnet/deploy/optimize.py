@@ -37,15 +37,16 @@ class Optimized:
         Raises:
             InputError: other steps than there are sessions for, or a sigma for a network that takes no noise level.
         """
-        key = self.steps[-1] if steps is None else choice(steps)
-        if key not in self.sessions:
-            raise InputError(f"steps={steps!r} is not optimized: valid: {', '.join(map(str, self.steps))}")
+        call = self.at(steps)
         check_range(x)
-        return self.at(key)(x, **({} if sigma is None else {"sigma": sigma}))
+        return call(x, **({} if sigma is None else {"sigma": sigma}))
 
     def at(self, steps: Steps = None) -> Call:
         """As `rcnet.calling.ready`: what one session is called by."""
-        return caller(self.sessions[self.steps[-1] if steps is None else choice(steps)], device_of(self.network))
+        key = self.steps[-1] if steps is None else choice(steps)
+        if key not in self.sessions:
+            raise InputError(f"steps={steps!r} is not optimized: valid: {', '.join(map(str, self.steps))}")
+        return caller(self.sessions[key], device_of(self.network))
 
 
 def optimize(
@@ -58,7 +59,8 @@ def optimize(
     changes of it do not reach the sessions. Networks that `torch.fx` cannot trace run as they are, with a warning.
 
     Args:
-        steps: the step counts to make ready, one or several; all supported ones unless given.
+        steps: the step counts to make ready, one (a number, or a tuple with one a cell) or several; all supported ones unless
+            given.
         precision: `fp32`, `bf16`, or `auto`, which takes bf16 where the processor has it. Input, output and the sum with the
             input image stay fp32.
         compile: also `torch.compile` each session, one graph an input shape; needs a C++ compiler on a CPU.
@@ -81,10 +83,13 @@ def optimize(
 
 
 def chosen(model: RecurrentNet, steps: Steps | Iterable[Steps] = None) -> list[Choice]:
-    """The step counts that are asked for, one or several, as keys; all supported ones for None. `InputError` for others."""
+    """The step counts that are asked for, one or several, as keys in order of cost; all supported ones for None. A tuple that is
+    a setting of the model, one number a cell, is that one. `InputError` for others."""
     if steps is None:
         return list(model.choices)
-    return [choice(model.per_cell(n)) for n in (steps if isinstance(steps, Iterable) else [steps])]
+    one = not isinstance(steps, Iterable) or (isinstance(steps, tuple) and steps in model.settings)
+    asked = {choice(model.per_cell(n)) for n in ([steps] if one else steps)}  # type: ignore[union-attr, list-item, arg-type]
+    return [n for n in model.choices if n in asked]
 
 
 def traced(net: RecurrentNet, precision: str) -> nn.Module:

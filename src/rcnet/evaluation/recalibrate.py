@@ -10,13 +10,15 @@ from rcnet.cell import RecurrentNet, batch_norms, unroll
 
 
 @torch.no_grad()
-def recalibrate(model: RecurrentNet, inputs: Iterable[Tensor], probabilities: Sequence[float] = ()) -> None:
+def recalibrate(
+    model: RecurrentNet, inputs: Iterable[Tensor | tuple[Tensor, Tensor]], probabilities: Sequence[float] = ()
+) -> None:
     """Sets the running mean and variance of every batch norm that a call can reach to those of `inputs`, in place.
 
     A norm that several settings share takes their mean, weighted by `probabilities` (and keeps its statistics if those are 0).
 
     Args:
-        inputs: batches [B, C, H, W], as training draws them.
+        inputs: batches [B, C, H, W], as training draws them; or pairs of such and what `sigma` tells of their noise.
         probabilities: of each of `model.choices`; even unless given.
     """
     weights = tuple(probabilities) or (1 / len(model.choices),) * len(model.choices)
@@ -31,9 +33,10 @@ def recalibrate(model: RecurrentNet, inputs: Iterable[Tensor], probabilities: Se
     try:
         for norm in reached.values():
             norm.momentum, norm.training = 1.0, True  # the running statistics are then those of the last batch
-        for x in inputs:
+        for batch in inputs:
+            x, told = (batch, {}) if isinstance(batch, Tensor) else (batch[0], {"sigma": batch[1]})
             for net, weight in paths:
-                net(x)
+                net(x, **told)
                 for key in {id(norm) for norm in batch_norms(net)} & reached.keys():
                     terms = [*(weight * statistic for statistic in statistics[key]), weight]
                     totals[key] = [total + term for total, term in zip(totals[key], terms, strict=True)]

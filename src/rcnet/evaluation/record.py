@@ -10,14 +10,15 @@ import numpy as np
 from rcnet.cell import RecurrentNet
 from rcnet.errors import InputError
 from rcnet.models.files import bundled, read_metadata, save
+from rcnet.models.huggingface import PREFIX
 
 
 def record_result(model: RecurrentNet, name_or_path: str | Path, result: dict[str, Any]) -> Path:
     """Adds a result to the metadata of the weights that `model` was loaded from; returns the file that was written.
 
-    Weights that are named by their file are written there; of bundled ones, which belong to the installed package, a copy is
-    written to the current folder, or added to. Rows of the same measurement (all of the result but its rows is equal) are
-    joined by step count, the new ones first.
+    Weights that are named by their file are written there; of bundled ones, which belong to the installed package, and of those
+    of the hub a copy is written to the current folder, or added to. Rows of the same measurement (all of the result but its rows
+    is equal) are joined by step count, the new ones first.
 
     Raises:
         InputError: a file in the place of the copy holds other weights.
@@ -42,13 +43,15 @@ def record_cascade(model: RecurrentNet, name_or_path: str | Path, result: Mappin
 
 
 def _place(model: RecurrentNet, name_or_path: str | Path) -> tuple[Path, Mapping[str, Any]]:
-    """The file to write, and the metadata that is there."""
-    path = Path(name_or_path)
-    if str(name_or_path) in bundled():
-        path = Path(f"{name_or_path}.safetensors")
-        if path.exists():
-            there = read_metadata(path)
-            if there.get("weights") != model.metadata["weights"]:
-                raise InputError(f"{path} holds other weights than {name_or_path}: the result would go there, so move it away")
-            return path, there
+    """The file to write, and the metadata that is there: more than was loaded, where another process has written meanwhile."""
+    name = str(name_or_path)
+    copied = name in bundled() or name.startswith(PREFIX)
+    path = Path(name.removeprefix(PREFIX).partition("@")[0].replace("/", ".") + ".safetensors") if copied else Path(name)
+    if not path.exists():
+        return path, model.metadata
+    there = read_metadata(path)
+    if there.get("weights") == model.metadata["weights"]:
+        return path, there
+    if copied:
+        raise InputError(f"{path} holds other weights than {name}: the result would go there, so move it away")
     return path, model.metadata

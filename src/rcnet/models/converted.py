@@ -66,7 +66,7 @@ def convert(
             "source": source, "options": dict(options or {}), "steps": None if steps == "all" else _listed(steps),
             "regions": None if regions is None else list(regions), "rank": rank or None, "norm_mode": norm_mode,
             "mean": list(mean), "std": list(std), "in_chans": about.channels, "multiple": about.multiple, "side": size,
-            "task": about.task,
+            "task": about.task, "sub": about.sub, "reach": list(about.reach) if about.reach else None,
         }  # fmt: skip
         name = f"converted:{about.task if about.task in TASKS else ''}"
         net.architecture = {"name": name, "config": json.loads(json.dumps(config))}
@@ -238,6 +238,8 @@ def rebuilt(
     multiple: int = 1,
     side: Sequence[int] | None = None,
     task: str = "",
+    sub: int = 1,
+    reach: Sequence[int] | None = None,
 ) -> RecurrentNet:
     """A converted network with fresh weights, as a file of weights describes it.
 
@@ -245,12 +247,12 @@ def rebuilt(
         source, options: the builder and what it is called with.
         steps: the step counts of every cell; None: each cell takes as many as it had blocks.
         side: height and width in pixels of the image that the network is followed with.
-        in_chans, multiple, task: what `About` says of it.
+        in_chans, multiple, task, sub, reach: what `About` says of it.
         regions, rank, norm_mode, mean, std: as `convert` has them.
     """
     with torch.device("cpu"):
         model = build_source(source, options or {}, named=False)
-        about = About(task, in_chans, multiple=multiple)
+        about = About(task, in_chans, multiple=multiple, sub=sub, reach=(reach[0], reach[1]) if reach else None)
         example = None if side is None else torch.rand(2, in_chans, *side)
         net = conversion.convert(
             model, "all" if steps is None else steps, regions=regions, rank=rank or 0, norm_mode=norm_mode, example=example,

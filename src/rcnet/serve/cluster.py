@@ -19,8 +19,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message
 
+from rcnet.models import read_metadata
 from rcnet.serve.app import create_app
 from rcnet.serve.desk import Failure, failure_of, read_body
+from rcnet.serve.policies import policy
 from rcnet.serve.run import Settings, bind, engine_of, shown
 
 NAME, ENGINE = "rcnet", "Engine"
@@ -112,6 +114,9 @@ def application(settings: Settings, replicas: tuple[int, int]) -> serve.Applicat
 
 def run(settings: Settings, replicas: tuple[int, int]) -> None:
     """Serves on the cluster that RAY_ADDRESS names, or on one of this machine alone, until SIGTERM or SIGINT."""
+    policy(settings.policy)  # errors of these are said here, and not by each replica
+    for source in settings.models:
+        read_metadata(source)
     with bind(settings.host, settings.port) as free:
         port, address = free.getsockname()[1], shown(free)
     if not os.environ.get("RAY_ADDRESS"):

@@ -175,6 +175,7 @@ class Engine:
     def _resolve(self, batch: Batch, results: list[Any] | Exception, seconds: float) -> None:
         if isinstance(results, Exception) and len(batch.requests) > 1:  # which one of them it was shows alone
             self.scheduler.put_back(batch)
+            self._work.set()
             return
         label = self.models[batch.model].labels[batch.setting]
         for place, request in enumerate(batch.requests):
@@ -198,6 +199,7 @@ class Engine:
                 _refuse(request, Refused("late", "the worker died over this request", 1.0))
         batch.requests = [request for request in batch.requests if not request.answer.done()]
         scheduler.put_back(batch)
+        self._work.set()  # another worker may be free
         for trial in range(TRIES):
             self.restarts += 1
             log.error("worker %s died: it is started anew", worker.pid)

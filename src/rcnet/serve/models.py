@@ -88,9 +88,9 @@ def denoise(session: Optimized, setting: tuple[int, ...], work: Sequence[Work]) 
     """Each picture without its noise; several of one small shape go through the network at once."""
     height, width, channels = work[0].pixels.shape
     if len(work) == 1 or max(height, width) > TILE or channels != session.network.about.channels:
-        return [
-            Denoised(*denoise_pixels(session, w.pixels, setting, sigma=w.sigma, strength=w.strength, white=w.white)) for w in work
-        ]
+        tile = TILE if session.network.about.reach else 0  # the server bounds the pixels of an image
+        call = partial(denoise_pixels, session, steps=setting, tile=tile)
+        return [Denoised(*call(w.pixels, sigma=w.sigma, strength=w.strength, white=w.white)) for w in work]
     device = next(session.network.parameters()).device
     parts = [item.pixels.astype(np.float32) / np.float32(item.white) for item in work]
     x = torch.from_numpy(np.stack(parts).transpose(0, 3, 1, 2))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rcnet.errors import InputError
 from rcnet.study.costs import seconds_here
 from rcnet.study.runner import execute
-from rcnet.study.runs import Folders, Run, declared, missing_data, result_text
+from rcnet.study.runs import Folders, Run, declared, kept_result, missing_data, result_text
 from rcnet.study.states import State, survey
 
 
@@ -67,11 +67,13 @@ def run_missing(folders: Folders, chosen: Chosen, jobs: int = 1, minutes: float 
         count = sum(run.data == data for run in runs)
         print(f"rcnet: {count} runs left out: {problem}", file=sys.stderr)
     done = execute(survey(possible, folders), folders, jobs=jobs, minutes=minutes, say=lambda line: print(line, flush=True))
-    if done:
+    if not done:
+        print(f"stopped after {minutes:g} minutes; the same command goes on")
+    elif not all(kept_result(run, folders) for run in possible):
+        print("what is not done is left to the processes that are at it")
+    else:
         which = "all runs whose data is there" if problems else "all runs"
         print(f"{which} are done: rcnet study report renders them")
-    else:
-        print(f"stopped after {minutes:g} minutes; the same command goes on")
 
 
 def write_report(folders: Folders, scales: Sequence[str] = ()) -> None:

@@ -22,7 +22,7 @@ from rcnet.replacing import replacing
 from rcnet.study.measure import measure, read_along, settled, watched
 from rcnet.study.runs import Folders, Run, kept_result, result_text
 from rcnet.study.scales import find_scale
-from rcnet.study.states import LOCK, State
+from rcnet.study.states import LOCK, State, is_taken
 from rcnet.training.checkpoint import held
 from rcnet.training.loop import train
 from rcnet.training.provenance import commit
@@ -130,13 +130,24 @@ def execute(states: Sequence[State], folders: Folders, *, jobs: int = 1, minutes
         raise InputError(f"the scale {closed} is kept for its results, and nothing is run at it: take lite or long")
     deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     queue = in_order(states)
-    for state in [state for state in queue if state.busy or state.problem]:
-        say(f"{state.run.name}: {state.problem or 'left to the process that is at it'}")
+    for state in [state for state in queue if state.problem]:
+        say(f"{state.run.name}: {state.problem}")
         queue.remove(state)
     done = (one_by_one if jobs == 1 else run_at_once)(queue, folders, jobs, deadline, say)
     if problem := next((state.problem for state in states if state.problem), ""):
         raise InputError(problem)
     return done
+
+
+def taken(state: State, folders: Folders, say: Say) -> bool:
+    """Whether another process is at the run or has done it since; says so."""
+    if is_taken(state.run.work(folders)):
+        say(f"{state.run.name}: left to the process that is at it")
+        return True
+    if kept_result(state.run, folders):
+        say(f"{state.run.name}: done by another process")
+        return True
+    return False
 
 
 def one_by_one(queue: Sequence[State], folders: Folders, jobs: int, deadline: float, say: Say) -> bool:
@@ -146,6 +157,8 @@ def one_by_one(queue: Sequence[State], folders: Folders, jobs: int, deadline: fl
             for place, state in enumerate(queue, start=1):
                 if passed():
                     return False
+                if taken(state, folders, say):
+                    continue
                 say(f"[{place}/{len(queue)}] {state.run.label} ({state.run.name})")
                 say(f"    {result_text(perform(state.run, folders))}")
         except KeyboardInterrupt:
@@ -184,6 +197,8 @@ def run_at_once(queue: Sequence[State], folders: Folders, jobs: int, deadline: f
                 for slot in range(jobs):
                     if waiting and slot not in running:
                         count, state = count + 1, waiting.pop(0)
+                        if taken(state, folders, say):
+                            continue
                         say(f"[{count}/{len(queue)}] {state.run.label} ({state.run.name})")
                         running[slot] = (state, start(state.run, folders, slot, jobs))
                 time.sleep(0.1)

@@ -73,6 +73,8 @@ def begin(config: Classification, setup: Setup) -> Task:
         return Batch(to_float(varied), labels[here])
 
     def loss(output: Tensor, batch: Batch) -> Tensor:
+        if output.shape[1] != len(everything.classes):
+            raise InputError(f"the network has {output.shape[1]} outputs and {everything.name} {len(everything.classes)} classes")
         smoothing = config.label_smoothing if batch.target.ndim == 1 else 0.0
         return F.cross_entropy(output.float(), batch.target, label_smoothing=smoothing)
 
@@ -88,8 +90,11 @@ def begin(config: Classification, setup: Setup) -> Task:
                 module.mean.copy_(mean.view_as(module.mean))
                 module.std.copy_(std.view_as(module.std))
         if config.whitening:
+            stem = dict(model.named_children()).get("stem")
+            if not isinstance(stem, nn.Conv2d):
+                raise InputError("whitening is for a network with a convolution named stem: classification.whitening=false")
             whiten(
-                model.get_submodule("stem"),
+                stem,
                 (to_float(images[:: -(-len(images) // 5000)].cpu()) - mean.view(-1, 1, 1)) / std.view(-1, 1, 1),
             )
 
@@ -100,7 +105,7 @@ def begin(config: Classification, setup: Setup) -> Task:
         evaluate,
         {"folder": everything.name, "images": len(labels), "crc32": crc32},
         {"size": list(images.shape[-2:]), "classes": list(everything.classes)},
-        {"classes": len(everything.classes)},
+        {"num_classes": len(everything.classes)},
         prepare,
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from rcnet.about import Noise
 from rcnet.cell import RecurrentNet, Steps
 from rcnet.data.camera import photograph, through_jpeg
+from rcnet.data.drawn import SIDE as DRAWN
 from rcnet.data.drawn import draw_pictures
 from rcnet.data.images import list_images, pixels_of, random_patches, read_folder, read_image, split_folder, to_tensor
 from rcnet.data.noise import add_noise, check_sigma, draw_levels
@@ -66,6 +67,8 @@ def begin(config: Denoising, setup: Setup) -> Task:
     if smallest < config.patch:
         raise InputError(f"{folder} holds an image smaller than the training patch: denoising.patch is at most {smallest} for it")
 
+    if config.drawn and config.patch > DRAWN:
+        raise InputError(f"drawn pictures have {DRAWN} pixels a side: denoising.patch is at most {DRAWN}, or denoising.drawn=0")
     training += draw_pictures(round(len(training) * config.drawn / (1 - config.drawn)), channels, setup.seed)
     pixels = pixels_of(training, device)
     told = bool(setup.model.get("noise_level"))

@@ -227,6 +227,8 @@ class Trainer:
         """One iteration of Alg. 2, the aggregated loss or the sandwich rule; returns the loss."""
         recipe = self.recipe
         rng = np.random.default_rng([recipe.seed, self.iteration])
+        # What layers draw (dropout) is the iteration's and the process's own, so that a resumed run draws it again.
+        torch.manual_seed(int(np.random.default_rng([recipe.seed, 4, self.iteration, self.world.rank]).integers(2**62)))
         weights = draw_steps(self.model.choices, self.probabilities, recipe.objective, rng)
         whole = self.task.batch(rng, self.iteration)
         share = len(whole.x) // self.world.size
@@ -362,7 +364,8 @@ class Trainer:
         own = max(cost) if self.together else expected_cost(cost, self.probabilities, self.recipe.objective)
         return self.iteration * self.recipe.batch * (own + 2 * self.teacher_macs)
 
-    def inputs(self) -> Iterator[Tensor]:
-        """The batches that batch norms are recalibrated on."""
+    def inputs(self) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
+        """The batches that batch norms are recalibrated on, told as in training."""
         for i in range(self.recipe.recalibrate):
-            yield self.task.batch(np.random.default_rng([self.recipe.seed, 2, i]), i)[0]
+            batch = self.task.batch(np.random.default_rng([self.recipe.seed, 2, i]), i)
+            yield batch.x if batch.sigma is None else (batch.x, batch.sigma)

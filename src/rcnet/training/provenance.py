@@ -11,12 +11,17 @@ from rcnet.device import hardware
 
 
 def commit() -> str | None:
-    """The commit of the source tree that runs, with -dirty if it was changed, or None where this file is in no repository."""
-    folder = str(Path(__file__).parent)
-    try:
-        subprocess.run(["git", "-C", folder, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True)
-        command = ["git", "-C", folder, "describe", "--always", "--dirty", "--exclude", "*"]
+    """The commit of the source tree that runs, with -dirty if more than `results/` was changed, or None where this file is in no
+    repository."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", __file__)
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)results")
+        return git("describe", "--always", "--exclude", "*") + "-dirty" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -31,7 +31,11 @@ def new_network(recipe: Recipe, task: Task, found: Mapping[str, Any]) -> Recurre
 
     `found`: the metadata of the weights whose network it is; empty where the recipe names one.
     """
-    model = create_model(**(recipe.model if found else {**task.config, **recipe.model}))
+    config, usual = {**task.config, **recipe.model}, found.get("architecture", {}).get("config", {})
+    if found:  # a file names every option; what the task knows takes the place of what the user did not name
+        config = dict(recipe.model)
+        config |= {key: value for key, value in task.config.items() if key in usual and config[key] == usual[key]}
+    model = create_model(**config)
     model.about = model.about.completed(task.preprocessing)
     offer(model, recipe.settings if recipe.settings != "unified" else found.get("settings", "unified"))
     task.prepare(model)
