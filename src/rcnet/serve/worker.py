@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from rcnet.errors import InputError
 from rcnet.serve.served import Served, Work
@@ -90,7 +90,8 @@ class Worker:
             WorkerDied: the process ended, or did not answer within `patience` seconds and was ended.
         """
         try:
-            return await asyncio.wait_for(self._exchange(job), patience)
+            async with asyncio.timeout(patience):  # without the task of its own that wait_for makes
+                return await self._exchange(job)
         except TimeoutError:
             await self.stop()
             raise WorkerDied from None
@@ -118,30 +119,34 @@ def _packed(message: object) -> tuple[bytes, bytes]:
     return LENGTH.pack(len(data)), data
 
 
-def _receive(stream: BinaryIO) -> Any:
-    head = stream.read(LENGTH.size)
-    if len(head) < LENGTH.size:
-        raise EOFError
-    data = stream.read(LENGTH.unpack(head)[0])
-    return pickle.loads(data)
+def _receive(connection: socket.socket) -> Any:
+    return pickle.loads(_read(connection, *LENGTH.unpack(_read(connection, LENGTH.size))))
 
 
-def _send(stream: BinaryIO, message: object) -> None:
-    stream.writelines(_packed(message))
-    stream.flush()
+def _read(connection: socket.socket, count: int) -> bytearray:
+    data, place = bytearray(count), 0
+    while place < count:  # once, unless a signal comes between
+        if not (got := connection.recv_into(memoryview(data)[place:], 0, socket.MSG_WAITALL)):
+            raise EOFError
+        place += got
+    return data
+
+
+def _send(connection: socket.socket, message: object) -> None:
+    connection.sendall(b"".join(_packed(message)))  # one write wakes the other end once
 
 
 def main() -> None:
     """Loads what the first message names, then answers each job, until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then ends this process
-    with socket.socket(fileno=int(sys.argv[1])) as connection, connection.makefile("rwb") as stream:
+    with socket.socket(fileno=int(sys.argv[1])) as connection:
         with contextlib.suppress(EOFError, OSError):
-            _answer(stream)
+            _answer(connection)
         os._exit(0)  # without waiting for threads of the runtime
 
 
-def _answer(stream: Any) -> None:
-    plan = _receive(stream)
+def _answer(connection: socket.socket) -> None:
+    plan = _receive(connection)
     import torch
 
     from rcnet.serve.models import open_model, warm_up
@@ -151,19 +156,19 @@ def _answer(stream: Any) -> None:
     try:
         models = [open_model(source, plan.device, plan.precision) for source in plan.models]
     except InputError as error:
-        _send(stream, error)
+        _send(connection, error)
         return
-    _send(stream, ([model.about for model in models], [warm_up(model) if plan.warm else [] for model in models]))
+    _send(connection, ([model.about for model in models], [warm_up(model) if plan.warm else [] for model in models]))
     gc.freeze()
     while True:
-        job = _receive(stream)
+        job = _receive(connection)
         started = time.perf_counter()
         result: list[Any] | Exception
         try:
             result = models[job.model].run(job.setting, job.work)
         except Exception as error:
             result = error if isinstance(error, InputError) else RuntimeError(f"{type(error).__name__}: {error}")
-        _send(stream, (result, time.perf_counter() - started))
+        _send(connection, (result, time.perf_counter() - started))
 
 
 if __name__ == "__main__":
