@@ -14,7 +14,6 @@ the table, rendered from them, in results/KIND_variants/README.md (`photo`: resu
 import argparse
 import json
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,7 @@ class Comparison:
 ONE_CONVOLUTION = ["model.width=64", "model.convs=1", "model.steps=[1,2,3,4]", "denoising.patch=64", "optimizer.norm_lr=1.0"]
 FAST_NORMS = ["batch=4", "optimizer.norm_lr=64.0"]
 HELD_OUT = 16
+COLUMNS = 9  # a network that offers more settings is compared at those of the others
 COST_ADJUSTABLE = ["model.steps=[2,3,4]", "minutes=6"]
 COMPARISONS = {
     "denoiser": Comparison(
@@ -216,10 +216,9 @@ def render(kind: str) -> str:
     comparison = COMPARISONS[kind]
     paths = {name: folder_of(kind) / f"{slug(name)}.json" for name in comparison.variants}
     results = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
-    found = Counter(choice(row["steps"]) for result in results.values() for row in result["validation"])
-    steps = sorted(
-        (n for n in found if isinstance(n, int) or found[n] > 1), key=lambda n: 3 * n if isinstance(n, int) else sum(n)
-    )
+    measured = [[choice(row["steps"]) for row in result["validation"]] for result in results.values()]
+    shown = {n for own in measured for n in own if isinstance(n, int) or len(own) <= COLUMNS}
+    steps = sorted(shown, key=lambda n: 3 * n if isinstance(n, int) else sum(n))
     lines = [
         f"# Variants of the {comparison.recipe} recipe at equal processor time",
         "",
