@@ -190,15 +190,15 @@ def beside() -> str:
     }
     last = "bf16" if ("r3_fast", 1, "bf16", "optimize") in rows else "fp32"
     bm3d, quick = rows["BM3D", None, "", "bm3d"], rows["r3_fast", 1, last, "optimize"]
-    part = {
-        precision: rows["r3_fast", 3, precision, "optimize"]["seconds"] / rows["FFDNet", None, precision, "optimize"]["seconds"]
-        for precision in ("fp32", last)
-    }
+    part = [
+        f"{rows['r3_fast', 3, kind, 'optimize']['seconds'] / rows['FFDNet', None, kind, 'optimize']['seconds']:.2f} in {kind}"
+        for kind in dict.fromkeys(("fp32", last))
+    ]
     return (
         f"In short, from that page (sigma {result['sigma']:g}, {result['images']} of the {result['of']} images of BSD68, "
         f"{result['hardware']}): r3_fast at one step is {quick['psnr'] - bm3d['psnr']:.2f} dB above BM3D in "
-        f"1/{bm3d['seconds'] / quick['seconds']:.0f} of its time in {last}; at three steps it takes {part['fp32']:.2f} of the "
-        f"time of FFDNet's graph in fp32, {part[last]:.2f} in {last}. DnCNN ({DENOISERS['DnCNN-S']:.2f} dB as published) and "
+        f"1/{bm3d['seconds'] / quick['seconds']:.0f} of its time in {last}; at three steps, of the time of FFDNet's "
+        f"graph, {', '.join(part)}. DnCNN ({DENOISERS['DnCNN-S']:.2f} dB as published) and "
         f"FFDNet ({DENOISERS['FFDNet']:.2f}) are better than what our weights reach so far ([the table](use.md))."
     )
 

@@ -301,6 +301,17 @@ def test_norms_that_turn_the_sign_of_a_channel_share_their_int8_kernel(tmp_path,
         assert int8_kernels(path) == sum(p.numel() for p in model.parameters() if p.ndim == 4)
 
 
+@torch.inference_mode()
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_dead_channel_keeps_its_bias_in_int8(tmp_path):
+    model, x = trained("r3_fast", steps=1, width=16), torch.rand(1, 1, 32, 32)
+    for norm in batch_norms(model):
+        norm.weight[:4], norm.bias[:4] = 1e-14, 0.5  # what such a channel reads is nothing, and what it gives is all bias
+    path = export(model, tmp_path / "x.onnx", calibration=list(calibration_images(model, IMAGES / "bsd")))
+    expected, answer = model(x), torch.from_numpy(load_exported(path)(x.numpy()))
+    torch.testing.assert_close(answer, expected, rtol=0, atol=0.1 * float((expected - x).abs().max()))
+
+
 def test_kernels_of_half_the_precision_are_stored_once(tmp_path):
     model = trained("r3_fast", steps=(1, 2, 3), width=32)
     for p in model.parameters():

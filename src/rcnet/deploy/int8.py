@@ -149,10 +149,12 @@ def _set_kernels(graph: Any, exact: Mapping[str, Sequence[np.ndarray]], means: M
             same.append((name, whole, unit))
             graph.initializer.append(arrays.from_array(whole, name))
         kernel.input[0] = name
-        scale = (largest[:, 0, 0, 0] * turn / most).astype(np.float32)
+        read_scale = arrays.to_array(known[images.input[1]])
+        least = np.abs(shift[0]) / (read_scale * 2.0**30) if shift else 0.0  # of a dead channel: its bias has to fit 32 bits
+        scale = (turn * np.maximum(largest[:, 0, 0, 0] / most, least)).astype(np.float32)
         put(kernel, 1, scale, f"{node.name}_kernel_scale")
         for dequantize, exactly in zip(bias, shift, strict=True):
-            step = arrays.to_array(known[images.input[1]]) * scale
+            step = read_scale * scale
             error = np.zeros(len(values))
             if node.name in means:
                 read = means[node.name].reshape(-1, values.shape[1])  # [groups, in of each]

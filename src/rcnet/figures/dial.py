@@ -38,8 +38,10 @@ def dial(
                 label="another is better, and no dearer",
             )
         below = metric == "error"
-        for text, (x, y) in points.items():
-            panel.annotate(text, (x, y), xytext=(4, 5 if below else -11), textcoords="offset points", fontsize=7)
+        for place, (text, (x, y)) in enumerate(points.items()):  # in turns on the two sides of the curve, where there is room
+            right = place % 2 == 0
+            offset = (4 if right else -4, 5 if right == below else -11)
+            panel.annotate(text, (x, y), xytext=offset, textcoords="offset points", fontsize=7, ha="left" if right else "right")
         for place, (label, (x, y)) in enumerate((others or {}).items(), start=2):
             panel.plot([x], [y], **(style(place) | {"linestyle": ""}), markersize=7)
             panel.annotate(label, (x, y), xytext=(-7, 0), textcoords="offset points", fontsize=8, ha="right", va="center")
