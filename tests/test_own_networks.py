@@ -22,6 +22,7 @@ from rcnet.cost import latencies, macs, profile, steps_for
 from rcnet.deploy.export import export, load_exported, read_exported
 from rcnet.evaluation import denoising_results
 from rcnet.models import bundled, read_metadata, registry
+from rcnet.tasks.catalogue import describe_architecture
 
 from .conftest import IMAGES
 
@@ -525,3 +526,15 @@ def test_sessions_of_the_setting_of_a_budget():
     assert rcnet.optimize(model, (3, 1)).steps == (1, 3)  # two, in order of cost
     with pytest.raises(rcnet.InputError, match="steps=9 is not optimized: valid: 1, 3"):
         rcnet.denoise(rcnet.optimize(model, [1, 3]), x, steps=9)
+
+
+def test_networks_whose_functions_compute_with_numbers_are_listed(monkeypatch):
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+
+    @rcnet.register("denoise", steps=(1, 2))
+    def numbers(steps=(1, 2), in_chans=1):
+        assert torch.ones(3).sum().item() == 3
+        return rcnet.create_model("r3_fast", steps=steps, in_chans=in_chans, width=8)
+
+    found = describe_architecture("numbers")
+    assert [row["macs"] for row in found["steps"]] == [macs(rcnet.create_model("numbers"), n, (321, 481)) for n in (1, 2)]

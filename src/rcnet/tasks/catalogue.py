@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 
-from rcnet.cell import choice
+from rcnet.cell import RecurrentNet, choice
 from rcnet.cost.counting import macs, parameters
+from rcnet.errors import InputError
 from rcnet.models import create_model, load
 from rcnet.models.registry import entry
 from rcnet.models.results import result_name
@@ -16,12 +17,20 @@ def describe_architecture(name: str) -> dict[str, Any]:
     """A row for each step count of the paper: the fixed-step network."""
     found, steps = entry(name), []
     size = usual_size(found.task)
-    with torch.device("meta"):  # shapes are enough
-        for n in found.steps:
-            model = create_model(name, steps=n)
-            steps.append({"steps": n, "parameters": parameters(model), "macs": macs(model, n, size)})
-        whole = {"parameters": parameters(create_model(name, **found.usual))} if found.adjustable else {}
+    for n in found.steps:
+        model = _shapes(name, steps=n)
+        steps.append({"steps": n, "parameters": parameters(model), "macs": macs(model, n, size)})
+    whole = {"parameters": parameters(_shapes(name, **found.usual))} if found.adjustable else {}
     return {"name": name, "kind": "architecture", "task": found.task, "size": size, **whole, "steps": steps}
+
+
+def _shapes(name: str, **config: Any) -> RecurrentNet:
+    """A network without numbers, which is much faster, or a whole one if its function computes with them."""
+    try:
+        with torch.device("meta"):
+            return create_model(name, **config)
+    except InputError:
+        return create_model(name, **config)
 
 
 def describe_weights(name: str) -> dict[str, Any]:
