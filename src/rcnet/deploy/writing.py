@@ -117,8 +117,7 @@ def to_onnx(
     assert program is not None
     proto = program.model_proto
     if calibration is not None:
-        means = not (metadata["task"] in TASKS and TASKS[metadata["task"]].int8_outputs)  # classifiers gain nothing by it
-        proto = quantized(proto, calibration, outputs=outputs, means=means, kernel_bits=metadata["kernel_bits"])
+        proto = quantized(proto, calibration, outputs=outputs, kernel_bits=metadata["kernel_bits"])
     once(proto)
     name_sides(proto.graph)
     onnx.helper.set_model_props(proto, {KEY: json.dumps(metadata)})
