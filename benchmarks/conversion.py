@@ -12,6 +12,7 @@ not run again. Results go to results/conversion.json, the table to results/conve
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import trange
 
 import rcnet
 from rcnet.cost import macs
@@ -38,7 +40,7 @@ from rcnet.training.provenance import commit
 
 RESULTS = Path(__file__).parent.parent / "results"
 BUILDER, TRAINED, WEIGHTS = "benchmarks.conversion:resnet38", "benchmarks.conversion:trained", "RCNET_BENCHMARK_ORIGINAL"
-STEPS, RANKS, BATCH = (1, 3, 5), (0, 8), 128
+STEPS, RANKS, BATCH, SAVED_EVERY = (1, 3, 5), (0, 8), 128, 200
 ORIGINAL = "ResNet-38"
 PARTS = (
     ORIGINAL,
@@ -98,7 +100,10 @@ class Standardize(nn.Module):
 
 
 def train_original(data: Path, dataset: str, epochs: float, path: Path) -> dict[str, Any]:
-    """Trains the ResNet as its paper does, but for the length; weights go to `path`. Returns how long that was."""
+    """Trains the ResNet as its paper does, but for the length; weights go to `path`. Returns how long that was.
+
+    Goes on from the file beside `path` that an interrupted run of the same length left.
+    """
     torch.manual_seed(0)
     images = read_labelled(data, "train", dataset)
     mean, std = statistics(images.images)
@@ -106,19 +111,29 @@ def train_original(data: Path, dataset: str, epochs: float, path: Path) -> dict[
     config = Classification(dataset=dataset, flip="alternating", label_smoothing=0.05)  # type: ignore[arg-type]
     task = begin(config, Setup(data, DEVICE, {}, BATCH, 0, "auto"))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True)
-    iterations = round(epochs * len(images.labels) / BATCH)
-    for iteration in range(iterations):
+    iterations, first = round(epochs * len(images.labels) / BATCH), 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"original-of-{iterations}.part.pt")
+    if unfinished.is_file():
+        found = torch.load(unfinished, weights_only=True, map_location=DEVICE)
+        net.load_state_dict(found["net"])
+        optimizer.load_state_dict(found["optimizer"])
+        first = found["iteration"]
+    for iteration in trange(first, iterations, initial=first, total=iterations, desc=ORIGINAL, unit="batch", disable=None):
+        if iteration % SAVED_EVERY == 0:
+            with replacing(unfinished) as temporary:
+                torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}, temporary)
         gone = iteration / iterations
         batch = task.batch(np.random.default_rng([0, iteration]), iteration)
-        optimizer.param_groups[0]["lr"] = 0.1 * min(gone / 0.05, 0.5 + 0.5 * np.cos(np.pi * gone))
+        optimizer.param_groups[0]["lr"] = 0.1 * min(gone / 0.05, 0.5 + 0.5 * math.cos(math.pi * gone))
         with autocast("auto", DEVICE):
             output = net(batch.x.contiguous(memory_format=torch.channels_last))
         optimizer.zero_grad()
         task.loss(output, batch).backward()
         optimizer.step()
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         torch.save({"state": net[1].cpu().state_dict(), "mean": mean, "std": std}, temporary)
+    unfinished.unlink()
     return {"epochs": epochs, "iterations": iterations}
 
 
