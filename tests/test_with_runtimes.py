@@ -316,14 +316,17 @@ def test_a_dead_channel_keeps_its_bias_in_int8(tmp_path):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize(("bias", "mean"), [(-1, 0), (-1, 1), (1000, 1)])
 @pytest.mark.parametrize("name", ["x.onnx", "x.xml"])
-def test_what_reads_nothing_but_zeros_keeps_its_bias_in_int8(tmp_path, name):
+def test_what_reads_nothing_but_a_constant_keeps_its_bias_in_int8(tmp_path, name, bias, mean):
     model, x = trained("r3_fast", steps=1, width=16), torch.rand(1, 1, 32, 32)
     first, second = batch_norms(model)[:2]
     first.weight *= 0
-    first.bias.fill_(-1)  # the ReLU behind it gives zeros, whatever the image
+    first.bias.fill_(bias)  # the ReLU behind it gives zeros or this, whatever the image
+    second.running_mean *= mean  # where it is not 0, what the third reads is far from 0
     second.running_var.fill_(1e-8)  # as training leaves it then: folded, its kernel is a thousand times as large
-    second.bias.fill_(0.5)
+    second.weight *= 30
+    second.bias.fill_(2)
     path = export(model, tmp_path / name, calibration=list(calibration_images(model, IMAGES / "bsd")))
     expected, answer = model(x), torch.from_numpy(load_exported(path)(x.numpy()))
     torch.testing.assert_close(answer, expected, rtol=0, atol=0.1 * float((expected - x).abs().max()))

@@ -170,10 +170,11 @@ def _moments(
         read = dict(zip(reads, session.run(reads, batch), strict=True))
         for i, kernel in enumerate(kernels):
             for one, _ in kernel.users:
-                x = windows_read(read[one.reads], one, -(-PLACES // len(kernel.users)), rng)
+                x = windows_read(read[one.reads], one, -(-PLACES // len(kernel.users)), rng).astype(np.float64)
                 moments[i] = moments[i] + (one.largest**2).mean() / len(fed) * (x @ x.transpose(0, 2, 1)) / x.shape[2]
                 means[one.name] = means.get(one.name, 0.0) + x.mean(2) / len(fed)
     for moment, kernel in zip(moments, kernels, strict=True):
+        moment += 1e-10 * np.trace(moment, axis1=1, axis2=2).mean() * np.eye(moment.shape[1])  # more than subtraction loses below
         for one in (one for one, _ in kernel.users if one.bias is not None):
             moment -= (one.largest**2).mean() * means[one.name][:, :, None] * means[one.name][:, None, :]
     return moments, means
