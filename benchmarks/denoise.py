@@ -300,7 +300,7 @@ def render(result: dict[str, Any]) -> str:
             "",
             f"{colour['images']} of the {colour['of']} images in colour, likewise: weights `{colour['weights']}`, told sigma",
             f"if they take it; {colour['hardware']}, torch {colour['torch']}, commit {colour['commit']}. FFDNet: 12",
-            "convolutions of 96 channels, timed with random weights.",
+            "convolutions of 96 channels, timed with random weights. int8 is as of that commit: [what it loses now](int8.md).",
             "",
             *table(colour),
             "",

@@ -302,12 +302,11 @@ def above(result: dict[str, Any]) -> Iterator[str]:
 
 def render(result: dict[str, Any]) -> str:
     weights = result["weights"]
-    minutes = f"; trained for {weights['minutes']:.0f} minutes" if weights["minutes"] else ""
     packages = ", ".join(f"{name} {number}" for name, number in result["packages"].items())
     lines = [
         "# Photographs and pages, as files hold them",
         "",
-        f"Rendered by `python -m benchmarks.photos`: weights `{weights['name']}` (crc32 {weights['crc32']}{minutes}),",
+        f"Rendered by `python -m benchmarks.photos`: weights `{weights['name']}` (crc32 {weights['crc32']}),",
         f"{result['precision']}; {result['hardware']}, torch {result['torch']}, {packages}; commit {result['commit']}.",
         "",
         "8-bit RGB pictures; Gaussian noise is clipped and rounded. PSNR in dB of the 8-bit result over all channels, mean over",
@@ -485,7 +484,6 @@ def main() -> None:
             "weights": {
                 "name": weights_name(args.model),
                 "crc32": f"{zlib.crc32(find(args.model).read_bytes()):08x}",
-                "minutes": model.metadata.get("training", {}).get("minutes"),
             },
         }
         result = measure(methods, args, about)

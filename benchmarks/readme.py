@@ -12,6 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
 from rcnet.cli import app
 from rcnet.cli.text import count
 from rcnet.cost.budget import steps_text
@@ -21,7 +24,7 @@ from rcnet.tasks.catalogue import describe_weights
 
 ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "results" / "study" / "lite"
-DIAL = "r3_fast.bsd-gray-25"
+DIAL, R3 = "r3_fast.bsd-gray-25", "r3.bsd-gray-25"
 RECORDS = ROOT / "results" / "weights"
 # On the same 68 images at sigma 25, as published: Zhang & Jung 2019 (R3 and BM3D), Zhang et al. 2017 (DnCNN), 2018 (FFDNet).
 DENOISERS = {"BM3D": 28.57, "R3^4, the paper's": 29.07, "FFDNet": 29.19, "DnCNN-S": 29.23}
@@ -54,11 +57,15 @@ def parts(name: str) -> list[dict[str, Any]]:
 def origin(name: str, images: str) -> str:
     """Where the weights come from, in a sentence."""
     runs = parts(name)
-    iterations, minutes = sum(run["iterations"] for run in runs), sum(run["minutes"] for run in runs)
-    processes = f"{runs[0]['processes']} processes of " if runs[0].get("processes", 1) > 1 else ""
+    minutes: dict[str, float] = {}
+    for run in reversed(runs):
+        processes = f"{run['processes']} processes of " if run.get("processes", 1) > 1 else ""
+        where = f"{processes}{run['hardware']} ({run['precision']})"
+        minutes[where] = minutes.get(where, 0.0) + run["minutes"]
     return (
-        f"`{name}`: {iterations:,} iterations in {minutes:.0f} minutes on {processes}{runs[0]['hardware']} "
-        f"({runs[0]['precision']}), seed {runs[0]['seed']}, the {runs[0]['data']['images']:,} training images of {images}."
+        f"`{name}`: {sum(run['iterations'] for run in runs):,} iterations in "
+        f"{' and '.join(f'{time:.0f} minutes on {where}' for where, time in minutes.items())}, "
+        f"seed {runs[0]['seed']}, the {runs[0]['data']['images']:,} training images of {images}."
     )
 
 
@@ -141,7 +148,7 @@ def classifiers() -> str:
 
 
 def fast() -> str:
-    """The fast recipe beside other fast trainings."""
+    """Weights of classifiers beside other fast trainings."""
     lines = ["| training | epochs | error %, CIFAR-10 test | PFLOP |", "|---|---|---|---|"]
     for name in names_of("classify"):
         runs = parts(name)
@@ -149,7 +156,7 @@ def fast() -> str:
         epochs, pflop = (sum(run[key] for run in runs) for key in ("epochs", "pflop"))
         error = step["results"]["cifar10"]
         lines.append(
-            f"| `{name}`, steps {steps_text(step['steps'])}, by `cifar_fast` | {epochs:.1f} | {error:.2f} | {pflop:.2g} |"
+            f"| `{name}`, steps {steps_text(step['steps'])}, by the recipe `r2` | {epochs:.1f} | {error:.2f} | {pflop:.2g} |"
         )
     for name, (epochs_there, error, pflop) in FAST.items():
         lines.append(f"| {name}, as published | {epochs_there or ''} | {error:.2f} | {pflop:g} |")
@@ -203,20 +210,26 @@ def beside() -> str:
     )
 
 
+PICTURES = {"dial": DIAL, "bn-steps": R3, "bn-upstream": R3, "features": DIAL, "denoised": R3}
+
+
+def picture(name: str) -> Path:
+    return ROOT / "docs" / "pictures" / f"{name}.png"
+
+
+def version(weights: str) -> str:
+    """As the pictures of docs/ say it, in the text `weights` of the PNG."""
+    return f"{weights} {read_metadata(weights)['weights']}"
+
+
 def draw() -> None:
     """The pictures of docs/ again."""
-    photograph = str(ROOT / "src" / "rcnet" / "assets" / "cameraman.png")
-    for name, weights, *images in (
-        ("dial", DIAL),
-        ("bn-steps", "r3.bsd-gray-25"),
-        ("bn-upstream", "r3.bsd-gray-25"),
-        ("features", DIAL, "--image", photograph),
-        ("denoised", "r3.bsd-gray-25", "--image", photograph),
-    ):
-        app(
-            ["figures", name, weights, *images, "-o", str(ROOT / "docs" / "pictures" / f"{name}.png")],
-            result_action="return_value",
-        )
+    for name, weights in PICTURES.items():
+        app(["figures", name, weights, "-o", str(picture(name))], result_action="return_value")
+        about = PngInfo()
+        about.add_text("weights", version(weights))
+        with Image.open(picture(name)) as image:
+            image.save(picture(name), pnginfo=about)
 
 
 TABLES = {

@@ -92,7 +92,7 @@ def test_a_module_in_the_current_folder_is_found(run, refused, tmp_path, monkeyp
     )
     status, out, err = run("convert", "here_mine:build", "--task", "denoise", "--size", "8", "-o", "mine.safetensors")
     assert status == 0, err
-    assert out.endswith("next: rcnet train finetune_denoiser init=mine.safetensors --data FOLDER\n")
+    assert out.endswith("next: RCNET_MODULES=here_mine rcnet train finetune_denoiser init=mine.safetensors --data FOLDER\n")
     assert "" in sys.path[-1:]  # no file there stands for an installed package
     registry._ENTRIES.pop("here_mine:build", None)
     assert "RCNET_MODULES=here_mine" in refused("profile", "mine.safetensors")

@@ -3,10 +3,11 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 
 import rcnet
-from benchmarks import adaptive, cost_dial, denoise, int8, training
-from benchmarks.readme import ROOT, TABLES, insert
+from benchmarks import adaptive, conversion, cost_dial, denoise, int8, photos, training
+from benchmarks.readme import PICTURES, ROOT, TABLES, insert, picture, version
 from rcnet.models import registry
 
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -24,7 +25,13 @@ def test_tables_of_results_are_rendered_from_the_weights(file, name):
     assert insert(text, name, TABLES[file, name]()) == text
 
 
-@pytest.mark.parametrize("benchmark", [adaptive, cost_dial, denoise, int8, training], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_show_the_bundled_weights(name):
+    with Image.open(picture(name)) as image:
+        assert image.text["weights"] == version(PICTURES[name])  # else: python -m benchmarks.readme --pictures
+
+
+@pytest.mark.parametrize("benchmark", [adaptive, conversion, cost_dial, denoise, int8, photos, training], ids=lambda module: module.__name__)
 def test_pages_of_results_are_rendered_from_the_measurements(benchmark):
     path = benchmark.RESULTS / f"{benchmark.__name__.rpartition('.')[2]}.json"
     assert benchmark.render(json.loads(path.read_text())) == path.with_suffix(".md").read_text()

@@ -52,7 +52,7 @@ def classify(
     steps
         Cost: a step count of the model, or one number a cell, e.g. 4,3. The largest unless given.
     budget
-        Most time or MACs for an image, e.g. 5ms or 300MMAC: the most steps that fit are taken, one image at a time.
+        Most time or MACs for an image, e.g. 5ms or 300MMAC: the best setting that fits is taken, one image at a time.
     confidence
         Cost by the image: the least setting first, and on only where the likeliest class is less probable than this, e.g. 0.9.
         Prints the setting of each image, and the mean cost, which counts all that was computed. calibrated: what

@@ -81,7 +81,7 @@ def convert(
     from rcnet.cost.budget import steps_text
     from rcnet.cost.counting import counted
     from rcnet.models import save
-    from rcnet.models.converted import about_of, read_original
+    from rcnet.models.converted import LIBRARIES, about_of, read_original
     from rcnet.models.converted import convert as run
     from rcnet.tasks import TASKS, find_task
     from rcnet.training.recipe import read_overrides
@@ -128,7 +128,9 @@ def convert(
     print(table(("steps", "parameters", f"MACs, {height}x{width}"), [(n, f"{size:,}", count(work)) for n, (size, work) in costs]))
     print(f"\n{output}: {done.before:,} parameters became {done.after:,}")
     teacher = "" if ":" in network else f" teacher={network}"
-    print(f"next: rcnet train {find_task(about.task).finetune} init={output}{teacher} --data FOLDER")
+    module = (original.source or "").partition(":")[0]
+    trust = f"RCNET_MODULES={module} " if ":" in network and module not in LIBRARIES else ""
+    print(f"next: {trust}rcnet train {find_task(about.task).finetune} init={output}{teacher} --data FOLDER")
 
 
 def read_numbers(option: str, text: str | None) -> tuple[float, ...]:

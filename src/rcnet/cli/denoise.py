@@ -74,7 +74,7 @@ def denoise(
     steps
         Cost: a step count of the model. The largest unless given.
     budget
-        Most time or MACs for an image, e.g. 200ms or 20GMAC: the most steps that fit are taken. The first image of a size is
+        Most time or MACs for an image, e.g. 200ms or 20GMAC: the best setting that fits is taken. The first image of a size is
         measured first.
     sigma
         Noise level, in levels of 255, where you know it. Unless given the network judges it, at each place.

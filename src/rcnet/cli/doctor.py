@@ -12,7 +12,7 @@ def doctor(*, json_output: Json = False) -> None:
     """Say what a bug report needs, and test rcnet on a bundled picture.
 
     Versions, processor, precisions, extras and how to get them, cache, and a
-    test of ten seconds whose result is compared with what is expected. Exit
+    test of some seconds whose result is compared with what is expected. Exit
     status 0: all is well; 2: the test failed. Nothing private is printed.
 
     Examples::

@@ -13,7 +13,7 @@ def serve(
     models: Annotated[list[str], Parameter(name="MODEL")],
     /,
     *,
-    slo: str = "150ms",
+    slo: str = "2s",
     least: Annotated[list[str] | None, Parameter(negative="")] = None,
     policy: str = "slack",
     host: str = "127.0.0.1",
@@ -40,7 +40,7 @@ def serve(
     Examples::
 
       rcnet serve r3_fast.photo
-      rcnet serve r3_fast.photo r2.cifar10 --slo 150ms
+      rcnet serve r3_fast.photo r2.cifar10 --slo 500ms
       curl --data-binary @photo.png http://127.0.0.1:8000/v1/denoise -o clean.png
       curl --data-binary @cat.png http://127.0.0.1:8000/v1/classify
 

@@ -1,4 +1,4 @@
-"""The most steps that fit a budget of time or of MACs, by what this machine was measured to take."""
+"""The best setting that fits a budget of time or of MACs, by what this machine was measured to take."""
 
 import hashlib
 import re
