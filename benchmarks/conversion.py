@@ -109,7 +109,7 @@ def train_original(data: Path, dataset: str, epochs: float, path: Path) -> dict[
     mean, std = statistics(images.images)
     net = nn.Sequential(Standardize(mean, std), channels_last(resnet38(len(images.classes)))).to(DEVICE)
     config = Classification(dataset=dataset, flip="alternating", label_smoothing=0.05)  # type: ignore[arg-type]
-    task = begin(config, Setup(data, DEVICE, {}, BATCH, 0, "auto"))
+    task = begin(config, Setup(data, DEVICE, rcnet.About(), BATCH, 0, "auto"))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True)
     iterations, first = round(epochs * len(images.labels) / BATCH), 0
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Classification from end to end on real CIFAR images: train, recalibrate, evaluate, classify."""
 
 import copy
+import dataclasses
 import json
 import re
 import shutil
@@ -18,10 +19,11 @@ from rcnet.deploy.classify import adaptive_macs, classify, classify_adaptively
 from rcnet.errors import InputError
 from rcnet.evaluation import adaptive, classification_results, recalibrate
 from rcnet.evaluation.adaptive import Answers, Cascade
-from rcnet.models import create_model, load
+from rcnet.models import create_model, load, save
 from rcnet.tasks.classify import class_names
 from rcnet.training import read_recipe, train
 from rcnet.training.loop import Trainer
+from rcnet.training.teaching import make_teacher
 
 from .cifar import load as load_slice
 from .conftest import IMAGES
@@ -453,6 +455,7 @@ def test_eval_calibrates_and_classify_uses_it(run, refused, weights, cifar_folde
     assert "give one of" in refused("classify", picture, "--model", file, "--confidence", "0.5", "--steps", "2")
     assert "does not classify" in refused("eval", "r3_fast.gray", "--data", IMAGES / "bsd", "--risk", "1")
     assert "--risk takes --data" in refused("eval", file, "--data", cifar_folder, "--risk", "1", "--steps", "2")
+    assert "--risk 150 is not valid: points" in refused("eval", file, "--data", cifar_folder, "--risk", "150")
 
 
 def test_weights_go_on_with_the_classes_of_other_images(weights, cifar_folder, tmp_path):
@@ -485,3 +488,39 @@ def headless(steps=(1, 2), num_classes=10):
     net = RecurrentNet(**parts, head=nn.Linear(8, num_classes))
     net.about = About("classify")
     return net
+
+
+def test_weights_go_on_at_their_size_and_with_their_order_of_classes(cifar_folder, tmp_path):
+    names = sorted(folder.name for folder in (cifar_folder / "train").iterdir())
+    model = create_model("r2", width=0.125)
+    model.about = model.about.completed({"size": [16, 16], "classes": names[::-1]})
+    save(model, tmp_path / "init.safetensors")
+    recipe = read_recipe("finetune", [f"init={tmp_path / 'init.safetensors'}", "iterations=2", "epochs=0", "batch=10"])
+    trainer = Trainer(recipe, cifar_folder, tmp_path / "run", False)
+    assert trainer.model.about.size == (16, 16)
+    assert trainer.model.about.classes == tuple(names[::-1])
+    everything = read_labelled(cifar_folder, "train")
+    counts = torch.bincount(torch.cat([trainer.task.batch(np.random.default_rng(0), i).target for i in range(10)]), minlength=10)
+    assert counts.tolist() == torch.bincount(everything.labels, minlength=10).flip(0).tolist()
+    trainer = Trainer(
+        dataclasses.replace(recipe, teacher=str(tmp_path / "init.safetensors")), cifar_folder, tmp_path / "run", False
+    )
+    x = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(trainer.teacher(x), model.eval()(x))
+    teach, _ = make_teacher(str(tmp_path / "init.safetensors"), x, torch.Size((2, 10)), tuple(names))
+    torch.testing.assert_close(teach(x), model(x).flip(1))
+    with pytest.raises(InputError, match=r"classification\.size = 4 is not valid: 8 or more"):
+        train(small("classification.size=4"), cifar_folder, tmp_path / "four", progress=False)
+
+
+@torch.no_grad()
+def test_recalibrate_takes_the_mean_of_all_uses_of_a_norm():
+    model = create_model("r2", steps=3, width=0.125, norm_mode="shared")
+    norm, seen = batch_norms(model.recurrent_cells()[0])[0], []
+    tracked = norm.num_batches_tracked.clone()
+    handle = norm.register_forward_pre_hook(lambda _, given: seen.append(given[0].mean((0, 2, 3))))
+    recalibrate(model, [torch.rand(8, 3, 32, 32)])
+    handle.remove()
+    assert len(seen) > 1
+    torch.testing.assert_close(norm.running_mean, torch.stack(seen).mean(0))
+    assert norm.num_batches_tracked == tracked

@@ -218,6 +218,15 @@ def test_eval_of_clean_pictures_and_of_pairs(run, refused, tmp_path):
     assert "pairs need as many of each" in refused("eval", "r3_fast.gray", "--noisy", BSD / "test", "--clean", "clean")
     assert "take no noise level" in refused("eval", "r3.bsd-gray-25", "--data", BSD, "--harm", "--sigma", "0")
     assert "one or the other" in refused("eval", "r3_fast.gray", "--noisy", "noisy", "--clean", "clean", "--harm")
+    assert "blind or sigma" in refused("eval", "r3_fast.gray", "--data", BSD, "--harm", "--sigma", "5", "--blind")
+
+
+def test_too_little_memory_is_no_fault_of_ours(refused, monkeypatch):
+    def fill(*_, **__):
+        torch.empty(1 << 56)
+
+    monkeypatch.setattr("rcnet.models.load", fill)
+    assert "more memory than there is: take a smaller batch" in refused("eval", "r3_fast.gray", "--data", BSD)
 
 
 def test_bad_data(refused, tmp_path):

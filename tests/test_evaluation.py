@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import rcnet
 from rcnet.cell import RecurrentNet
 from rcnet.data import imagefile
-from rcnet.data.images import list_images, read_folder, read_image, to_gray, to_tensor
+from rcnet.data.images import list_images, read_folder, read_image, read_pair, split_folder, to_gray, to_tensor
 from rcnet.data.noise import add_noise, check_sigma, protocol_noise
 from rcnet.errors import InputError
 from rcnet.evaluation import denoising_results, psnr, ssim
@@ -137,3 +139,27 @@ def test_results_of_weights_of_the_hub_go_to_a_copy_and_none_is_lost(tmp_path, m
     record_result(mine, path, result | {"data": "first"})
     record_result(theirs, path, result | {"data": "second"})
     assert {"mine", "first", "second"} <= {found["data"] for found in rcnet.load(path).metadata["results"]}
+
+
+def test_files_that_fill_a_part_of_16_bits_are_as_bright_as_others(tmp_path):
+    gray = read_image(TEST / "106024.png", 1)[:, :, 0]
+    camera = np.rint(gray / 255 * 4095).astype(np.uint16)
+    Image.fromarray(camera).save(tmp_path / "camera.png")
+    Image.fromarray(camera // 2).save(tmp_path / "dark.png")
+    white = camera.max() > 2047  # so that 12 bits are what it is read as
+    assert white
+    assert np.abs(read_image(tmp_path / "camera.png", 1)[:, :, 0].astype(int) - gray).max() <= 1
+    dark, bright = read_pair(tmp_path / "dark.png", tmp_path / "camera.png", 1)
+    assert np.abs(2 * dark.astype(int) - bright).max() <= 2
+
+
+def test_a_folder_that_is_divided_is_not_taken_whole(tmp_path):
+    for name in ("train", "test"):
+        shutil.copytree(TEST, tmp_path / "data" / "bsd" / name)
+    assert split_folder(tmp_path / "data" / "bsd", "test") == tmp_path / "data" / "bsd" / "test"
+    with pytest.raises(InputError, match="bsd is divided into train and test: give "):
+        split_folder(tmp_path / "data", "train")
+    shutil.rmtree(tmp_path / "data" / "bsd" / "train")
+    assert split_folder(tmp_path / "data", "train") == tmp_path / "data"
+    with pytest.raises(InputError, match="holds a folder named test but none named train"):
+        split_folder(tmp_path / "data" / "bsd", "train")

@@ -19,12 +19,14 @@ from rcnet import About, Cell, InputError, RecurrentCell, RecurrentNet, Transiti
 from rcnet.calling import ready
 from rcnet.cell import norms_of
 from rcnet.cost import latencies, macs, profile, steps_for
+from rcnet.deploy.denoise import denoise_steps_for
 from rcnet.deploy.export import export, load_exported, read_exported
 from rcnet.evaluation import denoising_results
 from rcnet.models import bundled, read_metadata, registry
 from rcnet.tasks.catalogue import describe_architecture
+from rcnet.training import read_recipe, train
 
-from .conftest import IMAGES
+from .conftest import IMAGES, random_model
 
 
 class Depthwise(nn.Module):
@@ -538,3 +540,60 @@ def test_networks_whose_functions_compute_with_numbers_are_listed(monkeypatch):
 
     found = describe_architecture("numbers")
     assert [row["macs"] for row in found["steps"]] == [macs(rcnet.create_model("numbers"), n, (321, 481)) for n in (1, 2)]
+
+
+class Quarters(nn.Module):
+    """A convolution on 4x4 sub-images: sides have to be multiples of 4."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Conv2d(48, 48, 3, padding=1)
+
+    def forward(self, x):
+        return F.pixel_shuffle(self.inner(F.pixel_unshuffle(x, 4)), 4)
+
+
+def quarters(steps: int = 1):
+    """A colour denoiser with no options but the steps."""
+    net = RecurrentNet(Quarters(), RecurrentCell(Depthwise(3), lambda: [nn.BatchNorm2d(3)], steps))
+    net.about = About("denoise", channels=3, multiple=4, reach=(11, 2))
+    return net
+
+
+def fixed_head(steps: int = 1):
+    cell = RecurrentCell(Depthwise(3), lambda: [nn.GroupNorm(3, 3)], steps)
+    net = RecurrentNet(cell, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))
+    net.about = About("classify", channels=3)
+    return net
+
+
+@torch.inference_mode()
+def test_sides_that_a_network_does_not_take_are_filled(registered):
+    registered(quarters)
+    model = random_model("quarters").eval()
+    x = torch.rand(1, 3, 37, 50)
+    whole = rcnet.denoise(model, x, tile=0)
+    torch.testing.assert_close(whole, model(F.pad(x, (0, 2, 0, 3), mode="reflect"))[..., :37, :50])
+    for tile in (16, 17):
+        torch.testing.assert_close(rcnet.denoise(model, x, tile=tile), whole, atol=1e-5, rtol=0)
+    assert rcnet.denoise(model, x[..., :2, :3]).shape == (1, 3, 2, 3)
+    pixels = np.rint(x[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    assert np.isfinite(denoising_results(model, [pixels], 25, [1])[0]["psnr"])
+    assert denoise_steps_for(model, "1GMAC", (1, 3, 37, 50)) == 1
+
+
+@pytest.mark.parametrize(("build", "data"), [(quarters, IMAGES / "bsd"), (fixed_head, None)])
+def test_a_network_is_trained_by_what_it_says_of_itself(registered, tmp_path, cifar_folder, build, data):
+    build = rcnet.register("denoise" if data else "classify")(build) if data is None else registered(build)
+    short = [
+        "iterations=2",
+        "epochs=0",
+        "batch=4",
+        "denoising.patch=32",
+        "precision=fp32",
+        "optimizer.name=adam",
+        "classification.whitening=false",
+    ]
+    train(read_recipe("r3_fast_gray" if data else "cifar_fast", ["minutes=0", "probabilities=[]", "settings=unified",
+        f"model={{name='{build.__name__}'}}", *short]), data or cifar_folder, tmp_path / "run", progress=False)  # fmt: skip
+    assert rcnet.load(tmp_path / "run" / "weights.safetensors").about.channels == 3

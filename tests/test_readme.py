@@ -31,7 +31,10 @@ def test_pictures_show_the_bundled_weights(name):
         assert image.text["weights"] == version(PICTURES[name])  # else: python -m benchmarks.readme --pictures
 
 
-@pytest.mark.parametrize("benchmark", [adaptive, conversion, cost_dial, denoise, int8, photos, training], ids=lambda module: module.__name__)
+RENDERED = [adaptive, conversion, cost_dial, denoise, int8, photos, training]
+
+
+@pytest.mark.parametrize("benchmark", RENDERED, ids=lambda module: module.__name__)
 def test_pages_of_results_are_rendered_from_the_measurements(benchmark):
     path = benchmark.RESULTS / f"{benchmark.__name__.rpartition('.')[2]}.json"
     assert benchmark.render(json.loads(path.read_text())) == path.with_suffix(".md").read_text()

@@ -614,7 +614,7 @@ def test_bad_recipes(tmp_path):
     (tmp_path / "broken.toml").write_text("batch = ")
     with pytest.raises(InputError, match="not a recipe"):
         read_recipe(tmp_path / "broken.toml")
-    with pytest.raises(InputError, match=r"model\.in_chans = 'x' is not valid"):
+    with pytest.raises(InputError, match="in_chans of r3_fast is a whole number"):
         train(tiny("model.in_chans=x"), DATA, tmp_path / "run", progress=False)
     with pytest.raises(InputError, match="unknown task 'segment': valid: classify, denoise"):
         train(tiny(f"model={{name = '{__name__}:segmenter'}}"), DATA, tmp_path / "run", progress=False)
@@ -633,6 +633,15 @@ def test_patches_larger_than_a_drawn_picture_are_refused(tmp_path):
     recipe = read_recipe("r3_fast_photo", ["model.width=8", "iterations=1", "minutes=0", "denoising.patch=384"])
     with pytest.raises(InputError, match=r"drawn pictures have 320 pixels a side: denoising\.patch is at most 320"):
         train(recipe, folder, tmp_path / "run", progress=False)
+
+
+def test_drawn_pictures_are_none_of_the_folder(tmp_path):
+    recipe = read_recipe(
+        "r3_fast_photo", ["model.width=8", "iterations=1", "minutes=0", "denoising.patch=32", "denoising.drawn=0.4"]
+    )
+    result = train(recipe, DATA, tmp_path / "run", progress=False)
+    images = len(list((DATA / "train").iterdir()))
+    assert (result["data"]["images"], result["data"]["drawn"]) == (images, round(images * 2 / 3))
 
 
 def test_recalibration_is_told_what_training_is(tmp_path):

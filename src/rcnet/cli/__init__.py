@@ -105,13 +105,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("rcnet: interrupted", file=sys.stderr)
         sys.exit(130)
-    except Exception:
+    except Exception as error:
+        if out_of_memory(error):
+            fail("this takes more memory than there is: take a smaller batch, tile or image, or accumulate=2 in a recipe")
         traceback.print_exc()
         print(
             "rcnet: this is a fault of rcnet: please report it, with the lines above and what rcnet doctor prints",
             file=sys.stderr,
         )
         sys.exit(1)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Of the processor or of a device."""
+    told = ("can't allocate memory", "not enough memory")  # by torch, as a RuntimeError
+    return (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in told)
+    )
 
 
 def with_next(message: str, given: Sequence[str]) -> str:

@@ -113,6 +113,8 @@ def evaluate(
     if risk is not None:
         if data is None or given or budget or steps != "all":
             raise InputError("--risk takes --data, and no other images, noise or cost")
+        if not 0 < risk < 100:
+            raise InputError(f"--risk {risk:g} is not valid: points of error above the largest setting's, above 0, e.g. 0.5")
         measure_adaptive(network, model, data, risk, precision, json_output, record)
         return
     on = task.measuring(network, data, **given)

@@ -11,6 +11,7 @@ from rcnet.data import imagefile
 from rcnet.errors import InputError
 
 SUFFIXES = imagefile.SUFFIXES
+SPLITS = ("train", "val", "test")
 # The gray version of BSD (BSD68) is this sum of the colour images, rounded; PIL's "L" differs by a level in a few pixels.
 GRAY_WEIGHTS = np.array([0.298936, 0.587043, 0.114021])
 
@@ -36,17 +37,30 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def read_image(path: str | Path, channels: int) -> np.ndarray:
-    """8-bit pixels [H, W, channels] of one file, gray (1) or RGB (3), upright, without its alpha; deeper ones are rounded.
+    """8-bit pixels [H, W, channels] of one file, gray (1) or RGB (3), upright, without its alpha.
+
+    Deeper ones are scaled by their white (`imagefile.white_level`) and rounded.
 
     Raises:
         InputError: what `imagefile.read` raises.
     """
     image = imagefile.read(path)
+    return _in_8_bits(image, imagefile.white_level(image), channels)
+
+
+def read_pair(first: str | Path, second: str | Path, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two pictures of one scene, as `read_image` reads them, with one white where both are of one type."""
+    a, b = imagefile.read(first), imagefile.read(second)
+    whites = imagefile.white_level(a), imagefile.white_level(b)
+    if a.pixels.dtype == b.pixels.dtype:
+        whites = (max(whites),) * 2
+    return _in_8_bits(a, whites[0], channels), _in_8_bits(b, whites[1], channels)
+
+
+def _in_8_bits(image: imagefile.ImageFile, white: int, channels: int) -> np.ndarray:
     pixels = np.ascontiguousarray(imagefile.upright(image, image.pixels))
-    if pixels.dtype == np.uint16:
-        pixels = np.rint(pixels / 257).astype(np.uint8)
-    elif pixels.dtype != np.uint8:
-        pixels = np.rint(255 * (pixels / imagefile.white_level(image)).clip(0, 1)).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(255 * (pixels / white).clip(0, 1)).astype(np.uint8)
     if channels == 1:
         return to_gray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)[:, :, None]
     return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
@@ -58,9 +72,21 @@ def read_folder(folder: str | Path, channels: int) -> list[np.ndarray]:
 
 
 def split_folder(folder: str | Path, split: str) -> Path:
-    """`folder/split` if there is one (`train`, `test`), else the folder itself."""
-    inner = Path(folder) / split
-    return inner if inner.is_dir() else Path(folder)
+    """`folder/split` if there is one (`train`, `test`), else the folder itself.
+
+    Raises:
+        InputError: the folder, or one in it, is divided into others, so that images to test on would be taken with the rest.
+    """
+    folder = Path(folder)
+    if (folder / split).is_dir() or not folder.is_dir():
+        return folder / split if (folder / split).is_dir() else folder
+    for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
+        parts = [name for name in SPLITS if (place / name).is_dir()]
+        if place == folder and parts:
+            raise InputError(f"{folder} holds a folder named {parts[0]} but none named {split}")
+        if len(parts) > 1:
+            raise InputError(f"{place} is divided into {' and '.join(parts)}: give {place}, or one of these folders")
+    return folder
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Labelled images in memory: CIFAR-10, CIFAR-100 or a folder of class folders; and their augmentation."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +71,14 @@ def read_labelled(folder: str | Path, split: str, dataset: str = "auto", size: i
         resized = [fit(image, size).transpose(2, 0, 1) for image in images.transpose(0, 2, 3, 1)]
         images = np.stack(resized)
     return Labelled(torch.from_numpy(images), torch.from_numpy(labels), classes, dataset)
+
+
+def in_order(found: Labelled, classes: Sequence[str]) -> Labelled:
+    """With its classes in the order of `classes`, where these are the same ones; else as it is."""
+    if found.classes == tuple(classes) or sorted(found.classes) != sorted(classes):
+        return found
+    place = torch.tensor([list(classes).index(name) for name in found.classes])
+    return dataclasses.replace(found, labels=place[found.labels], classes=tuple(classes))
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Denoising images of any size and number of channels: tiles of bounded memory, colour through gray weights."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,7 +18,7 @@ from rcnet.cost.latency import interleaved, measured_once, summary
 from rcnet.deploy.optimize import Optimized
 from rcnet.device import resolve_precision
 from rcnet.errors import InputError
-from rcnet.models.denoise import Sigma
+from rcnet.models.denoise import Sigma, filling
 from rcnet.models.results import setting_quality
 
 TILE, SMALLEST_TILE = 512, 16  # pixels a side
@@ -151,8 +152,8 @@ def call_of(model: RecurrentNet | Optimized, steps: Steps, precision: str) -> Ca
     """What is called as `call(x, sigma=...)` at these steps."""
     if isinstance(model, Optimized):
         resolve_precision(precision, device_of(model.network))
-        return model.at(steps)
-    return ready(model, steps, precision)
+        return filling(model.at(steps), model.network.about.multiple)
+    return filling(ready(model, steps, precision), model.about.multiple)
 
 
 def network_of(model: RecurrentNet | Optimized) -> RecurrentNet:
@@ -197,7 +198,7 @@ Place = tuple[slice, slice]
 def tiles(net: RecurrentNet, steps: Steps, tile: int, height: int, width: int) -> Iterator[tuple[slice, slice, Place, Place]]:
     """Rows and columns of each tile; those of the image that its call sees; and where in these the tile lies."""
     side = tile_side(net, tile, height, width)
-    halo = net.about.radius(net.per_cell(steps)) if side < max(height, width) else 0
+    halo = -(-net.about.radius(net.per_cell(steps)) // grid(net)) * grid(net) if side < max(height, width) else 0
     for top in range(0, height, side):
         for left in range(0, width, side):
             rows, columns = slice(top, min(top + side, height)), slice(left, min(left + side, width))
@@ -228,7 +229,10 @@ def denoise_steps_for(
     height, width = shape[-2:]
     channels = net.about.channels
     planes = shape[0] * (shape[1] if channels == 1 else 1)
-    seen = {n: Counter(size_of(place) for _, _, place, _ in tiles(net, n, tile, height, width)) for n in net.choices}
+    seen = {
+        n: Counter(size_of(place, net.about.multiple) for _, _, place, _ in tiles(net, n, tile, height, width))
+        for n in net.choices
+    }
     where = f"for {width}x{height} pixels, {shape[1]} channel{'s' * (shape[1] > 1)}"
     if not asked.timed:
         by_macs = {
@@ -254,14 +258,20 @@ def denoise_steps_for(
     return choose_steps(asked, cost, where, *setting_quality(net))
 
 
-def size_of(place: Place) -> tuple[int, int]:
-    """Height and width."""
-    return place[0].stop - place[0].start, place[1].stop - place[1].start
+def size_of(place: Place, multiple: int) -> tuple[int, int]:
+    """Height and width in pixels, rounded up to what the network takes."""
+    height, width = (-(-(part.stop - part.start) // multiple) * multiple for part in place)
+    return height, width
 
 
 def tile_side(net: RecurrentNet, tile: int, height: int, width: int) -> int:
-    """The side of a tile in pixels: `tile` rounded up to whole sub-images, or the whole image for 0."""
-    return -(-tile // net.about.sub) * net.about.sub or max(height, width)
+    """The side of a tile in pixels: `tile` rounded up to whole multiples, or the whole image for 0."""
+    return -(-tile // grid(net)) * grid(net) or max(height, width)
+
+
+def grid(net: RecurrentNet) -> int:
+    """What the sides of tiles are multiples of."""
+    return math.lcm(net.about.sub, net.about.multiple)
 
 
 def count_tiles(model: RecurrentNet | Optimized, shape: tuple[int, ...], tile: int) -> int:

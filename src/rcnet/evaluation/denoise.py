@@ -14,6 +14,7 @@ from rcnet.cell import RecurrentNet, Steps
 from rcnet.data.images import to_tensor
 from rcnet.data.noise import protocol_noise
 from rcnet.errors import InputError
+from rcnet.models.denoise import filling
 
 
 def psnr(image: Tensor, reference: Tensor) -> float:
@@ -170,6 +171,6 @@ def _rows(
     told = {} if sigma is None else {"sigma": sigma}
     rows = []
     for n in steps:
-        db, similarity = scores(partial(ready(model, n, precision), **told))
+        db, similarity = scores(partial(filling(ready(model, n, precision), model.about.multiple), **told))
         rows.append({"steps": n, "psnr": round(db, 4), "ssim": round(similarity, 5)})
     return rows

@@ -11,6 +11,7 @@ from rcnet.cell import RecurrentNet, Steps
 from rcnet.data.drawn import draw_page
 from rcnet.data.images import to_tensor
 from rcnet.evaluation.denoise import psnr, to_uint8_levels
+from rcnet.models.denoise import filling
 
 FLAT = (0, 32, 128, 224, 255)  # levels
 SIDE = 96  # pixels of a flat area and of the ramp
@@ -46,7 +47,7 @@ def harm_results(
     drawn, told = cards(model.about.channels), {"sigma": sigma} if model.about.takes_level else {}
     rows = []
     for n in steps:
-        call = ready(model, n, precision)
+        call = filling(ready(model, n, precision), model.about.multiple)
 
         def pair(image: np.ndarray, call: Call = call) -> tuple[torch.Tensor, torch.Tensor]:
             x = to_tensor(image).to(device_of(model))

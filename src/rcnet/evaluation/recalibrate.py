@@ -26,16 +26,19 @@ def recalibrate(
     reached = {id(norm): norm for net, _ in paths for norm in batch_norms(net) if norm.track_running_stats}
     totals = {key: [0.0, 0.0, 0.0] for key in reached}  # sums of the weighted means, the variances and the weights
     modes = [(norm, norm.momentum, norm.training) for norm in batch_norms(model)]
+    counts = [(tensor, tensor.clone()) for norm in reached.values() if (tensor := norm.num_batches_tracked) is not None]
     statistics: dict[int, list[Any]] = {key: [norm.running_mean, norm.running_var] for key, norm in reached.items()}
     measured = {key: [old.clone() for old in both] for key, both in statistics.items()}
     training = model.training
     model.eval()
     try:
         for norm in reached.values():
-            norm.momentum, norm.training = 1.0, True  # the running statistics are then those of the last batch
+            norm.momentum, norm.training = None, True  # the running statistics are then the mean since they were reset
         for batch in inputs:
             x, told = (batch, {}) if isinstance(batch, Tensor) else (batch[0], {"sigma": batch[1]})
             for net, weight in paths:
+                for norm in batch_norms(net):
+                    norm.reset_running_stats()
                 net(x, **told)
                 for key in {id(norm) for norm in batch_norms(net)} & reached.keys():
                     terms = [*(weight * statistic for statistic in statistics[key]), weight]
@@ -45,6 +48,8 @@ def recalibrate(
         for key, both in measured.items():
             for statistic, value in zip(statistics[key], both, strict=True):
                 statistic.copy_(value)
+        for tensor, count in counts:
+            tensor.copy_(count)
         model.train(training)
         for norm, momentum, mode in modes:
             norm.momentum, norm.training = momentum, mode

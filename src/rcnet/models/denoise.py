@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from rcnet.about import INPUTS, About
+from rcnet.calling import Call
 from rcnet.cell import NormMode, RecurrentCell, RecurrentNet, Steps, supported_steps, untie
 from rcnet.errors import InputError
 from rcnet.models.layers import ConvBody, conv3x3, init_weights
@@ -44,12 +45,26 @@ def level_plane(x: Tensor, sigma: Sigma) -> Tensor:
     return torch.where(level < 0, torch.full_like(level, UNKNOWN), level / 255)
 
 
+def filling(call: Call, multiple: int) -> Call:
+    """`call(x)`, or `call(x, sigma=...)`, for images of any size: sides are filled up to multiples and cut again."""
+    if multiple == 1:
+        return call
+
+    def fill(x: Tensor, sigma: Sigma = None) -> Tensor:
+        if isinstance(sigma, Tensor) and sigma.ndim > 2 and sigma.shape[-2:] == x.shape[-2:]:  # a map
+            sigma = filled(sigma, multiple)
+        told = {} if sigma is None else {"sigma": sigma}
+        return call(filled(x, multiple), **told)[..., : x.shape[-2], : x.shape[-1]]
+
+    return fill
+
+
 @fx.wrap
 def filled(x: Tensor, sub: int) -> Tensor:
     """x with sides filled up to multiples of `sub`, by reflection at the right and the bottom."""
     height, width = x.shape[-2:]
-    # A side of one pixel has nothing to reflect: it repeats.
-    mode = "reflect" if min(height, width) > 1 else "replicate"
+    # A side of one pixel has nothing to reflect, and a short one too little: it repeats.
+    mode = "reflect" if min(height, width) >= sub else "replicate"
     return F.pad(x, (0, -width % sub, 0, -height % sub), mode=mode)
 
 

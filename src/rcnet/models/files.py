@@ -16,7 +16,7 @@ from torch import Tensor
 from rcnet.cell import RecurrentNet
 from rcnet.errors import InputError, unknown
 from rcnet.models.huggingface import PREFIX, fetch
-from rcnet.models.registry import architecture_of, build_model, build_saved, entry
+from rcnet.models.registry import architecture_of, build_saved, build_shapes
 from rcnet.replacing import replacing
 
 KEY = "rcnet"  # the one metadata key, holding JSON
@@ -81,15 +81,14 @@ def save(model: RecurrentNet, path: str | Path, *, half: bool = False, **metadat
     model = getattr(model, "_orig_mod", model)
     architecture = architecture_of(model)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with torch.device("meta"):
-        fresh = build_model(entry(architecture["name"]), architecture["config"]).state_dict()
+    fresh = build_shapes(architecture["name"], architecture["config"]).state_dict()
     if different := _difference(fresh, state):
         raise InputError(
             f"this network is not as create_model({architecture['name']!r}) makes it: {different} (unrolled, pruned, a new head?)"
             "; save the network that it was made from, or create it with the options that it has now, e.g. num_classes"
         )
     if half:
-        state = {name: tensor.bfloat16().to(tensor.dtype) if tensor.ndim > 1 else tensor for name, tensor in state.items()}
+        state = {name: tensor.bfloat16().to(tensor.dtype) if _is_kernel(tensor) else tensor for name, tensor in state.items()}
     known = dict(model.metadata)
     checksum = _checksum(state)
     if known.get("weights", checksum) != checksum:
@@ -109,9 +108,13 @@ def save(model: RecurrentNet, path: str | Path, *, half: bool = False, **metadat
         temporary.write_bytes(to_bytes(stored, {KEY: json.dumps(metadata)}))
 
 
+def _is_kernel(tensor: Tensor) -> bool:
+    return tensor.ndim > 1 and tensor.is_floating_point()
+
+
 def _fits_bf16(tensor: Tensor) -> bool:
     """Whether it is a kernel that bf16 holds without a loss."""
-    return tensor.ndim > 1 and tensor.dtype == torch.float32 and torch.equal(tensor.bfloat16().float(), tensor)
+    return _is_kernel(tensor) and tensor.dtype == torch.float32 and torch.equal(tensor.bfloat16().float(), tensor)
 
 
 def _checksum(state: Mapping[str, Tensor]) -> str:

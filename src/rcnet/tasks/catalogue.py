@@ -2,13 +2,10 @@
 
 from typing import Any
 
-import torch
-
-from rcnet.cell import RecurrentNet, choice
+from rcnet.cell import choice
 from rcnet.cost.counting import macs, parameters
-from rcnet.errors import InputError
-from rcnet.models import create_model, load
-from rcnet.models.registry import entry
+from rcnet.models import load
+from rcnet.models.registry import build_shapes, entry
 from rcnet.models.results import result_name
 from rcnet.tasks import TASKS, usual_size
 
@@ -18,19 +15,10 @@ def describe_architecture(name: str) -> dict[str, Any]:
     found, steps = entry(name), []
     size = usual_size(found.task)
     for n in found.steps:
-        model = _shapes(name, steps=n)
+        model = build_shapes(name, {"steps": n})
         steps.append({"steps": n, "parameters": parameters(model), "macs": macs(model, n, size)})
-    whole = {"parameters": parameters(_shapes(name, **found.usual))} if found.adjustable else {}
+    whole = {"parameters": parameters(build_shapes(name, found.usual))} if found.adjustable else {}
     return {"name": name, "kind": "architecture", "task": found.task, "size": size, **whole, "steps": steps}
-
-
-def _shapes(name: str, **config: Any) -> RecurrentNet:
-    """A network without numbers, which is much faster, or a whole one if its function computes with them."""
-    try:
-        with torch.device("meta"):
-            return create_model(name, **config)
-    except InputError:
-        return create_model(name, **config)
 
 
 def describe_weights(name: str) -> dict[str, Any]:

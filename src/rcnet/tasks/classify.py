@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rcnet.cell import RecurrentNet, Steps
 from rcnet.data.cifar import cifar_sets
-from rcnet.data.labelled import Labelled, augment, read_labelled, to_float
+from rcnet.data.labelled import Labelled, augment, in_order, read_labelled, to_float
 from rcnet.errors import InputError
 from rcnet.evaluation.classify import classification_results
 from rcnet.models.layers import Normalize
@@ -25,7 +25,7 @@ class Classification:
     """Labelled images and how they are varied."""
 
     dataset: Literal["auto", "cifar10", "cifar100", "folder"] = "auto"  # auto takes the one that is there
-    size: int = number(32, 8)  # pixels, a side, that image folders are resized to
+    size: int = number(0, 0)  # pixels, a side, that images are resized to; 0: as the network of init took them, else 32
     crop: int = number(4, 0)  # pixels that a random crop may be off, with reflection; 0 does not crop
     flip: Literal["random", "alternating", "none"] = "random"  # alternating: each image in one epoch and not in the next
     cutout: int = number(0, 0)  # pixels, a side, of a square that is blanked
@@ -41,7 +41,15 @@ def begin(config: Classification, setup: Setup) -> Task:
     of `holdout`, else those of the test set if there is one.
     """
     data, device = setup.data, setup.device
-    everything = read_labelled(data, "train", config.dataset, config.size)
+    about = setup.about
+    size = config.size or (about.size[0] if about.size else 32)
+    if size < 8:
+        raise InputError(f"classification.size = {size} is not valid: 8 or more, or 0 for that of init, else 32")
+
+    def read(split: str) -> Labelled:
+        return in_order(read_labelled(data, split, config.dataset, size), about.classes)
+
+    everything = read("train")
     count = len(everything.labels)
     if config.holdout >= count:
         raise InputError(f"holdout = {config.holdout} leaves none of the {count} images in {data} to train on")
@@ -55,7 +63,7 @@ def begin(config: Classification, setup: Setup) -> Task:
     if config.holdout:
         validation = Labelled(everything.images[kept], everything.labels[kept], everything.classes, f"{everything.name} held out")
     elif (config.dataset != "folder" and cifar_sets(data)) or (data / "test").is_dir():
-        validation = read_labelled(data, "test", config.dataset, config.size)
+        validation = read("test")
     mean, std = statistics(images)
     crc32 = checksum([images.cpu().numpy().tobytes(), labels.cpu().numpy().tobytes(), "\n".join(everything.classes).encode()])
 
@@ -156,7 +164,7 @@ def read_matching(folder: str | Path, split: str, model: RecurrentNet) -> Labell
     names, size = class_names(model), image_size(model)
     other: Sequence[str] = ()
     for dataset in cifar_sets(folder) or ["auto"]:
-        found = read_labelled(folder, split, dataset, size)
+        found = in_order(read_labelled(folder, split, dataset, size), names)
         if list(found.classes) == names:
             return found
         other = other or [name for name in found.classes if name not in names] or found.classes

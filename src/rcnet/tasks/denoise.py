@@ -15,7 +15,7 @@ from rcnet.cell import RecurrentNet, Steps
 from rcnet.data.camera import photograph, through_jpeg
 from rcnet.data.drawn import SIDE as DRAWN
 from rcnet.data.drawn import draw_pictures
-from rcnet.data.images import list_images, pixels_of, random_patches, read_folder, read_image, split_folder, to_tensor
+from rcnet.data.images import list_images, pixels_of, random_patches, read_folder, read_image, read_pair, split_folder, to_tensor
 from rcnet.data.noise import add_noise, check_sigma, draw_levels
 from rcnet.errors import InputError
 from rcnet.evaluation.denoise import check_sizes, denoising_results, pair_results
@@ -52,9 +52,9 @@ def begin(config: Denoising, setup: Setup) -> Task:
     Validation, where `holdout` images are kept from training: PSNR and SSIM of those.
     """
     data, device, sigma = setup.data, setup.device, check_sigma(config.sigma)
-    channels = setup.model.get("in_chans", setup.model.get("channels", 1))
+    channels, told = setup.about.channels, setup.about.takes_level
     if channels not in (1, 3):
-        raise InputError(f"model.in_chans = {channels!r} is not valid: images are gray (1) or colour (3)")
+        raise InputError(f"this network takes images of {channels} channels, and there are gray (1) and colour (3) to train on")
     folder = split_folder(data, "train")
     images = read_folder(folder, channels)
     if config.holdout >= len(images):
@@ -69,9 +69,10 @@ def begin(config: Denoising, setup: Setup) -> Task:
 
     if config.drawn and config.patch > DRAWN:
         raise InputError(f"drawn pictures have {DRAWN} pixels a side: denoising.patch is at most {DRAWN}, or denoising.drawn=0")
-    training += draw_pictures(round(len(training) * config.drawn / (1 - config.drawn)), channels, setup.seed)
+    drawn = draw_pictures(round(len(training) * config.drawn / (1 - config.drawn)), channels, setup.seed)
+    seen = {"images": len(training)} | ({"drawn": len(drawn)} if drawn else {})
+    training += drawn
     pixels = pixels_of(training, device)
-    told = bool(setup.model.get("noise_level"))
 
     def batch(rng: np.random.Generator, iteration: int) -> Batch:
         clean = random_patches(pixels, config.patch, setup.batch, rng)
@@ -104,7 +105,7 @@ def begin(config: Denoising, setup: Setup) -> Task:
         loss,
         lambda output: output.float(),
         evaluate,
-        {"folder": folder.resolve().name, "images": len(training), "crc32": checksum(image.tobytes() for image in training)},
+        {"folder": folder.resolve().name, **seen, "crc32": checksum(image.tobytes() for image in training)},
         {"noise": {"sigma": config.sigma, "as_8bit": config.as_8bit > 0.5, "camera": config.camera}},
     )
 
@@ -157,6 +158,8 @@ def measuring(
     if sigma is not None:
         check_sigma(sigma)
     if harm or noisy is not None:
+        if blind and sigma is not None:
+            raise InputError("blind or sigma: the network is told the level or not")
         if as_8bit or (harm and noisy is not None):
             raise InputError("clean images and pairs get no noise, so that it is not clipped, and are measured one or the other")
         if sigma is not None and not model.about.takes_level:
@@ -194,7 +197,7 @@ def _pairs(model: RecurrentNet, noisy: Path, clean: Path, sigma: float | None) -
     if len(names[0]) != len(names[1]):
         raise InputError(f"{noisy} holds {len(names[0])} images and {clean} {len(names[1])}: pairs need as many of each")
     by_order = f"names differ, so pairs go by order: the first is {files[0][0].name}, {files[1][0].name}"
-    pairs = [(read_image(a, model.about.channels), read_image(b, model.about.channels)) for a, b in zip(*files, strict=True)]
+    pairs = [read_pair(a, b, model.about.channels) for a, b in zip(*files, strict=True)]
 
     def rows(steps: Sequence[Steps], *, precision: str = "fp32", each: Callable[..., object] = lambda *_: None) -> Rows:
         return pair_results(model, pairs, steps, sigma=sigma, precision=precision, each=each)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rcnet.about import About
 from rcnet.cell import RecurrentNet
 from rcnet.models.results import UNITS
 
@@ -57,7 +58,7 @@ class Task:
         loss: of the network's output and the batch: a scalar, a mean over the batch.
         teach: the target that an output is for other step counts.
         evaluate: a row of figures a step count.
-        data: the training images: `folder`, `images` (how many) and `crc32` of their pixels.
+        data: the training images: `folder`, `images` (how many), `crc32` of their pixels, and what more there is to say.
         preprocessing: what the weights' metadata adds about the input, e.g. its noise.
         config: what the data decides about the architecture, e.g. the number of classes.
         prepare: sets what a fresh network takes from the data.
@@ -79,13 +80,13 @@ class Setup(NamedTuple):
     Attributes:
         data: folder of the training images.
         device: on which batches come.
-        model: the options of the network, without those that the data decides.
+        about: what the network says of itself, before the data completes it; of the weights that it starts from, theirs.
         batch: images an iteration.
     """
 
     data: Path
     device: torch.device
-    model: Mapping[str, Any]
+    about: About
     batch: int
     seed: int
     precision: str

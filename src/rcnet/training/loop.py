@@ -36,7 +36,7 @@ from rcnet.training.optimizer import learning_rate_factor, make_optimizers, set_
 from rcnet.training.parallel import average, join, leave, share
 from rcnet.training.provenance import commit, made_here
 from rcnet.training.recipe import Recipe, fixed
-from rcnet.training.start import check_batch, compiled, new_network, of_init, take_weights
+from rcnet.training.start import about_before, check_batch, compiled, new_network, of_init, take_weights
 from rcnet.training.steps import check_probabilities, draw_steps, expected_cost
 from rcnet.training.teaching import Teacher, make_teacher
 
@@ -88,11 +88,12 @@ class Trainer:
                 f"batch = {recipe.batch} does not divide into {self.world.size} processes x {recipe.accumulate} parts "
                 "(accumulate): change one of them"
             )
+        self.kind = task_of(recipe.model)
+        about = about_before(recipe, found)
         torch.manual_seed(recipe.seed)
         keep_freed_memory()
         self.precision = resolve_precision(recipe.precision, self.device)
-        self.kind = task_of(recipe.model)
-        setup = Setup(data, self.device, recipe.model, recipe.batch, recipe.seed, recipe.precision)
+        setup = Setup(data, self.device, about, recipe.batch, recipe.seed, recipe.precision)
         self.task: Task = self.kind.begin(recipe.sections[self.kind.key], setup)
         model = new_network(recipe, self.task, found)
         x = self.task.batch(np.random.default_rng(0), 0)[0]
@@ -104,7 +105,7 @@ class Trainer:
         if recipe.teacher:
             with torch.no_grad():
                 given = evaluating(self.model)(x[:1])
-            self.teacher, self.teacher_macs = make_teacher(recipe.teacher, x[:1], given.shape)
+            self.teacher, self.teacher_macs = make_teacher(recipe.teacher, x[:1], given.shape, self.model.about.classes)
         self.probabilities = check_probabilities(recipe.probabilities, self.model.choices)
         self.iterations = recipe.iterations
         if recipe.epochs > 0:

@@ -2,16 +2,18 @@
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rcnet.about import About
 from rcnet.cell import Cell, RecurrentNet, norms_of
 from rcnet.errors import InputError
 from rcnet.models.files import load, read_metadata
-from rcnet.models.registry import create_model
+from rcnet.models.registry import build_shapes, create_model, entry
 from rcnet.tasks.task import Task
 from rcnet.training.recipe import Recipe
 from rcnet.training.steps import offer
@@ -26,12 +28,26 @@ def of_init(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
     return dataclasses.replace(recipe, model={"name": architecture["name"], **architecture["config"], **recipe.model}), found
 
 
+def about_before(recipe: Recipe, found: Mapping[str, Any]) -> About:
+    """What the recipe's network says of itself before the data completes it; nothing where the data decides how it is built.
+
+    `found`: as `new_network` takes it; sizes and classes of these weights hold.
+    """
+    try:
+        about = build_shapes(recipe.model["name"], {key: value for key, value in recipe.model.items() if key != "name"}).about
+    except InputError:
+        about = About()
+    return about.completed(found.get("preprocessing", {}))
+
+
 def new_network(recipe: Recipe, task: Task, found: Mapping[str, Any]) -> RecurrentNet:
     """A fresh network of the recipe, with what the task knows of it, offering what it will be trained at.
 
     `found`: the metadata of the weights whose network it is; empty where the recipe names one.
     """
-    config, usual = {**task.config, **recipe.model}, found.get("architecture", {}).get("config", {})
+    known = inspect.signature(entry(recipe.model["name"]).build).parameters
+    config = {key: value for key, value in task.config.items() if key in known} | dict(recipe.model)
+    usual = found.get("architecture", {}).get("config", {})
     if found:  # a file names every option; what the task knows takes the place of what the user did not name
         config = dict(recipe.model)
         config |= {key: value for key, value in task.config.items() if key in usual and config[key] == usual[key]}

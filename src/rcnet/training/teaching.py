@@ -1,6 +1,6 @@
 """The teacher of a recipe: a network whose outputs are learned from, beside the labels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -9,13 +9,13 @@ from torch import Tensor
 from rcnet.calling import ready
 from rcnet.cost.counting import counted
 from rcnet.errors import InputError
-from rcnet.models.converted import read_original
+from rcnet.models.converted import about_of, read_original
 from rcnet.models.files import bundled, load
 
 Teacher = Callable[..., Tensor]
 
 
-def make_teacher(name: str, x: Tensor, expected: torch.Size) -> tuple[Teacher, int]:
+def make_teacher(name: str, x: Tensor, expected: torch.Size, classes: Sequence[str] = ()) -> tuple[Teacher, int]:
     """`teacher(x)`, or `teacher(x, sigma=...)`, on images in [0, 1] on the device of `x`, and its MACs for one of them.
 
     Args:
@@ -23,20 +23,23 @@ def make_teacher(name: str, x: Tensor, expected: torch.Size) -> tuple[Teacher, i
             as `convert` takes it, of a network that takes images in [0, 1] and has its weights.
         x: images, [B, C, H, W].
         expected: the shape of the student's output for them.
+        classes: what the student's outputs stand for; a teacher that knows the same ones in another order gives them in this.
 
     Raises:
         InputError: no such network, or one of other outputs.
     """
     if name in bundled() or Path(name).is_file():
         model = load(name).to(x.device)
-        call, takes_level = ready(model), model.about.takes_level
+        call, takes_level, known = ready(model), model.about.takes_level, model.about.classes
     else:
         original = read_original(name)
-        call, takes_level = original.normalized().eval().to(x.device), False
+        call, takes_level, known = original.normalized().eval().to(x.device), False, about_of(original.model).classes
+    order = [known.index(kind) for kind in classes] if classes != known and sorted(classes) == sorted(known) else None
 
     def teach(x: Tensor, **told: object) -> Tensor:
         with torch.no_grad():
-            return call(x, **told if takes_level else {})
+            output = call(x, **told if takes_level else {})
+        return output if order is None else output[:, order]
 
     try:
         shape = teach(x).shape
