@@ -53,6 +53,20 @@ def test_clean_pictures_stay(run, tmp_path, steps):
     assert "flat128.png: nearly no noise found" in err
 
 
+def test_results_in_a_folder_of_the_images_are_no_images_the_next_time(run, tmp_path):
+    save_noisy("a.png", 10)
+    for name in ("b.png", "c.png"):
+        status, _, err = run("denoise", ".", "--out-dir", "clean", "--steps", "1")
+        assert status == 0, err
+        save_noisy(name, 10)
+    assert sorted(path.name for path in (tmp_path / "clean").rglob("*.png")) == ["a.png", "b.png"]
+    assert "skipped 1 earlier result" in err
+    (tmp_path / "some").mkdir()
+    save_noisy("some/d.png", 10)
+    assert run("denoise", "some", "--out-dir", ".", "--steps", "1")[0] == 0  # the folder above is no folder of results
+    assert (tmp_path / "d.png").is_file()
+
+
 @pytest.mark.parametrize("sigma", [10, 25, 50])
 def test_any_noise_is_found_and_removed(run, tmp_path, sigma):
     save_noisy("a.png", sigma)

@@ -226,6 +226,17 @@ def test_a_slow_body_is_given_up(server):
         assert line.recv(1000).startswith(b"HTTP/1.1 408")
 
 
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nhost:"])
+def test_a_connection_that_asks_nothing_is_closed(server, sent):
+    with server.connect() as line:
+        line.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n" if sent else b"")
+        assert not sent or line.recv(10000).startswith(b"HTTP/1.1 200")
+        line.sendall(sent)
+        started = time.monotonic()
+        assert line.recv(1000) == b""
+        assert time.monotonic() - started < 20  # a second, on an idle machine
+
+
 def metric(server, name, **labels):
     text = server.client.get("/metrics").text
     samples = [s for family in text_string_to_metric_families(text) for s in family.samples if s.name == name]
@@ -401,10 +412,21 @@ def test_sigterm_finishes_what_is_in_progress(guarded):
         (("r3_fast.photo", "--precision", "fp8"), "unknown precision"),
         (("r3_fast.photo", "--requests", "0"), "--requests 0"),
         (("r3_fast.photo", "--token-file", "none.txt"), "none.txt"),
+        (("r3_fast.photo", "--patience", "0"), "--patience 0 is not valid"),
+        (("r3_fast.photo", "--replicas", "4"), "--replicas is for --ray"),
+        (("r3_fast.photo", "--device", "gpu"), "--device gpu is not there"),
     ],
 )
 def test_what_the_command_refuses(refused, arguments, says):
     assert says in refused("serve", *arguments)
+
+
+@pytest.mark.parametrize("token", ["", " \n", "s\u00e9same", "two\nlines"])
+def test_a_token_that_nobody_could_send_is_refused(refused, monkeypatch, tmp_path, token):
+    (tmp_path / "token").write_text(token)
+    assert "holds no token" in refused("serve", "r3_fast.photo", "--token-file", tmp_path / "token")
+    monkeypatch.setenv("RCNET_TOKEN", token)
+    assert "RCNET_TOKEN holds no token" in refused("serve", "r3_fast.photo")
 
 
 def test_the_board_shows_metrics_that_there_are(server):

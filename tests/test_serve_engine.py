@@ -3,6 +3,7 @@ import dataclasses
 import math
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,12 +15,13 @@ from PIL import Image
 import rcnet
 from rcnet.deploy.denoise import denoise_pixels
 from rcnet.errors import InputError
+from rcnet.models.files import find
 from rcnet.serve.costs import Costs
 from rcnet.serve.engine import Engine
 from rcnet.serve.models import denoise
 from rcnet.serve.policies import Ask, Dial, State, Stream, fixed, hysteresis, least, policy, slack
 from rcnet.serve.scheduler import Dials, Refused, Request, Scheduler
-from rcnet.serve.served import Work
+from rcnet.serve.served import Served, Work
 from rcnet.serve.worker import Plan
 
 from .simulator import poisson, simulate, switches
@@ -360,10 +362,14 @@ def test_requests_of_a_worker_that_is_killed_are_answered(engine, loop):
 
 
 def test_what_a_model_refuses_does_not_end_the_worker(engine, loop):
-    before = engine.restarts
-    with pytest.raises(InputError, match="this one has 4"):
-        loop.run_until_complete(engine.submit("r3_fast.photo", Work(np.zeros((8, 8, 4), np.uint8)), engine.clock() + 30))
+    before, seconds = engine.restarts, engine.scheduler.costs.seconds("r3_fast.photo", 0, 1 << 20)
+    for _ in range(10):
+        with pytest.raises(InputError, match="this one has 4"):
+            loop.run_until_complete(
+                engine.submit("r3_fast.photo", Work(np.zeros((1024, 1024, 4), np.uint8)), engine.clock() + 30)
+            )
     assert engine.restarts == before
+    assert engine.scheduler.costs.seconds("r3_fast.photo", 0, 1 << 20) == seconds  # that it fails soon says nothing of others
 
 
 def test_a_cancelled_task_leaves_the_queue(engine, loop):
@@ -394,6 +400,44 @@ def test_the_engine_says_what_cannot_be_served(loop, engine):
     with pytest.raises(InputError, match="no setting 9: valid: 2; 3; 4"):
         engine.models["r2.cifar10"].dials("9")
     assert engine.models["r2.cifar10"].dials("3").offered == (1, 2)
+
+
+def test_a_worker_that_cannot_be_started_is_tried_until_it_can(loop, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("rcnet.serve.engine.TRIES", 1)
+    monkeypatch.setattr("rcnet.serve.engine.LONGEST", 0.1)
+    file, away = tmp_path / "mine.safetensors", tmp_path / "away"
+    shutil.copy(find("r2.cifar10"), file)
+
+    async def until(condition):
+        async with asyncio.timeout(60):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    async def lose_and_find():
+        engine = Engine([Plan((str(file),), threads=1)], slack, 30.0)
+        await engine.start()
+        try:
+            file.rename(away)
+            asyncio.create_task(engine.submit("mine", Work(cat(32)), engine.clock() + 30)).add_done_callback(
+                lambda t: t.exception()
+            )
+            os.kill(engine.workers[0].pid, signal.SIGKILL)
+            await until(lambda: engine.failing)
+            assert not engine.ready
+            away.rename(file)
+            await until(lambda: engine.ready and not engine.failing)
+            return await engine.submit("mine", Work(cat(32)), engine.clock() + 30)
+        finally:
+            await engine.stop()
+
+    assert loop.run_until_complete(lose_and_find()).result.classes
+    assert f"no file of weights at {file}" in caplog.text  # why it could not be started
+
+
+def test_a_gray_network_computes_each_channel_of_a_colour_picture(loop):
+    about = Served("gray", "denoise", ((1, 1, 1),), ("1",), (10.0,), "", (), (), 1, 1, True, 0, (), "fp32")
+    assert about.planes(Work(cat())) == 3
+    assert about._replace(channels=3).planes(Work(cat())) == about._replace(task="classify").planes(Work(cat())) == 1
 
 
 def test_an_idle_worker_takes_the_requests_of_one_that_dies(loop):

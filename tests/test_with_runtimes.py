@@ -1,6 +1,7 @@
 """Fast sessions and exported files answer as the network does."""
 
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,19 @@ def exported(denoiser, tmp_path_factory):
     """The denoiser with two step counts in every format."""
     folder = tmp_path_factory.mktemp("exported")
     return {to: export(denoiser, folder / f"x{suffix}", steps=[1, 2]) for to, suffix in (("onnx", ".onnx"), ("openvino", ".xml"))}
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_a_session_answers_each_thread_with_its_own_image(exported, to):
+    session = load_exported(exported[to], 1, threads=1)
+    images = [torch.rand(1, 1, 32, 32 + k).numpy() for k in range(4)]
+    alone = [session(x) for x in images]
+
+    def ask(k):
+        return all(np.array_equal(session(images[k]), alone[k]) for _ in range(40))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(ask, range(4)))
 
 
 @torch.inference_mode()

@@ -29,7 +29,7 @@ def serve(
     patience: float = 10.0,
     token_file: Path | None = None,
     ray: Annotated[bool, Parameter(negative="")] = False,
-    replicas: str = "1",
+    replicas: str | None = None,
 ) -> None:
     """Serve networks over HTTP, at the best settings that answer everybody in time.
 
@@ -82,13 +82,17 @@ def serve(
     ray
         Serve on the Ray cluster that RAY_ADDRESS names, or on one of this machine alone.
     replicas
-        With --ray: how many engines, e.g. 2, or 1-8 for as many as the load needs.
+        With --ray: how many engines, 1 unless given, e.g. 2, or 1-8 for as many as the load needs.
     """
     from rcnet.cost.budget import parse_budget
 
     objective = parse_budget(slo)
     if not objective.timed:
         raise InputError(f"--slo {slo} is not valid: give a time, e.g. 150ms or 2s")
+    if replicas is not None and not ray:
+        raise InputError("--replicas is for --ray: without it, give several --device")
+    if not patience > 0:
+        raise InputError(f"--patience {patience:g} is not valid: give seconds above 0")
     for name, value, lowest in (("threads", threads, 0), ("queue", queue, 1), ("batch", batch, 1)):
         check(name, value, lowest)
     for name, value in (("max-mb", max_mb), ("max-pixels", max_pixels), ("requests", requests)):
@@ -102,6 +106,8 @@ def serve(
     from rcnet.serve.served import name_of
 
     resolve_precision(precision, best_device())
+    for each in device or []:
+        check_device(each)
     settings = Settings(
         models=models,
         objective=objective.amount / 1000,
@@ -124,7 +130,7 @@ def serve(
         from rcnet.serve.cluster import run as run_on_ray
     except ImportError as error:
         raise InputError(f"serving on Ray needs {error.name}: pip install 'rcnet[ray]'") from error
-    run_on_ray(settings, read_replicas(replicas))
+    run_on_ray(settings, read_replicas(replicas or "1"))
 
 
 def read_replicas(text: str) -> tuple[int, int]:
@@ -156,10 +162,20 @@ def read_least(given: list[str], names: list[str]) -> dict[str, str]:
 
 
 def read_token(file: Path | None) -> str:
-    """The token of a file, or of RCNET_TOKEN, or none."""
-    if file is None:
-        return os.environ.get("RCNET_TOKEN", "")
-    token = file.read_text().strip()
-    if not token:
-        raise InputError(f"{file} holds no token: write one into it")
+    """The token of a file, or of RCNET_TOKEN; none where neither is given."""
+    if file is None and "RCNET_TOKEN" not in os.environ:
+        return ""
+    token = (file.read_bytes().decode("latin-1") if file else os.environ["RCNET_TOKEN"]).strip()
+    if not token or not token.isascii() or not token.isprintable():
+        raise InputError(f"{file or 'RCNET_TOKEN'} holds no token: put one into it, of letters, digits and signs of ASCII")
     return token
+
+
+def check_device(name: str) -> None:
+    """`InputError` unless torch has it here."""
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device {name} is not there: {str(error).strip().splitlines()[0]}") from error

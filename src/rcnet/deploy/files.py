@@ -41,7 +41,7 @@ def plan(paths: Sequence[Path], output: Path | None, out_dir: Path | None, compa
     for path in paths:
         files = [path]
         if path.is_dir():
-            files, left_out = _images(path)
+            files, left_out = _images(path, out_dir)
             skipped += [left_out] if left_out else []
         jobs += [_job(file, path, output, out_dir, compare) for file in files]
     if output and len(jobs) > 1:
@@ -50,11 +50,15 @@ def plan(paths: Sequence[Path], output: Path | None, out_dir: Path | None, compa
     return Plan(jobs, skipped)
 
 
-def _images(folder: Path) -> tuple[list[Path], str]:
+def _images(folder: Path, out_dir: Path | None) -> tuple[list[Path], str]:
     """The images of a folder but for our own results, and what else is there, in a sentence."""
     there = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     images = [path for path in there if path.suffix.lower() in SUFFIXES]
-    files = [path for path in images if not path.stem.endswith(OURS)]
+    inner = out_dir.resolve() if out_dir else folder.resolve()
+    inside = inner != folder.resolve() and inner.is_relative_to(folder.resolve())  # earlier results lie there
+    files = [
+        path for path in images if not path.stem.endswith(OURS) and not (inside and path.resolve().is_relative_to(inner))
+    ]
     others = [str(path.relative_to(folder)) for path in there if path.suffix.lower() not in SUFFIXES]
     if not files:
         raise InputError(f"{folder} holds no images to denoise: only earlier results, or other formats than {NAMES}")

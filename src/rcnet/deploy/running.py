@@ -1,5 +1,6 @@
 """Exported files in their runtimes: the metadata of a file, and one of its step counts as a function of its inputs."""
 
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -70,8 +71,14 @@ def openvino_session(path: Path, output: str, threads: int | None, precision: st
     config = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         config["INFERENCE_NUM_THREADS"] = str(threads)
-    request = core.compile_model(part, "CPU", config).create_infer_request()
-    return lambda fed: next(iter(request.infer(fed).values())).copy()
+    compiled, own = core.compile_model(part, "CPU", config), threading.local()
+
+    def run(fed: dict[str, np.ndarray]) -> np.ndarray:
+        if not hasattr(own, "request"):  # one holds one call's images: each thread needs its own
+            own.request = compiled.create_infer_request()
+        return next(iter(own.request.infer(fed).values())).copy()
+
+    return run
 
 
 def _executorch_method(path: Path, name: str) -> tuple[Any, Any]:
@@ -86,6 +93,7 @@ def _executorch_method(path: Path, name: str) -> tuple[Any, Any]:
 
 def executorch_session(path: Path, name: str, _: int | None, __: str) -> Runner:
     program, method = _executorch_method(path, name)
+    one = threading.Lock()  # a method holds one call's images
 
     def run(fed: dict[str, np.ndarray], program: Any = program) -> np.ndarray:
         batch, _, *sides = fed["image"].shape
@@ -93,6 +101,7 @@ def executorch_session(path: Path, name: str, _: int | None, __: str) -> Runner:
             raise InputError(
                 f"a file for ExecuTorch takes one image a call, of sides up to {SIDE} pixels, not {batch} of {sides}"
             )
-        return method.execute([torch.from_numpy(value) for value in fed.values()])[0].numpy().copy()
+        with one:
+            return method.execute([torch.from_numpy(value) for value in fed.values()])[0].numpy().copy()
 
     return run

@@ -45,6 +45,12 @@ DeadlineMs = Annotated[
 ]
 
 
+def check_token(given: str, token: str) -> None:
+    """`Failure` unless a client has given the token, where there is one."""
+    if token and not hmac.compare_digest(given.encode(), token.encode()):
+        raise Failure(401, "this server needs a token: send it as Authorization: Bearer TOKEN", reason="token")
+
+
 def create_app(engine: Engine, *, limits: Limits | None = None, token: str = "", demonstration: bool = False) -> FastAPI:
     """The application, for an engine that was started.
 
@@ -57,8 +63,7 @@ def create_app(engine: Engine, *, limits: Limits | None = None, token: str = "",
     bearer = HTTPBearer(auto_error=False, description="Needed if the server was started with a token.")
 
     async def authorized(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        if token and not hmac.compare_digest((given.credentials if given else "").encode(), token.encode()):
-            raise Failure(401, "this server needs a token: send it as Authorization: Bearer TOKEN", reason="token")
+        check_token(given.credentials if given else "", token)
 
     app = FastAPI(title="rcnet", version=rcnet.__version__, description=ABOUT, docs_url=None, redoc_url=None)
     app.add_middleware(Watch, desk=desk)  # type: ignore[arg-type]
@@ -95,9 +100,10 @@ def create_app(engine: Engine, *, limits: Limits | None = None, token: str = "",
             raise InputError(f"{about.name} takes no noise level: leave out sigma")
         picture = await desk.picture(request)
         kind = codec.answer_kind(request.headers.get("accept", ""), picture.kind)
-        answer = await desk.compute(request, about, codec.work_of(picture, sigma, strength), steps, kind)
+        work = codec.work_of(picture, sigma, strength)
+        answer = await desk.compute(request, about, work, steps, kind)
         height, width = answer.result.pixels.shape[:2]
-        fields = facts(about, answer, height * width) | {"level": round(answer.result.level, 3)}
+        fields = facts(about, answer, height * width * about.planes(work)) | {"level": round(answer.result.level, 3)}
         data = await desk.encode(picture, answer, "PNG" if kind == "JSON" else kind)
         if kind == "JSON":
             png = base64.b64encode(data).decode()

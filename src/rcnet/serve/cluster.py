@@ -4,6 +4,8 @@ A front takes the connections and passes each request to a replica; it asks anot
 """
 
 import asyncio
+import dataclasses
+import logging
 import os
 import signal
 import threading
@@ -14,19 +16,22 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message
 
+from rcnet.errors import InputError
 from rcnet.models import read_metadata
-from rcnet.serve.app import create_app
+from rcnet.serve.app import check_token, create_app
 from rcnet.serve.desk import Failure, failure_of, read_body
 from rcnet.serve.policies import policy
 from rcnet.serve.run import Settings, bind, engine_of, shown
+from rcnet.serve.scheduler import Refused
 
 NAME, ENGINE = "rcnet", "Engine"
 TRIES = 3  # replicas that are asked, one after the other, while they die
+log = logging.getLogger(__name__)
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
@@ -34,7 +39,9 @@ class Replica:
     """One engine and its application, in a process of the cluster."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings, self.engine = settings, engine_of(settings)
+        device = "cuda:0" if settings.devices[0].startswith("cuda") else settings.devices[0]  # the one that Ray lends
+        self.settings = dataclasses.replace(settings, devices=(device,))
+        self.engine = engine_of(self.settings)
         self._starting = asyncio.Lock()
         self._app: Any = None
 
@@ -58,7 +65,7 @@ class Replica:
     async def check_health(self) -> None:
         """Asked by the cluster from time to time."""
         await self._start()
-        if not self.engine.ready and not self.engine.restarts:
+        if self.engine.failing:
             raise RuntimeError("no worker is up")
 
     async def _start(self) -> None:
@@ -68,19 +75,31 @@ class Replica:
                 self._app = create_app(self.engine, limits=self.settings.limits, token=self.settings.token)
 
 
-def front(settings: Settings) -> Starlette:
-    """The application that takes connections, for a process of the cluster."""
+def front(settings: Settings, most: int) -> Starlette:
+    """The application that takes connections, for a process of the cluster; it holds the bodies of at most so many requests."""
     engines = serve.get_deployment_handle(ENGINE, app_name=NAME)
+    held: set[object] = set()
 
     async def forward(request: Request) -> Response:
+        place = object()
         try:
+            if request.method != "GET":  # before anything of a body is read
+                check_token(request.headers.get("authorization", "").partition(" ")[2], settings.token)
+                if len(held) >= most:
+                    raise Failure(429, "too many requests at once", 1.0, "busy")
+                held.add(place)
             body = await read_body(request, settings.limits)
             keys = ("method", "path", "raw_path", "query_string", "headers", "http_version", "scheme")
             scope = {key: request.scope[key] for key in keys if key in request.scope} | {"root_path": ""}
             status, headers, data = await ask(scope, body)
         except Exception as error:
-            failure = failure_of(error)
+            known = isinstance(error, Failure | Refused | InputError | ClientDisconnect)
+            failure = failure_of(error) if known else Failure(503, "a replica failed", 1.0, "failed")
+            if not known:
+                log.exception("a replica failed")
             return JSONResponse({"detail": str(failure)}, failure.status, failure.headers)
+        finally:
+            held.discard(place)
         response = Response(data, status)
         response.raw_headers = headers
         return response
@@ -107,7 +126,7 @@ def application(settings: Settings, replicas: tuple[int, int]) -> serve.Applicat
     engine = serve.deployment(
         name=ENGINE, max_ongoing_requests=2 * settings.limits.requests, ray_actor_options=needs, health_check_period_s=5, **scale
     )(Replica)
-    ingress = serve.ingress(lambda: front(settings))()
+    ingress = serve.ingress(lambda: front(settings, high * 2 * settings.limits.requests))()
     gate = serve.deployment(name="Front", num_replicas=1, max_ongoing_requests=4096, ray_actor_options={"num_cpus": 0})
     return gate(ingress).bind(engine.bind(settings))
 
@@ -122,7 +141,11 @@ def run(settings: Settings, replicas: tuple[int, int]) -> None:
     if not os.environ.get("RAY_ADDRESS"):
         ray.init(include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": settings.host, "port": port})
-    serve.run(application(settings, replicas), name=NAME, route_prefix="/")
+    try:
+        serve.run(application(settings, replicas), name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        serve.delete(NAME)
+        raise InputError(f"the replicas cannot be started: {' '.join(str(error).split())}") from error
     print(f"rcnet serves {', '.join(settings.models)} at http://{address}", flush=True)
     ended = threading.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):

@@ -1,7 +1,7 @@
 """The engine: requests in, results out, over the scheduler and its workers. asyncio, and no transport."""
 
 import asyncio
-import contextlib
+import itertools
 import logging
 import math
 import time
@@ -15,7 +15,8 @@ from rcnet.serve.served import Served, Work, name_of
 from rcnet.serve.worker import Job, Plan, Worker, WorkerDied
 
 PATIENCE = 30.0  # seconds, and 20 times the expected ones, after which a worker that gives no answer is ended
-TRIES = 3  # of a worker to start, one after the other, before the engine gives up
+TRIES = 3  # of a worker to start, one after the other, before those who wait are refused
+LONGEST = 30  # seconds between two tries
 log = logging.getLogger(__name__)
 
 
@@ -58,6 +59,7 @@ class Engine:
         self.bound, self.most, self.each = bound, most, each
         self.models: dict[str, Served] = {}
         self.restarts = 0
+        self.failing = False  # no worker is up, and several tries to start one have failed
         self.stopping = False  # set it when no more requests are wanted: nobody is told that the engine is ready
         self.clock = time.perf_counter
         self._tasks: list[asyncio.Task[None]] = []
@@ -126,10 +128,10 @@ class Engine:
         """
         about = self.models[model]
         size = about.size
-        height, width = (size, size) if size else work.pixels.shape[:2]
+        pixels = size * size if size else work.pixels.shape[0] * work.pixels.shape[1] * about.planes(work)
         pinned = None if setting is None else about.place(setting)
         shape = (size,) if size else (*work.pixels.shape, work.pixels.itemsize)
-        request = Request(model, shape, height * width, deadline, work, pinned)
+        request = Request(model, shape, pixels, deadline, work, pinned)
         request.answer = asyncio.get_running_loop().create_future()
         self.scheduler.submit(request, self.clock())
         self._work.set()
@@ -162,8 +164,11 @@ class Engine:
                 await self._revive(place, batch)
                 continue
             now = self.clock()
-            scheduler.done(batch, now - batch.started, now, place)
-            self.each(batch.model, about.labels[batch.setting], len(batch.requests), seconds)
+            if isinstance(results, Exception):  # what it took says nothing of what others will
+                scheduler.free[place] = now
+            else:
+                scheduler.done(batch, now - batch.started, now, place)
+                self.each(batch.model, about.labels[batch.setting], len(batch.requests), seconds)
             self._resolve(batch, results, seconds)
 
     def _take(self, place: int) -> Batch | None:
@@ -200,20 +205,22 @@ class Engine:
         batch.requests = [request for request in batch.requests if not request.answer.done()]
         scheduler.put_back(batch)
         self._work.set()  # another worker may be free
-        for trial in range(TRIES):
+        for trial in itertools.count():
             self.restarts += 1
             log.error("worker %s died: it is started anew", worker.pid)
             await worker.stop()
-            with contextlib.suppress(WorkerDied, InputError):
+            try:
                 await worker.start(warm=False)
-                scheduler.free[place] = self.clock()
+            except (WorkerDied, InputError) as error:
+                log.error("worker %s cannot be started: %s", worker.pid, error or "it ended")
+            else:
+                scheduler.free[place], self.failing = self.clock(), False
                 return
-            await asyncio.sleep(2**trial)
-        log.error("worker %s cannot be started again", worker.pid)
-        if math.isinf(min(scheduler.free)):
-            for request in self._open:
-                _refuse(request, Refused("down", "no worker is up"))
-        await asyncio.Event().wait()  # until the engine stops
+            if trial + 1 >= TRIES and math.isinf(min(scheduler.free)):
+                self.failing = True
+                for request in self._open:
+                    _refuse(request, Refused("down", "no worker is up"))
+            await asyncio.sleep(min(2**trial, LONGEST))
 
 
 def _refuse(request: Request, error: Exception) -> None:

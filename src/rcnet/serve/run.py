@@ -7,8 +7,11 @@ import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from rcnet.errors import InputError
 from rcnet.serve.app import create_app
@@ -17,6 +20,7 @@ from rcnet.serve.engine import Engine
 from rcnet.serve.policies import policy
 from rcnet.serve.worker import Plan
 
+CONNECTIONS = 1000  # that may stand idle, beside those of requests
 DRAIN = 30  # seconds for the requests that are in progress at SIGTERM
 GRACE = 0.5  # seconds before, in which what clients have sent, or the system has accepted, still comes in
 
@@ -81,6 +85,42 @@ def shown(bound: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """Of a client, which is closed where it brings no whole request for `patience` seconds."""
+
+    def __init__(self, *arguments: Any, patience: float, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.patience = patience
+        self.waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self.wait()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        if self.waiting:
+            self.waiting.cancel()
+
+    def wait(self) -> None:
+        """From now on, where no request is being answered, and it does not wait already."""
+        if self.waiting is None and self.idle:
+            self.waiting = self.loop.call_later(self.patience, self.give_up)
+
+    def give_up(self) -> None:
+        self.waiting = None
+        if self.idle and not self.transport.is_closing():
+            self.transport.close()
+
+    @property
+    def idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+
 class _Server(uvicorn.Server):
     """Loses no request when it stops: a connection may wait to be accepted, and a request may follow its connection."""
 
@@ -117,7 +157,8 @@ async def serve(settings: Settings) -> None:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=DRAIN,
-            limit_concurrency=4 * settings.limits.requests,
+            http=partial(Connection, patience=settings.limits.patience),  # type: ignore[arg-type]
+            limit_concurrency=CONNECTIONS + 4 * settings.limits.requests,
         )
         gc.freeze()  # a full collection of what the imports made would stop all for a tenth of a second
         print(f"rcnet serves {', '.join(engine.models)} at http://{shown(listening)}", flush=True)

@@ -36,6 +36,10 @@ class Served(NamedTuple):
     classes: tuple[str, ...]
     precision: str
 
+    def planes(self, work: "Work") -> int:
+        """How many images of the network one image is: a gray denoiser takes the channels of a picture one by one."""
+        return work.pixels.shape[2] if self.task == "denoise" and self.channels == 1 else 1
+
     def dials(self, least: str | None = None) -> Dials:
         """For the scheduler: the settings from `least` on of which each is better than every lesser one.
 

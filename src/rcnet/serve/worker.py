@@ -166,6 +166,8 @@ def _answer(connection: socket.socket) -> None:
         result: list[Any] | Exception
         try:
             result = models[job.model].run(job.setting, job.work)
+        except torch.AcceleratorError:  # no later call would work either: the process ends, and a new one starts
+            raise
         except Exception as error:
             result = error if isinstance(error, InputError) else RuntimeError(f"{type(error).__name__}: {error}")
         _send(connection, (result, time.perf_counter() - started))
