@@ -5,6 +5,7 @@ import json
 import pickle
 import random
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -527,3 +528,91 @@ def test_how_far_a_converted_network_sees_is_saved(tmp_path):
     net = rcnet.convert("tests.test_convert:dncnn", (1, 2), options={"blocks": 3}, about=about)
     rcnet.save(net, tmp_path / "net.safetensors")
     assert rcnet.load(tmp_path / "net.safetensors").about == net.about
+
+
+class Shifting(nn.Module):
+    """Blocks that assign to parts of tensors and make others on the device of their input."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.blocks = nn.ModuleList(ShiftBlock() for _ in range(3))
+        self.head = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x):
+        x = x.clone()
+        x[:, 0] = x[:, 0] * 2 - 1
+        y = self.stem(x)
+        for block in self.blocks:
+            y = block(y)
+        return self.head(y + torch.linspace(0, 1, y.shape[-1], device=y.device))
+
+
+class ShiftBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        out = torch.zeros_like(y, device=x.device)
+        out[:, :4, :, 1:] = y[:, :4, :, :-1]
+        out[:, 4:] = y[:, 4:]
+        return x + out
+
+
+@torch.no_grad()
+def test_assignments_and_devices_are_followed():
+    torch.manual_seed(0)
+    old, x = Shifting().eval(), torch.rand(2, 3, 16, 16)
+    net = convert(old, 3, "low-rank", rank=10**6, example=x).eval()
+    torch.testing.assert_close(net(x, 3), old(x), atol=1e-5, rtol=1e-5)
+    assert net.to("meta")(x.to("meta")).shape == x.shape
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_networks_of_other_precisions_become_float32(dtype):
+    old, x = dncnn().to(dtype).eval(), torch.rand(1, 3, 16, 16)
+    net = convert(old, 4, "low-rank", rank=10**6, example=x.to(dtype)).eval()
+    torch.testing.assert_close(net(x), copy.deepcopy(old).float()(x), atol=1e-4, rtol=1e-4)
+
+
+def test_threads_convert_at_the_same_time():
+    call = nn.Module.__call__
+
+    def work(_):
+        old = dncnn()
+        return len(convert(old, 2, example=torch.rand(1, 3, 8, 8)).recurrent_cells()), old(torch.rand(1, 3, 8, 8)).shape
+
+    with ThreadPoolExecutor(3) as pool:
+        assert set(pool.map(work, range(9))) == {(1, (1, 3, 8, 8))}
+    assert nn.Module.__call__ is call
+
+
+def test_a_converted_network_of_ones_own_is_saved_and_loaded(tmp_path, forgotten):
+    old = small(4)
+    net = rcnet.convert(old, (1, 2), source="tests.test_convert:small", options={"num_classes": 4},
+                        about=About("classify", size=(32, 32)))  # fmt: skip
+    rcnet.save(net, tmp_path / "net.safetensors")
+    x = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(rcnet.load(tmp_path / "net.safetensors").eval()(x), net.eval()(x))
+    with pytest.raises(InputError, match="has no function 'nothing'"):
+        rcnet.convert(old, (1, 2), source="tests.test_convert:nothing", about=About("classify", size=(32, 32)))
+
+
+def test_what_convert_refuses_says_why(refused, tmp_path):
+    arguments = ("convert", "tests.test_convert:small", "--task", "classify", "-o", tmp_path / "net.safetensors")
+    assert "--size -32 is not valid" in refused(*arguments, "--size=-32")
+    assert "--size 0 is not valid" in refused(*arguments, "--size", "0")
+    torch.save({f"module.{name}": x for name, x in small().state_dict().items()}, tmp_path / "old.pt")
+    told = refused(*arguments, "--size", "32", "--weights", tmp_path / "old.pt")
+    assert 'Missing key(s) in state_dict: "' in told
+    with pytest.raises(InputError, match=r"cannot be followed on an image of .*: not 48 pixels"):
+        convert(Strict(), 2, example=torch.rand(1, 3, 16, 16))
+
+
+class Strict(nn.Module):
+    def forward(self, x):
+        torch._assert(x.shape[-1] == 48, "not 48 pixels")
+        return x

@@ -504,6 +504,36 @@ def test_radius_of_r3_fast_is_the_halo_of_an_aligned_tile(steps, convs):
         assert not ((start <= changed) & (changed < end)).all(dim=1).any()
 
 
+class Indexed(nn.Module):
+    """With numbers that bf16 does not hold, and that are no kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("index", torch.arange(600).reshape(20, 30))
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x, norms):
+        return x + norms[0](self.conv(x))
+
+
+def shared_body(steps: int = 2):
+    """Two cells of one body, and a function that computes with numbers."""
+    body, slopes = Indexed(), [rate.item() for rate in torch.linspace(0, 0.1, 2)]
+    cells = (rcnet.RecurrentCell(body, lambda: [nn.BatchNorm2d(3)], steps) for _ in slopes)
+    net = rcnet.RecurrentNet(*cells)
+    net.about = rcnet.About("denoise")
+    return net
+
+
+def test_networks_of_any_making_are_saved(tmp_path):
+    net, x = create_model("tests.test_models:shared_body").eval(), torch.rand(1, 3, 8, 8)
+    for half in (False, True):
+        save(net, tmp_path / "net.safetensors", half=half)
+        again = load(tmp_path / "net.safetensors").eval()
+        assert all(torch.equal(again.state_dict()[name], y) for name, y in net.state_dict().items() if not y.is_floating_point())
+        torch.testing.assert_close(again(x), net(x), atol=1e-2 if half else 1e-6, rtol=0)
+
+
 def test_half_of_a_file(tmp_path):
     model = create_model("r3_fast", width=32)
     save(model, tmp_path / "whole.safetensors")

@@ -22,6 +22,7 @@ from rcnet.cost import latencies, macs, profile, steps_for
 from rcnet.deploy.denoise import denoise_steps_for
 from rcnet.deploy.export import export, load_exported, read_exported
 from rcnet.evaluation import denoising_results
+from rcnet.evaluation.record import record_result
 from rcnet.models import bundled, read_metadata, registry
 from rcnet.tasks.catalogue import describe_architecture
 from rcnet.training import read_recipe, train
@@ -117,8 +118,14 @@ def test_the_command_line_finds_a_network_of_ones_own(run, tmp_path):
 
 def test_names_are_taken_once(registered):
     registered(dwnet)
+    registered(dwnet)  # read twice, as a script that RCNET_MODULES names, too
+
+    def other():
+        return dwnet()
+
+    other.__name__ = "dwnet"
     with pytest.raises(InputError, match="network 'dwnet' already"):
-        registered(dwnet)
+        registered(other)
 
     def r2():
         return dwnet()
@@ -209,6 +216,14 @@ def test_results_of_bundled_weights_go_to_a_copy(run, refused, tmp_path):
     assert [result["sigma"] for result in results] == [*(result["sigma"] for result in known), 15.0, 50.0]
     shutil.copy(bundled()["r3_fast.gray"], tmp_path / "r3_fast.bsd-gray-25.safetensors")
     assert "holds other weights" in run(*arguments)[2]
+    named, other = tmp_path / "named.safetensors", tmp_path / "other.safetensors"
+    shutil.copy(bundled()["r3.bsd-gray-25"], other)
+    shutil.copy(bundled()["r3_fast.bsd-gray-25"], named)
+    model = rcnet.load(named)
+    shutil.copy(other, named)  # a training writes there while this one is measured
+    with pytest.raises(InputError, match="was written by others since it was loaded"):
+        record_result(model, named, {"rows": []})
+    assert named.read_bytes() == other.read_bytes()
 
 
 # Cells that do not fit

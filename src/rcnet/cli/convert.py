@@ -90,6 +90,8 @@ def convert(
         raise InputError(f"{output} is not valid: the file ends in .safetensors")
     original = read_original(network, read_overrides(options), weights)
     about: About = about_of(original.model)
+    if size is not None and size < 1:
+        raise InputError(f"--size {size} is not valid: the side of the images in pixels")
     sides = (size, size) if size else original.size or about.size
     about = dataclasses.replace(about, task=task or about.task, size=sides)
     if not about.task:
@@ -107,11 +109,11 @@ def convert(
         source=original.source,
         options=original.options,
     )
-    save(net, output)
     height, width = sides or (SIDE, SIDE)
     whole = original.normalized().eval()
     before = counted(lambda: whole(torch.zeros(1, about.channels, height, width)))
     cost = {n: (parameters(unroll(net, n)), macs(net, n, (height, width))) for n in net.choices}
+    save(net, output)
     done = net.conversion
     if json_output:
         size_before = {"parameters": done.before, "macs": before}

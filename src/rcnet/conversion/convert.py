@@ -87,7 +87,7 @@ def convert(
     A run is two blocks or more that follow each other, of one class and differing only in their weights, whose input and output
     have the same shape. Blocks that change the shape stay, as parts of the chain between the cells. Steps stand for blocks,
     evenly spread: with as many steps as blocks each for its own; a step's norms and layer scales are those of its block, and
-    convolutions are shared. What was done is in `conversion` of the result, and prints as a table.
+    convolutions are shared. The result is in float32. What was done is in its `conversion`, and prints as a table.
 
     Args:
         model: called with one image tensor; it gives a tensor, or several, of which `logits` or the first counts.
@@ -114,11 +114,11 @@ def convert(
     if type(rank) is not int or rank < 0 or (init == "low-rank" and not rank):
         raise InputError(f"rank={rank!r} is not valid: a whole number from 0; from 1 with init='low-rank'")
     counts = None if isinstance(steps, str) and steps == "all" else supported_steps(steps)  # type: ignore[arg-type]
-    source = copy.deepcopy(model).cpu().eval()
-    x = torch.rand(2, about.channels, *(about.size or (SIDE, SIDE))) if example is None else example.detach().cpu()
+    source = copy.deepcopy(model).cpu().float().eval()
+    x = torch.rand(2, about.channels, *(about.size or (SIDE, SIDE))) if example is None else example.detach().cpu().float()
     try:
         recording = record(source, x)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError) as error:
         raise InputError(f"{type(model).__name__} cannot be followed on an image of {list(x.shape)}: {error}") from error
     found = find_runs(source, recording, regions)
     kept = tuple(Kept(*row) for row in found.kept)

@@ -7,6 +7,7 @@ batches fit; the course of the code, and dropout that is no layer, are those of 
 
 import inspect
 import operator
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from rcnet.errors import InputError
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_ONE_AT_A_TIME = threading.RLock()  # as calls of modules are changed for the whole process
 DECIDING = ("__bool__", "item", "tolist", "__int__", "__float__", "__len__", "numpy")
 
 
@@ -77,20 +79,23 @@ def record(root: nn.Module, example: Tensor, leaf: Callable[[nn.Module], bool] =
     Raises:
         InputError: the course of the code depends on values of the example, or it uses a tensor that the module does not hold.
     """
-    recorder, x = _Recorder(root, leaf), example.clone()
-    recorder.value(recorder.graph.placeholder("x"), x)
-    with recorder, _patched(recorder):
-        output = first_tensor(recorder.called(recorder.plain, root, (x,), {}))
-    recorder.graph.output(recorder.node(output))
-    return Recording(recorder.graph, recorder.calls)
+    with _ONE_AT_A_TIME:
+        recorder, x = _Recorder(root, leaf, example.device), example.clone()
+        recorder.value(recorder.graph.placeholder("x"), x)
+        with recorder, _patched(recorder):
+            output = first_tensor(recorder.called(recorder.plain, root, (x,), {}))
+        recorder.graph.output(recorder.node(output))
+        return Recording(recorder.graph, recorder.calls)
 
 
 @contextmanager
 def _patched(recorder: "_Recorder") -> Iterator[None]:
-    """Calls of modules go through the recorder."""
-    plain = recorder.plain
+    """Calls of modules in this thread go through the recorder."""
+    plain, thread = recorder.plain, threading.get_ident()
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return plain(module, *args, **kwargs)
         return recorder.called(plain, module, args, kwargs)
 
     nn.Module.__call__ = call  # type: ignore[method-assign]
@@ -135,8 +140,9 @@ for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordi
 class _Recorder(TorchFunctionMode):
     """Writes down what runs."""
 
-    def __init__(self, root: nn.Module, leaf: Callable[[nn.Module], bool]) -> None:
+    def __init__(self, root: nn.Module, leaf: Callable[[nn.Module], bool], device: torch.device) -> None:
         super().__init__()
+        self.device = device
         self.root, self.leaf, self.plain = root, leaf, nn.Module.__call__
         self.graph = fx.Graph()
         self.calls: list[Call] = []
@@ -149,7 +155,7 @@ class _Recorder(TorchFunctionMode):
     def value(self, node: fx.Node, result: Any) -> Any:
         """What ran, known by its node from now on."""
         if isinstance(result, Tensor):
-            self.nodes[id(result)] = node
+            self.nodes[id(result)] = self.latest = node
             self.kept.append(result)
         elif isinstance(result, tuple | list):
             for place, part in enumerate(result):
@@ -158,9 +164,11 @@ class _Recorder(TorchFunctionMode):
         return result
 
     def node(self, value: Any) -> Any:
-        """The node of a tensor or a size; other values as they are."""
+        """The node of a tensor, a size or the device that the example is on; other values as they are."""
         if isinstance(value, _Size):
             return value.make()
+        if isinstance(value, torch.device) and value == self.device:
+            return self.graph.call_function(getattr, (self.latest, "device"))
         if not isinstance(value, Tensor):
             return value
         if id(value) not in self.nodes:
@@ -185,6 +193,11 @@ class _Recorder(TorchFunctionMode):
         plain_args, plain_kwargs = self.mapped((args, kwargs), lambda v: int(v) if isinstance(v, _Size) else v)
         if self.off:
             return function(*plain_args, **plain_kwargs)
+        if function is Tensor.__setitem__:  # gives nothing, and changes its tensor
+            nodes = self.mapped(args, self.node)
+            function(*plain_args)
+            self.graph.call_function(operator.setitem, nodes)
+            return None
         if name in DECIDING and function is getattr(Tensor, name, None):
             raise InputError(f"its course depends on the values of tensors (Tensor.{name})")
         owner: Any = getattr(function, "__self__", None)

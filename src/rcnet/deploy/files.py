@@ -56,9 +56,7 @@ def _images(folder: Path, out_dir: Path | None) -> tuple[list[Path], str]:
     images = [path for path in there if path.suffix.lower() in SUFFIXES]
     inner = out_dir.resolve() if out_dir else folder.resolve()
     inside = inner != folder.resolve() and inner.is_relative_to(folder.resolve())  # earlier results lie there
-    files = [
-        path for path in images if not path.stem.endswith(OURS) and not (inside and path.resolve().is_relative_to(inner))
-    ]
+    files = [path for path in images if not path.stem.endswith(OURS) and not (inside and path.resolve().is_relative_to(inner))]
     others = [str(path.relative_to(folder)) for path in there if path.suffix.lower() not in SUFFIXES]
     if not files:
         raise InputError(f"{folder} holds no images to denoise: only earlier results, or other formats than {NAMES}")

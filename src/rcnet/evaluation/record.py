@@ -21,7 +21,7 @@ def record_result(model: RecurrentNet, name_or_path: str | Path, result: dict[st
     is equal) are joined by step count, the new ones first.
 
     Raises:
-        InputError: a file in the place of the copy holds other weights.
+        InputError: the file to write holds other weights, as another process has written it meanwhile, or in the place of a copy.
     """
     path, there = _place(model, name_or_path)
     known = list(there["results"])
@@ -54,4 +54,6 @@ def _place(model: RecurrentNet, name_or_path: str | Path) -> tuple[Path, Mapping
         return path, there
     if copied:
         raise InputError(f"{path} holds other weights than {name}: the result would go there, so move it away")
+    if "weights" in there:
+        raise InputError(f"{path} was written by others since it was loaded: measure it again")
     return path, model.metadata

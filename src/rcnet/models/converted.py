@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rcnet import conversion
 from rcnet.about import About
+from rcnet.calling import device_of
 from rcnet.cell import NormMode, RecurrentNet, supported_steps
 from rcnet.conversion import ConvertedNet, Init
 from rcnet.errors import InputError
@@ -57,6 +58,8 @@ def convert(
         model = build_source(source, options or {})
     elif not source and hasattr(model, "config") and type(model).__module__.startswith("transformers."):
         source, options = f"transformers:{type(model).__name__}", json.loads(model.config.to_json_string())  # type: ignore[union-attr,operator]
+    elif source and source.partition(":")[0] not in LIBRARIES:
+        find_builder(source)  # a person named it: from now on a file may
     about = about or about_of(model)
     net = conversion.convert(model, steps, init, regions, rank, norm_mode=norm_mode, example=example, about=about)
     net = _normalized(net, mean, std)
@@ -93,7 +96,7 @@ def _normalized(net: ConvertedNet, mean: Sequence[float], std: Sequence[float]) 
         return net
     if len(mean) != len(std) or len(mean) not in (1, net.about.channels):
         raise InputError(f"mean={list(mean)} and std={list(std)} are not valid: one number a channel, {net.about.channels}")
-    whole = ConvertedNet(normalize=Normalize(mean, std), **dict(net.named_children()))
+    whole = ConvertedNet(normalize=Normalize(mean, std).to(device_of(net)), **dict(net.named_children()))
     whole.offer(net.settings)
     whole.about, whole.conversion = net.about, net.conversion
     return whole.train(net.training)
@@ -195,8 +198,13 @@ def read_original(name: str, options: Mapping[str, Any] | None = None, weights: 
         except OSError as error:
             raise InputError(f"{weights} cannot be read: {error.strerror or error}") from error
         except Exception as error:  # torch.load raises almost anything on a broken file
-            raise InputError(f"{weights} does not hold the weights of {name}: {str(error).strip().splitlines()[0]}") from error
+            raise InputError(f"{weights} does not hold the weights of {name}: {_first_lines(error)}") from error
     return Original(model, name, dict(options or {}))
+
+
+def _first_lines(error: Exception) -> str:
+    """Torch's heading and what it lists first."""
+    return " ".join(" ".join(str(error).split()).split(". \t")[0][:300].split())
 
 
 def _of_transformers(folder: Path) -> Original:
@@ -209,7 +217,7 @@ def _of_transformers(folder: Path) -> Original:
         kind = getattr(transformers, (config.architectures or [""])[0], None)
         if kind is None:
             raise InputError(f"{folder}/config.json names no network of transformers: architectures = {config.architectures}")
-        model = kind.from_pretrained(folder, local_files_only=True)
+        model = kind.from_pretrained(folder, local_files_only=True).float()
     except ImportError as error:
         raise InputError("this folder needs transformers: pip install 'rcnet[transformers]'") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -105,6 +105,8 @@ def save(model: RecurrentNet, path: str | Path, *, half: bool = False, **metadat
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         stored = {name: tensor.bfloat16() if _fits_bf16(tensor) else tensor for name, tensor in state.items()}
+        places = [tensor.data_ptr() for tensor in stored.values()]
+        stored = {name: x.clone() if x.data_ptr() in places[:i] else x for i, (name, x) in enumerate(stored.items())}
         temporary.write_bytes(to_bytes(stored, {KEY: json.dumps(metadata)}))
 
 

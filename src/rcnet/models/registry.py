@@ -63,12 +63,19 @@ def register(
     """
 
     def add(build: Build) -> Build:
-        if build.__name__ in _ENTRIES and not replace:
+        known = _ENTRIES.get(build.__name__)
+        if known and not replace and not _same_code(known.build, build):
             raise InputError(f"there is a network {build.__name__!r} already: take another name, or register(..., replace=True)")
         _ENTRIES[build.__name__] = Entry(build.__name__, task, steps, build, adjustable)
         return build
 
     return add
+
+
+def _same_code(known: Build, build: Build) -> bool:
+    """Whether it is one function, read twice: a script that is run, and imported by its name."""
+    codes: list[Any] = [getattr(inspect.unwrap(function), "__code__", None) for function in (known, build)]
+    return None not in codes and len({(code.co_filename, code.co_qualname, code.co_firstlineno) for code in codes}) == 1
 
 
 def register_as(name: str, task: str, build: Build) -> None:
