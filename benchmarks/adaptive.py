@@ -78,7 +78,7 @@ def cut(model: RecurrentNet, images: Sequence[tuple[np.ndarray, np.ndarray, np.n
         whole = np.array([gmac(model, n, clean.shape) for n in model.choices])
         for places in zip(*(tiles(model, n, side, *clean.shape) for n in model.choices), strict=True):
             at = places[0][:2]
-            sizes = [size_of(seen, model.about.multiple) for _, _, seen, _ in places]
+            sizes = [size_of(seen) for _, _, seen, _ in places]
             work = [gmac(model, n, size) for n, size in zip(model.choices, sizes, strict=True)]
             parts = outputs[:, *at]
             errors = np.square(parts - clean[at]).sum((1, 2))

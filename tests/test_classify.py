@@ -498,6 +498,8 @@ def test_weights_go_on_at_their_size_and_with_their_order_of_classes(cifar_folde
     recipe = read_recipe("finetune", [f"init={tmp_path / 'init.safetensors'}", "iterations=2", "epochs=0", "batch=10"])
     trainer = Trainer(recipe, cifar_folder, tmp_path / "run", False)
     assert trainer.model.about.size == (16, 16)
+    assert trainer.recipe.classification.size == 16  # which a resumed run compares
+    assert Trainer(small(), cifar_folder, tmp_path / "usual", False).recipe.classification.size == 32
     assert trainer.model.about.classes == tuple(names[::-1])
     everything = read_labelled(cifar_folder, "train")
     counts = torch.bincount(torch.cat([trainer.task.batch(np.random.default_rng(0), i).target for i in range(10)]), minlength=10)

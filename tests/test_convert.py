@@ -542,10 +542,11 @@ class Shifting(nn.Module):
     def forward(self, x):
         x = x.clone()
         x[:, 0] = x[:, 0] * 2 - 1
-        y = self.stem(x)
-        for block in self.blocks:
+        y, total = self.stem(x), 0
+        for i, block in enumerate(self.blocks):
             y = block(y)
-        return self.head(y + torch.linspace(0, 1, y.shape[-1], device=y.device))
+            total = total + torch.ones(1, device=y.device) * i
+        return self.head(total + y + torch.linspace(0, 1, y.shape[-1], device=y.device))
 
 
 class ShiftBlock(nn.Module):

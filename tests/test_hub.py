@@ -177,6 +177,8 @@ def test_what_cannot_be_loaded(tmp_path, monkeypatch):
         rcnet.from_pretrained(tmp_path)
     with pytest.raises(InputError, match="did you mean 'r3_fast"):
         rcnet.from_pretrained("r3_fast.foto")
+    with pytest.raises(InputError, match=r"^a b on the Hugging Face hub"):
+        rcnet.from_pretrained("hf-hub:a b")
     with pytest.raises(InputError, match="no file of weights at"):
         rcnet.from_pretrained(Path("some") / "w.safetensors")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)

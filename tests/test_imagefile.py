@@ -637,3 +637,35 @@ def test_floats_of_a_portable_map_are_refused(tmp_path):
     (tmp_path / "x.pfm").write_bytes(b"Pf\n8 8\n-1.0\n" + np.linspace(0, 1, 64, dtype="<f4").tobytes())
     with pytest.raises(InputError, match="mode F"):
         read(tmp_path / "x.pfm")
+
+
+def test_colours_that_are_not_srgb_are_kept_or_said(tmp_path):
+    image = Image.open(CAT).convert("RGB").resize((60, 40))
+    image.save(tmp_path / "a.jp2")
+    data = (tmp_path / "a.jp2").read_bytes()
+    at, head = data.find(b"colr") - 4, data.find(b"jp2h") - 4
+    old = int.from_bytes(data[at : at + 4])
+    box = struct.pack(">I4sBBB", 11 + len(ICC), b"colr", 2, 0, 0) + ICC
+    grown = int.from_bytes(data[head : head + 4]) + len(box) - old
+    (tmp_path / "b.jp2").write_bytes(data[:head] + struct.pack(">I", grown) + data[head + 4 : at] + box + data[at + old :])
+    wide = read(tmp_path / "b.jp2")
+    assert (read(tmp_path / "a.jp2").icc, wide.icc) == (b"", ICC)
+    write(tmp_path / "b.png", wide)
+    assert read(tmp_path / "b.png").icc == ICC
+    assert "the ICC profile" in " ".join(check_writable(tmp_path / "c.jp2", wide))
+    image.save(tmp_path / "a.avif")
+    data = bytearray((tmp_path / "a.avif").read_bytes())
+    assert read(tmp_path / "a.avif").notes == ()
+    data[data.find(b"colrnclx") + 9] = 12  # the primaries of Display P3
+    (tmp_path / "b.avif").write_bytes(data)
+    assert "primaries 12" in " ".join(read(tmp_path / "b.avif").notes)
+
+
+def test_tags_and_chunks_that_are_not_kept_are_said(tmp_path):
+    Image.open(CAT).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    chunk = struct.pack(">I", 4) + b"oFFs" + bytes(4) + struct.pack(">I", zlib.crc32(b"oFFs" + bytes(4)))
+    (tmp_path / "b.png").write_bytes(data[:33] + chunk + data[33:])
+    assert (read(tmp_path / "a.png").notes, read(tmp_path / "b.png").notes) == ((), ("its chunks oFFs are not kept",))
+    Image.open(CAT).save(tmp_path / "b.tif", tiffinfo={34118: b"scale", 315: "somebody"})
+    assert read(tmp_path / "b.tif").notes == ("its tags 34118 are not kept",)

@@ -19,11 +19,15 @@ from rcnet import About, Cell, InputError, RecurrentCell, RecurrentNet, Transiti
 from rcnet.calling import ready
 from rcnet.cell import norms_of
 from rcnet.cost import latencies, macs, profile, steps_for
+from rcnet.cost.budget import fingerprint
 from rcnet.deploy.denoise import denoise_steps_for
 from rcnet.deploy.export import export, load_exported, read_exported
 from rcnet.evaluation import denoising_results
 from rcnet.evaluation.record import record_result
+from rcnet.figures.features import features
 from rcnet.models import bundled, read_metadata, registry
+from rcnet.serve.models import open_model
+from rcnet.serve.served import Work
 from rcnet.tasks.catalogue import describe_architecture
 from rcnet.training import read_recipe, train
 
@@ -595,6 +599,9 @@ def test_sides_that_a_network_does_not_take_are_filled(registered):
     pixels = np.rint(x[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
     assert np.isfinite(denoising_results(model, [pixels], 25, [1])[0]["psnr"])
     assert denoise_steps_for(model, "1GMAC", (1, 3, 37, 50)) == 1
+    assert macs(model, 1, (37, 50)) == macs(model, 1, (40, 52))
+    assert profile(model, (37, 50))[0]["macs"] == macs(model, 1, (40, 52))
+    assert steps_for(model, "1s", (37, 50)) == 1
 
 
 @pytest.mark.parametrize(("build", "data"), [(quarters, IMAGES / "bsd"), (fixed_head, None)])
@@ -612,3 +619,57 @@ def test_a_network_is_trained_by_what_it_says_of_itself(registered, tmp_path, ci
     train(read_recipe("r3_fast_gray" if data else "cifar_fast", ["minutes=0", "probabilities=[]", "settings=unified",
         f"model={{name='{build.__name__}'}}", *short]), data or cifar_folder, tmp_path / "run", progress=False)  # fmt: skip
     assert rcnet.load(tmp_path / "run" / "weights.safetensors").about.channels == 3
+
+
+def gray_classifier(steps: int = 1, num_classes: int = 10):
+    cell = RecurrentCell(Depthwise(4), lambda: [nn.GroupNorm(2, 4)], steps)
+    stem = nn.Conv2d(1, 4, 3, padding=1)
+    net = RecurrentNet(stem, cell, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+    net.about = About("classify", channels=1)
+    return net
+
+
+def test_a_gray_classifier_goes_everywhere(registered, run, tmp_path, cifar_folder):
+    rcnet.register("classify")(gray_classifier)
+    quick = ["probabilities=[]", "iterations=2", "epochs=0", "batch=4", "precision=fp32", "optimizer.name=adam"]
+    recipe = read_recipe(
+        "cifar_fast",
+        ["model={name='gray_classifier'}", *quick, "classification.whitening=false", "classification.cutout=8"],
+    )
+    train(recipe, cifar_folder, tmp_path / "run", progress=False)
+    file = tmp_path / "run" / "weights.safetensors"
+    for arguments in (("eval", file, "--data", cifar_folder), ("classify", IMAGES / "cat.png", "--model", file)):
+        status, _, err = run(*arguments)
+        assert status == 0, err
+    served = open_model(str(file), "cpu", "fp32")
+    for shape in ((40, 50, 1), (40, 50, 3)):
+        assert len(served.run((1,), [Work(np.zeros(shape, np.uint8), top=10)])[0].classes) == 10
+
+
+class Repeating(nn.Module):
+    def __init__(self, times):
+        super().__init__()
+        self.times, self.conv = times, nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x, norms):
+        for _ in range(self.times):
+            x = self.conv(x)
+        return norms[0](x)
+
+
+def test_what_a_number_changes_is_measured_again():
+    nets = [RecurrentNet(RecurrentCell(Repeating(times), lambda: [nn.BatchNorm2d(3)], 1)) for times in (1, 8, 1)]
+    prints = [fingerprint(net) for net in nets]
+    assert prints[0] == prints[2] != prints[1]
+
+
+def test_features_are_drawn_of_images(tmp_path):
+    class Tokens(nn.Module):
+        def forward(self, x):
+            return x.flatten(2).transpose(1, 2)
+
+    cell = RecurrentCell(nn.Identity(), lambda: [nn.LayerNorm(3)], 1)
+    cell.body.forward = lambda x, norms: norms[0](x)
+    net = RecurrentNet(Tokens(), cell)
+    with pytest.raises(InputError, match="cells that hold images"):
+        features(net, [np.zeros((8, 8, 3), np.uint8)])

@@ -74,6 +74,7 @@ def test_the_sample_dial_and_slider(page):
         costs.append(float(settled(page, setting)["MACs"].split()[0]))
     assert costs == sorted(costs)
     assert costs[2] > 2 * costs[0]
+    assert [page.get_by_role("slider", name=name).count() for name in ("Setting", "Strength", "Add noise of sigma")] == [1, 1, 1]
     page.locator("#compare").focus()
     page.keyboard.press("Home")
     assert "0%" in page.locator("#after").evaluate("e => e.style.clipPath")

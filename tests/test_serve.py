@@ -237,6 +237,24 @@ def test_a_connection_that_asks_nothing_is_closed(server, sent):
         assert time.monotonic() - started < 20  # a second, on an idle machine
 
 
+def test_a_connection_that_goes_on_asking_is_kept(server):
+    with server.connect() as line:
+        for _ in range(8):
+            line.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert line.recv(10000).startswith(b"HTTP/1.1 200")
+            time.sleep(0.3)  # for longer than the patience of a second, all in all
+
+
+def test_a_camera_of_12_bits_is_classified_as_bright_as_it_is(server):
+    image = np.asarray(picture(48).convert("L"))
+    answers = [
+        server.post("/v1/classify?top=10&steps=4&deadline_ms=20000", encoded(Image.fromarray(pixels))).json()["classes"]
+        for pixels in (image, np.rint(image / 255 * 4095).astype(np.uint16))
+    ]
+    assert answers[0][0]["name"] == answers[1][0]["name"]
+    assert answers[0][0]["probability"] == pytest.approx(answers[1][0]["probability"], abs=0.02)
+
+
 def metric(server, name, **labels):
     text = server.client.get("/metrics").text
     samples = [s for family in text_string_to_metric_families(text) for s in family.samples if s.name == name]

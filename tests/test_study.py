@@ -509,6 +509,7 @@ def test_recipes_are_what_the_scale_says(scale, tmp_path):
                 assert model.get_submodule("classifier").out_features == paper.CLASSES[run.data]
         if scale == "lite" and run.classifies:
             assert (recipe.epochs, recipe.optimizer.norm_lr) == (5, 16)
+            assert costs.training_flop(run, recipe) > 1e13
 
 
 def test_variants_change_what_their_name_says():

@@ -65,6 +65,13 @@ class About:
         """Whether a call takes `sigma`."""
         return "sigma" in self.inputs
 
+    def called_with(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in pixels as the network is called with them: images of a denoiser are filled up to multiples."""
+        if self.task != "denoise":
+            return size
+        height, width = (-(-side // self.multiple) * self.multiple for side in size)
+        return height, width
+
     def radius(self, own: tuple[int, ...]) -> int:
         """How many pixels away, at most, a pixel of the input can change the output at these steps: the halo of a tile."""
         if self.reach is None:

@@ -36,7 +36,7 @@ def from_pretrained(name: str | Path) -> RecurrentNet:
         if len(files) != 1:
             raise InputError(f"{name} holds {len(files)} files of weights (*.safetensors): one is needed, or rcnet.load(FILE)")
         return load(files[0])
-    if Path(name).is_file() or Path(name).suffix == ".safetensors" or str(name).count("/") != 1:
+    if str(name).startswith(PREFIX) or Path(name).is_file() or Path(name).suffix == ".safetensors" or str(name).count("/") != 1:
         return load(name)
     try:
         return load(f"{PREFIX}{name}")

@@ -106,7 +106,7 @@ def serve(
     from rcnet.serve.served import name_of
 
     resolve_precision(precision, best_device())
-    for each in device or []:
+    for each in device or [] if not ray else []:  # with Ray the replicas have them
         check_device(each)
     settings = Settings(
         models=models,
@@ -172,10 +172,10 @@ def read_token(file: Path | None) -> str:
 
 
 def check_device(name: str) -> None:
-    """`InputError` unless torch has it here."""
+    """`InputError` unless it is here; it is not touched, as the worker may need it for itself."""
     import torch
 
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device {name} is not there: {str(error).strip().splitlines()[0]}") from error
+    valid = ["cpu", *(f"cuda:{place}" for place in range(torch.cuda.device_count()))]
+    valid += ["cuda"] if len(valid) > 1 else []
+    if name not in valid:
+        raise InputError(f"--device {name} is not there: valid: {', '.join(valid)}")

@@ -13,7 +13,7 @@ from rcnet.about import About
 from rcnet.cell import NORM_MODES, NormMode, RecurrentNet, Transition, supported_steps
 from rcnet.conversion.cells import RelaxedCell, add_differences, own_part, take_out, tensor_of
 from rcnet.conversion.fit import INITS, difference, groups_of, largest_rank, set_difference, shared_kernel
-from rcnet.conversion.record import first_tensor, is_leaf, record
+from rcnet.conversion.record import device_of_input, first_tensor, is_leaf, record
 from rcnet.conversion.runs import Run, count_parameters, find_runs
 from rcnet.errors import InputError, unknown
 
@@ -198,7 +198,8 @@ def _segments(graph: fx.Graph, runs: Sequence[Run]) -> list[fx.Graph | None]:
         elif name not in inner:
             home[node] = at
     end = next(node for node in graph.nodes if node.op == "output")
-    use = {node: max([home.get(user, -1) for user in node.users] + [-1]) for node in home}
+    users = {node: [user for user in node.users if user.target is not device_of_input] for node in home}
+    use = {node: max([home.get(user, -1) for user in users[node]] + [-1]) for node in home}
     for j, node in enumerate(entries):
         use[node] = max(use[node], j)
 
@@ -229,7 +230,8 @@ def _cut(takes: Sequence[fx.Node], inside: Sequence[fx.Node], gives: Sequence[An
         return new[node]
 
     for node in inside:
-        new[node] = part.node_copy(node, found)
+        of_device = node.target is device_of_input
+        new[node] = part.call_function(device_of_input, (new[takes[0]],)) if of_device else part.node_copy(node, found)
     given = tuple(found(node) for node in gives)
     part.output(given if len(given) > 1 else given[0])
     return part

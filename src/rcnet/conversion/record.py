@@ -88,6 +88,11 @@ def record(root: nn.Module, example: Tensor, leaf: Callable[[nn.Module], bool] =
         return Recording(recorder.graph, recorder.calls)
 
 
+def device_of_input(x: Tensor) -> torch.device:
+    """Stands in a graph for the device that all is on; which tensor it takes does not matter."""
+    return x.device
+
+
 @contextmanager
 def _patched(recorder: "_Recorder") -> Iterator[None]:
     """Calls of modules in this thread go through the recorder."""
@@ -168,7 +173,7 @@ class _Recorder(TorchFunctionMode):
         if isinstance(value, _Size):
             return value.make()
         if isinstance(value, torch.device) and value == self.device:
-            return self.graph.call_function(getattr, (self.latest, "device"))
+            return self.graph.call_function(device_of_input, (self.latest,))
         if not isinstance(value, Tensor):
             return value
         if id(value) not in self.nodes:

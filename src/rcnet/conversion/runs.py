@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
-from rcnet.conversion.record import Call, Recording, record
+from rcnet.conversion.record import Call, Recording, device_of_input, record
 from rcnet.errors import InputError, unknown
 
 
@@ -110,7 +110,8 @@ def _chains(calls: Sequence[Call], place: dict[fx.Node, int]) -> Iterator[list[C
                 chain = []
                 continue
             before = chain[-1].gives if chain else None
-            alone = before is not None and all(call.start <= place.get(user, -1) < call.end for user in before.users)
+            users = [user for user in before.users if user.target is not device_of_input] if before is not None else []
+            alone = before is not None and all(call.start <= place.get(user, -1) < call.end for user in users)
             if chain and not (call.takes is before and alone):
                 chain[-1].shared = call.takes is before
                 yield chain

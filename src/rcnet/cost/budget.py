@@ -57,8 +57,15 @@ def fingerprint(model: RecurrentNet) -> str:
     parts: list[object] = [sorted(model.settings), [(k, list(v.shape), str(v.dtype)) for k, v in model.state_dict().items()]]
     for name, module in model.named_modules():
         code = getattr(type(module).forward, "__code__", None)
-        parts.append((name, type(module).__module__, type(module).__qualname__, module.extra_repr(), code and code.co_code.hex()))
+        known = sorted((key, value) for key, value in vars(module).items() if key != "training" and _is_plain(value))
+        kind = (type(module).__module__, type(module).__qualname__, module.extra_repr())
+        parts.append((name, *kind, known, code and (code.co_code.hex(), list(filter(_is_plain, code.co_consts)))))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _is_plain(value: object) -> bool:
+    """A number, a text, or several, which print the same in every process."""
+    return isinstance(value, int | float | str | None) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
 def latencies(
@@ -75,7 +82,7 @@ def latencies(
         precision: `fp32`, `bf16` or `auto`.
         each: called after each round of a new measurement, for a progress bar.
     """
-    device = device_of(model)
+    device, size = device_of(model), model.about.called_with(size)
     precision = resolve_precision(precision, device)
     what = {"network": fingerprint(model), "size": list(size), "batch": batch, "precision": precision}
 

@@ -24,6 +24,7 @@ def macs(model: RecurrentNet, steps: Steps, size: tuple[int, int], batch: int = 
     Raises:
         InputError: unsupported steps, or images that the network does not take.
     """
+    size = model.about.called_with(size)
     net = plain(unroll(model, steps)).to("meta")
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # has no MACs, and most of the time of a call without numbers

@@ -25,7 +25,7 @@ def profile(
     """
     counted = {n: macs(model, n, size, batch) for n in model.choices}
     times = latencies(model, size, batch, precision, each)
-    x = torch.rand(batch, model.about.channels, *size, device=device_of(model))
+    x = torch.rand(batch, model.about.channels, *model.about.called_with(size), device=device_of(model))
     return [
         {
             "steps": n,

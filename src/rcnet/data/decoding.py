@@ -15,6 +15,9 @@ from rcnet.errors import InputError
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "CMYK")
 _OTHER_SEGMENTS = (b"JFIF", b"JFXX", b"Exif\0", b"http://ns.adobe.com/xap/1.0/", b"ICC_PROFILE", b"Adobe", b"MPF\0")
 _TAGS = ExifTags.Base
+_STRUCTURE = 532  # tags of TIFF up to here say how the file is laid out
+_HANDLED = ("iCCP", "pHYs", "eXIf", "tRNS", "bKGD", "tIME", "sBIT", "hIST")  # or say nothing of the new picture
+_SRGB_PRIMARIES, _SRGB_TRANSFER = (1, 2), (1, 2, 6, 13, 14, 15)  # of ISO 23091-2, 2: unspecified
 _UNITS = {1: "", 2: "inch", 3: "cm"}  # of TIFF
 
 
@@ -63,6 +66,10 @@ def decode(name: str, data: bytes) -> ImageFile:
         elif "aspect" in image.info:
             density, unit = image.info["aspect"], ""
         xmp = image.info.get("xmp") or b""
+        if kind in ("AVIF", "HEIC", "JPEG 2000"):
+            icc = icc or _colours(data, notes)
+        if lost := sorted({key for key, _ in chunks if key[0].islower() and key not in CHUNKS and key not in _HANDLED}):
+            notes.append(f"its chunks {', '.join(lost)} are not kept")
         return ImageFile(
             np.ascontiguousarray(pixels),
             None if alpha is None else np.ascontiguousarray(alpha),
@@ -96,6 +103,21 @@ def _bits(kind: str, data: bytes, image: Image.Image) -> int:
     if kind == "JPEG 2000" and (at := data.find(b"\xff\x4f\xff\x51")) >= 0:
         return (data[at + 42] & 127) + 1
     return 8
+
+
+def _colours(data: bytes, notes: list[str]) -> bytes:
+    """The ICC profile of a box `colr` that Pillow does not read; of colours that are named by number, a note unless sRGB's."""
+    at = data.find(b"colr")
+    size = int.from_bytes(data[max(at - 4, 0) : max(at, 0)])
+    if at < 4 or not 8 <= size <= len(data) - at + 4:
+        return b""
+    if data[at + 4 : at + 8] == b"nclx":
+        primaries, transfer = int.from_bytes(data[at + 8 : at + 10]), int.from_bytes(data[at + 10 : at + 12])
+        if primaries not in _SRGB_PRIMARIES or transfer not in _SRGB_TRANSFER:
+            notes.append(f"its colours (primaries {primaries}, transfer {transfer}) are taken for sRGB's")
+    elif data[at + 4] == 2:  # JPEG 2000, "restricted ICC"
+        return data[at + 7 : at - 4 + size]
+    return b""
 
 
 def _samples(name: str, image: Image.Image, icc: bytes, notes: list[str]) -> tuple[np.ndarray, bytes]:
@@ -170,6 +192,9 @@ def _decode_tiff(name: str, data: bytes) -> ImageFile:
     else:
         samples = _deep_tiff(name, data, index, notes)
     pixels, alpha = (samples[:, :, :-1], samples[:, :, -1]) if samples.shape[2] in (2, 4) else (samples, None)
+    kept = encoding.DESCRIPTIVE | OWN_TAGS.keys() | {TiffImagePlugin.XMP, TiffImagePlugin.ICCPROFILE}
+    if lost := sorted(tag for tag in tags if tag > _STRUCTURE and tag not in kept):
+        notes.append(f"its tags {', '.join(map(str, lost))} are not kept")
     density = [tags.get(tag) for tag in (TiffImagePlugin.X_RESOLUTION, TiffImagePlugin.Y_RESOLUTION)]
     return ImageFile(
         np.ascontiguousarray(pixels),

@@ -16,8 +16,8 @@ XMP_OF_PNG = b"XML:com.adobe.xmp\0"
 _PER_METRE = {"inch": 1 / 0.0254, "cm": 100.0, "": 1.0}
 # TIFF keeps EXIF among its own tags: these say something about the picture, the others about the file.
 _TAGS = ExifTags.Base
-_DESCRIPTIVE = {_TAGS.ImageDescription, _TAGS.Make, _TAGS.Model, _TAGS.Orientation, _TAGS.Software, _TAGS.DateTime, _TAGS.Artist}
-_DESCRIPTIVE |= {_TAGS.HostComputer, _TAGS.Copyright, _TAGS.ExifOffset, _TAGS.GPSInfo, _TAGS.Rating}
+DESCRIPTIVE = {_TAGS.ImageDescription, _TAGS.Make, _TAGS.Model, _TAGS.Orientation, _TAGS.Software, _TAGS.DateTime, _TAGS.Artist}
+DESCRIPTIVE |= {_TAGS.HostComputer, _TAGS.Copyright, _TAGS.ExifOffset, _TAGS.GPSInfo, _TAGS.Rating}
 
 
 def encode(kind: str, plugin: str, options: dict[str, Any], image: "ImageFile", samples: np.ndarray) -> bytes:
@@ -71,7 +71,7 @@ def png_chunks(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 def describing(exif: Image.Exif) -> bytes:
     """The EXIF block of what a TIFF directory says about the picture; the other tags are deleted."""
-    for tag in set(exif) - _DESCRIPTIVE:
+    for tag in set(exif) - DESCRIPTIVE:
         del exif[tag]
     if str(exif.get(_TAGS.ImageDescription, "")).startswith('{"shape":'):  # tifffile's, of the file
         del exif[_TAGS.ImageDescription]

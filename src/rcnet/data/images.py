@@ -61,9 +61,14 @@ def _in_8_bits(image: imagefile.ImageFile, white: int, channels: int) -> np.ndar
     pixels = np.ascontiguousarray(imagefile.upright(image, image.pixels))
     if pixels.dtype != np.uint8:
         pixels = np.rint(255 * (pixels / white).clip(0, 1)).astype(np.uint8)
-    if channels == 1:
-        return to_gray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)[:, :, None]
-    return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
+    return in_channels(pixels, channels)
+
+
+def in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 [H, W, channels], gray (1) or RGB (3), of [H, W, 1 or 3]."""
+    if pixels.shape[2] == channels:
+        return pixels
+    return to_gray(pixels)[:, :, None] if channels == 1 else np.repeat(pixels, 3, axis=2)
 
 
 def read_folder(folder: str | Path, channels: int) -> list[np.ndarray]:
@@ -78,15 +83,18 @@ def split_folder(folder: str | Path, split: str) -> Path:
         InputError: the folder, or one in it, is divided into others, so that images to test on would be taken with the rest.
     """
     folder = Path(folder)
-    if (folder / split).is_dir() or not folder.is_dir():
-        return folder / split if (folder / split).is_dir() else folder
-    for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        parts = [name for name in SPLITS if (place / name).is_dir()]
-        if place == folder and parts:
-            raise InputError(f"{folder} holds a folder named {parts[0]} but none named {split}")
-        if len(parts) > 1:
+    if (folder / split).is_dir():
+        return folder / split
+    if parts := _parts(folder):
+        raise InputError(f"{folder} holds a folder named {parts[0]} but none named {split}")
+    for place in sorted(path for path in folder.glob("*") if path.is_dir()):
+        if len(parts := _parts(place)) > 1:
             raise InputError(f"{place} is divided into {' and '.join(parts)}: give {place}, or one of these folders")
     return folder
+
+
+def _parts(folder: Path) -> list[str]:
+    return [name for name in SPLITS if (folder / name).is_dir()]
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from rcnet.data.cifar import CIFAR, RECORDS, cifar_sets, read_cifar
-from rcnet.data.images import SUFFIXES, list_images, read_image
+from rcnet.data.images import SUFFIXES, in_channels, list_images, read_image
 from rcnet.errors import InputError, unknown
 
 DATASETS = ("auto", *CIFAR, "folder")
@@ -24,7 +24,7 @@ class Labelled:
     """One split of a data set.
 
     Attributes:
-        images: uint8 [N, 3, H, W].
+        images: uint8 [N, 3 or 1, H, W].
         labels: int64 [N], indices into `classes`.
         classes: the class names.
         name: "cifar10", "cifar100" or the name of the folder.
@@ -36,7 +36,7 @@ class Labelled:
     name: str
 
 
-def read_labelled(folder: str | Path, split: str, dataset: str = "auto", size: int | None = None) -> Labelled:
+def read_labelled(folder: str | Path, split: str, dataset: str = "auto", size: int | None = None, channels: int = 3) -> Labelled:
     """One split of the labelled images at a path.
 
     An image folder is `folder/split/class/name.png`, or `folder/class/name.png` for both splits if it has no folder named
@@ -47,6 +47,7 @@ def read_labelled(folder: str | Path, split: str, dataset: str = "auto", size: i
         split: "train" or "test".
         dataset: "cifar10", "cifar100", "folder", or "auto": the CIFAR that is there, or else an image folder.
         size: side of the images in pixels; 32 unless given. Images of another size go through `fit`.
+        channels: 3, or 1 for gray.
 
     Raises:
         InputError: an unknown split or dataset, two data sets to choose from, none, images that cannot be read, a class
@@ -65,11 +66,13 @@ def read_labelled(folder: str | Path, split: str, dataset: str = "auto", size: i
             raise InputError(f"{folder} holds {' and '.join(found)}: say which, e.g. by classification.dataset={found[0]}")
         dataset = found[0] if found else "folder"
     if dataset == "folder":
-        return _read_folders(Path(folder), split, 32 if size is None else size)
+        return _read_folders(Path(folder), split, 32 if size is None else size, channels)
     images, labels, classes = read_cifar(folder, dataset, split)
     if size not in (None, 32):
         resized = [fit(image, size).transpose(2, 0, 1) for image in images.transpose(0, 2, 3, 1)]
         images = np.stack(resized)
+    if channels == 1:
+        images = np.stack([in_channels(image, 1).transpose(2, 0, 1) for image in images.transpose(0, 2, 3, 1)])
     return Labelled(torch.from_numpy(images), torch.from_numpy(labels), classes, dataset)
 
 
@@ -82,7 +85,7 @@ def in_order(found: Labelled, classes: Sequence[str]) -> Labelled:
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
-    """The centre of an image: uint8 [size, size, 3] of uint8 [H, W, 3].
+    """The centre of an image: uint8 [size, size, C] of uint8 [H, W, C], gray or RGB.
 
     The shorter side is resized to `size` (bicubic with antialiasing), the longer one is cut, as torchvision's `Resize` and
     `CenterCrop` do it.
@@ -95,7 +98,8 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
     short = min(height, width)
     wide, high = size * width // short, size * height // short
     if (wide, high) != (width, height):
-        image = np.array(Image.fromarray(image).resize((wide, high), Image.Resampling.BICUBIC))
+        whole = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+        image = np.atleast_3d(np.array(whole.resize((wide, high), Image.Resampling.BICUBIC)))
     top, left = round((high - size) / 2), round((wide - size) / 2)
     return image[top : top + size, left : left + size]
 
@@ -111,7 +115,7 @@ def augment(
     seed: int = 0,
     cutout: int = 0,
 ) -> Tensor:
-    """Shifted, mirrored and partly hidden copies of a batch: uint8 [B, 3, H, W] of the same, on the same device.
+    """Shifted, mirrored and partly hidden copies of a batch: uint8 [B, 3 or 1, H, W] of the same, on the same device.
 
     All draws are made by `rng` on the CPU, so that they do not depend on the device.
 
@@ -151,7 +155,8 @@ def augment(
         top, left = (torch.from_numpy(rng.integers(n - cutout + 1, size=(batch, 1))) for n in (height, width))
         hidden = _between(top, height, cutout)[:, None, :, None] & _between(left, width, cutout)[:, None, None, :]
         hidden = hidden.to(images.device, torch.uint8)
-        out = out * (1 - hidden) + torch.tensor(GRAY, dtype=torch.uint8, device=images.device)[:, None, None] * hidden
+        gray = torch.tensor(GRAY if images.shape[1] == 3 else GRAY[1:2], dtype=torch.uint8, device=images.device)
+        out = out * (1 - hidden) + gray[:, None, None] * hidden
     return out
 
 
@@ -184,7 +189,7 @@ def _hash(index: Tensor, seed: int) -> Tensor:
     return value ^ (value >> 16)
 
 
-def _read_folders(folder: Path, split: str, size: int) -> Labelled:
+def _read_folders(folder: Path, split: str, size: int, channels: int) -> Labelled:
     if not folder.is_dir():
         place = folder.parent if folder.is_file() else folder
         raise InputError(f"no folder of labelled images at {folder}; to get CIFAR: rcnet data cifar10 --out {place}")
@@ -200,9 +205,9 @@ def _read_folders(folder: Path, split: str, size: int) -> Labelled:
         if only:
             raise InputError(f"{folder} does not hold the same classes in train and test: {'; '.join(only)}")
     files = [(path, label) for label, name in enumerate(classes) for path in list_images(root / name)]
-    images = np.empty((len(files), 3, size, size), np.uint8)
+    images = np.empty((len(files), channels, size, size), np.uint8)
     for i, (path, _) in enumerate(files):
-        images[i] = fit(read_image(path, 3), size).transpose(2, 0, 1)
+        images[i] = fit(read_image(path, channels), size).transpose(2, 0, 1)
     labels = torch.tensor([label for _, label in files])
     return Labelled(torch.from_numpy(images), labels, classes, folder.resolve().name)
 

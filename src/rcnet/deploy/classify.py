@@ -19,12 +19,12 @@ from rcnet.tasks.classify import image_size
 
 
 def read_fitting(path: str | Path, model: RecurrentNet) -> Tensor:
-    """The image of a file as the weights expect it: uint8 [3, H, W], upright, resized and cut as their preprocessing says.
+    """The image of a file as the weights expect it: uint8 [C, H, W], upright, resized and cut as their preprocessing says.
 
     Raises:
         InputError: the file is not an image that rcnet reads, or the weights do not say their size.
     """
-    return torch.from_numpy(fit(read_image(path, 3), image_size(model)).transpose(2, 0, 1).copy())
+    return torch.from_numpy(fit(read_image(path, model.about.channels), image_size(model)).transpose(2, 0, 1).copy())
 
 
 @torch.inference_mode()

@@ -229,10 +229,8 @@ def denoise_steps_for(
     height, width = shape[-2:]
     channels = net.about.channels
     planes = shape[0] * (shape[1] if channels == 1 else 1)
-    seen = {
-        n: Counter(size_of(place, net.about.multiple) for _, _, place, _ in tiles(net, n, tile, height, width))
-        for n in net.choices
-    }
+    taken = net.about.called_with
+    seen = {n: Counter(taken(size_of(place)) for _, _, place, _ in tiles(net, n, tile, height, width)) for n in net.choices}
     where = f"for {width}x{height} pixels, {shape[1]} channel{'s' * (shape[1] > 1)}"
     if not asked.timed:
         by_macs = {
@@ -258,10 +256,9 @@ def denoise_steps_for(
     return choose_steps(asked, cost, where, *setting_quality(net))
 
 
-def size_of(place: Place, multiple: int) -> tuple[int, int]:
-    """Height and width in pixels, rounded up to what the network takes."""
-    height, width = (-(-(part.stop - part.start) // multiple) * multiple for part in place)
-    return height, width
+def size_of(place: Place) -> tuple[int, int]:
+    """Height and width in pixels."""
+    return place[0].stop - place[0].start, place[1].stop - place[1].start
 
 
 def tile_side(net: RecurrentNet, tile: int, height: int, width: int) -> int:

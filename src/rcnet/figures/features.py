@@ -18,7 +18,7 @@ def evolution(model: RecurrentNet, x: Tensor, names: Sequence[str]) -> dict[str,
     """What the named cells hold after each of their steps, [B, C, H, W], when the model takes its most steps.
 
     Raises:
-        InputError: a name that is not a recurrent cell's.
+        InputError: a name that is not a recurrent cell's, or a cell that holds no images.
     """
     net = evaluating(unroll(model))
     held: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -37,6 +37,9 @@ def evolution(model: RecurrentNet, x: Tensor, names: Sequence[str]) -> dict[str,
     finally:
         for hook in hooks:
             hook.remove()
+    for name, steps in held.items():
+        if any(step.ndim != 4 for step in steps):
+            raise InputError(f"features are drawn of cells that hold images [B, C, H, W], and {name} holds others")
     return held
 
 

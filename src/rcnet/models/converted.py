@@ -204,7 +204,7 @@ def read_original(name: str, options: Mapping[str, Any] | None = None, weights: 
 
 def _first_lines(error: Exception) -> str:
     """Torch's heading and what it lists first."""
-    return " ".join(" ".join(str(error).split()).split(". \t")[0][:300].split())
+    return " ".join(str(error).split())[:300]
 
 
 def _of_transformers(folder: Path) -> Original:

@@ -104,9 +104,7 @@ def save(model: RecurrentNet, path: str | Path, *, half: bool = False, **metadat
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        stored = {name: tensor.bfloat16() if _fits_bf16(tensor) else tensor for name, tensor in state.items()}
-        places = [tensor.data_ptr() for tensor in stored.values()]
-        stored = {name: x.clone() if x.data_ptr() in places[:i] else x for i, (name, x) in enumerate(stored.items())}
+        stored = {name: tensor.bfloat16() if _fits_bf16(tensor) else tensor.clone() for name, tensor in state.items()}
         temporary.write_bytes(to_bytes(stored, {KEY: json.dumps(metadata)}))
 
 

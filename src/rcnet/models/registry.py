@@ -73,9 +73,11 @@ def register(
 
 
 def _same_code(known: Build, build: Build) -> bool:
-    """Whether it is one function, read twice: a script that is run, and imported by its name."""
+    """Whether it is one function of a file, read twice: a script that is run, and imported by its name."""
     codes: list[Any] = [getattr(inspect.unwrap(function), "__code__", None) for function in (known, build)]
-    return None not in codes and len({(code.co_filename, code.co_qualname, code.co_firstlineno) for code in codes}) == 1
+    if None in codes or any(code.co_freevars or code.co_filename.startswith("<") for code in codes):
+        return False
+    return len({(code.co_filename, code.co_qualname, code.co_firstlineno) for code in codes}) == 1
 
 
 def register_as(name: str, task: str, build: Build) -> None:
@@ -151,7 +153,7 @@ def build_shapes(name: str, config: Mapping[str, Any]) -> RecurrentNet:
         with torch.device("meta"):
             return build_model(found, config)
     except InputError:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=()):
             return build_model(found, config)
 
 

@@ -88,7 +88,7 @@ def front(settings: Settings, most: int) -> Starlette:
                 if len(held) >= most:
                     raise Failure(429, "too many requests at once", 1.0, "busy")
                 held.add(place)
-            body = await read_body(request, settings.limits)
+            body = b"" if request.method == "GET" else await read_body(request, settings.limits)
             keys = ("method", "path", "raw_path", "query_string", "headers", "http_version", "scheme")
             scope = {key: request.scope[key] for key in keys if key in request.scope} | {"root_path": ""}
             status, headers, data = await ask(scope, body)

@@ -128,7 +128,8 @@ def work_to_classify(image: ImageFile, top: int) -> Work:
     """The image to be classified: upright, 8 bits."""
     pixels = imagefile.upright(image, image.pixels)
     if pixels.dtype != np.uint8:
-        pixels = np.rint(pixels * (255 / (1 if pixels.dtype.kind == "f" else 65535))).astype(np.uint8)
+        white = 1.0 if pixels.dtype.kind == "f" else imagefile.white_level(image)
+        pixels = np.rint(255 * (pixels / white).clip(0, 1)).astype(np.uint8)
     return Work(np.ascontiguousarray(pixels), top=top)
 
 

@@ -211,8 +211,8 @@ class Engine:
             await worker.stop()
             try:
                 await worker.start(warm=False)
-            except (WorkerDied, InputError) as error:
-                log.error("worker %s cannot be started: %s", worker.pid, error or "it ended")
+            except (WorkerDied, InputError, OSError) as error:
+                log.error("worker %s cannot be started: %s", worker.pid, str(error) or "it ended")
             else:
                 scheduler.free[place], self.failing = self.clock(), False
                 return

@@ -11,9 +11,10 @@ import torch
 
 from rcnet.cell import choice
 from rcnet.cost.counting import macs, parameters
+from rcnet.data.images import in_channels
 from rcnet.data.labelled import fit
 from rcnet.deploy.classify import best_classes
-from rcnet.deploy.denoise import TILE, denoise_pixels, without
+from rcnet.deploy.denoise import TILE, call_of, denoise_pixels, without
 from rcnet.deploy.optimize import Optimized, optimize
 from rcnet.errors import InputError
 from rcnet.models import load
@@ -96,7 +97,8 @@ def denoise(session: Optimized, setting: tuple[int, ...], work: Sequence[Work]) 
     x = torch.from_numpy(np.stack(parts).transpose(0, 3, 1, 2))
     known = any(item.sigma is not None for item in work)
     sigma = torch.tensor([-1.0 if item.sigma is None else item.sigma for item in work]) if known else None
-    removed = (session(x.to(device), setting, None if sigma is None else sigma.to(device)).cpu() - x).permute(0, 2, 3, 1).numpy()
+    told = {} if sigma is None else {"sigma": sigma.to(device)}
+    removed = (call_of(session, setting, "fp32")(x.to(device), **told).cpu() - x).permute(0, 2, 3, 1).numpy()
     done = []
     for item, part, change in zip(work, parts, removed, strict=True):
         level = 255 * float(np.sqrt(np.square(change, dtype=np.float64).mean()))
@@ -108,7 +110,7 @@ def classify(
     session: Optimized, names: Sequence[str], side: int, setting: tuple[int, ...], work: Sequence[Work]
 ) -> list[Classification]:
     """The likeliest classes of each picture, uint8 [H, W, 1 or 3] of any size."""
-    images = [fit(item.pixels.repeat(3 // item.pixels.shape[2], axis=2), side) for item in work]
+    images = [fit(in_channels(item.pixels, session.network.about.channels), side) for item in work]
     x = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) / 255)
     device = next(session.network.parameters()).device
     probabilities = session(x.to(device), setting).softmax(1).cpu()

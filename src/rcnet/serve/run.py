@@ -99,6 +99,9 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self.waiting and not self.idle:  # a whole request has come
+            self.waiting.cancel()
+            self.waiting = None
         self.wait()
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -24,7 +24,7 @@ from rcnet.training.steps import check_probabilities, expected_cost, offer
 
 def training_flop(run: Run, recipe: Recipe) -> float:
     """Floating-point operations of a run as `training.loop` counts them: six a MAC, steps as they are drawn."""
-    side = recipe.classification.size if run.classifies else recipe.denoising.patch
+    side = (recipe.classification.size or 32) if run.classifies else recipe.denoising.patch
     cost = list(costs(run.network, run.data, run.scale, (side, side), recipe.settings).values())
     probabilities = check_probabilities(recipe.probabilities, cost)  # type: ignore[arg-type]
     together = run.network.endswith("-exits")  # one pass gives all exits

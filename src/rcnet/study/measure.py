@@ -53,7 +53,7 @@ def measure(run: Run, folders: Folders) -> Rows:
         if not run.classifies:
             return psnr_rows(model, run, bsd_test(run, folders))
         config = run.recipe(folders).classification
-        test = read_labelled(folders.cifar, "test", config.dataset, config.size)
+        test = read_labelled(folders.cifar, "test", config.dataset, config.size or None)
         rows = classification_results(model, test.images, test.labels, model.steps)
     return [{"data": test.name, **row} for row in rows]
 

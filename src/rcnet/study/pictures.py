@@ -130,7 +130,7 @@ def figure6(m: Measured, folders: Folders) -> Drawn | str:
         return MISSING
     recipe = Run("r4-123", "cifar100", SCALES[m.scale].seeds[0], m.scale).recipe(folders).classification
     try:
-        test = read_labelled(folders.cifar, "test", recipe.dataset, recipe.size)
+        test = read_labelled(folders.cifar, "test", recipe.dataset, recipe.size or None)
     except InputError as error:
         return f"not drawn: {error}"
     images = [np.ascontiguousarray(image) for image in test.images.numpy().transpose(0, 2, 3, 1)]

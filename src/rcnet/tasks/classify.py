@@ -1,5 +1,6 @@
 """Classification: CIFAR or a folder of images by class; the error rate."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rcnet.about import About
 from rcnet.cell import RecurrentNet, Steps
 from rcnet.data.cifar import cifar_sets
 from rcnet.data.labelled import Labelled, augment, in_order, read_labelled, to_float
@@ -25,13 +27,25 @@ class Classification:
     """Labelled images and how they are varied."""
 
     dataset: Literal["auto", "cifar10", "cifar100", "folder"] = "auto"  # auto takes the one that is there
-    size: int = number(0, 0)  # pixels, a side, that images are resized to; 0: as the network of init took them, else 32
+    size: int = number(0, 0)  # pixels, a side, that images are resized to; 0: as init had them, where the network is its, else 32
     crop: int = number(4, 0)  # pixels that a random crop may be off, with reflection; 0 does not crop
     flip: Literal["random", "alternating", "none"] = "random"  # alternating: each image in one epoch and not in the next
     cutout: int = number(0, 0)  # pixels, a side, of a square that is blanked
     label_smoothing: float = number(0.0, 0, 1)
     whitening: bool = False  # the stem starts as filters that whiten the patches of the training images
     holdout: int = number(0, 0)  # this many of the training images are kept for validation, and the test images left alone
+
+
+def settled(config: Classification, about: About) -> Classification:
+    """With the size that its images will have.
+
+    Raises:
+        InputError: a size that is none.
+    """
+    size = config.size or (about.size[0] if about.size else 32)
+    if size < 8:
+        raise InputError(f"classification.size = {size} is not valid: 8 or more, or 0 for that of init, else 32")
+    return dataclasses.replace(config, size=size)
 
 
 def begin(config: Classification, setup: Setup) -> Task:
@@ -41,13 +55,10 @@ def begin(config: Classification, setup: Setup) -> Task:
     of `holdout`, else those of the test set if there is one.
     """
     data, device = setup.data, setup.device
-    about = setup.about
-    size = config.size or (about.size[0] if about.size else 32)
-    if size < 8:
-        raise InputError(f"classification.size = {size} is not valid: 8 or more, or 0 for that of init, else 32")
+    about, size = setup.about, settled(config, setup.about).size
 
     def read(split: str) -> Labelled:
-        return in_order(read_labelled(data, split, config.dataset, size), about.classes)
+        return in_order(read_labelled(data, split, config.dataset, size, about.channels), about.classes)
 
     everything = read("train")
     count = len(everything.labels)
@@ -164,7 +175,7 @@ def read_matching(folder: str | Path, split: str, model: RecurrentNet) -> Labell
     names, size = class_names(model), image_size(model)
     other: Sequence[str] = ()
     for dataset in cifar_sets(folder) or ["auto"]:
-        found = in_order(read_labelled(folder, split, dataset, size), names)
+        found = in_order(read_labelled(folder, split, dataset, size, model.about.channels), names)
         if list(found.classes) == names:
             return found
         other = other or [name for name in found.classes if name not in names] or found.classes
@@ -208,4 +219,5 @@ CLASSIFY = Kind(
     pipeline="image-classification",
     use="scores = rcnet.classify(model, images{steps})",
     command="classify IN --model {weights}",
+    settled=settled,
 )

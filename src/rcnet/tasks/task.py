@@ -127,6 +127,7 @@ class Kind:
         use: a call, for a card; `{steps}` stands for the argument.
         limit: what its networks are not for, a sentence for a card.
         command: what `rcnet` does with weights; `{weights}` stands for their file.
+        settled: the section with what it leaves open, by what the network says of itself.
         finetune: the recipe that brings the quality of a converted network back.
     """
 
@@ -142,6 +143,7 @@ class Kind:
     limit: str = ""
     command: str = "eval {weights} --data FOLDER"
     finetune: str = "finetune"
+    settled: Callable[[Any, About], Any] = lambda section, about: section
 
     @property
     def key(self) -> str:

@@ -5,6 +5,7 @@ run of so many iterations that was killed and resumed ends with the weights of o
 on with the time that it has left: how many iterations that makes depends on the machine.)
 """
 
+import dataclasses
 import json
 import math
 import sys
@@ -90,6 +91,8 @@ class Trainer:
             )
         self.kind = task_of(recipe.model)
         about = about_before(recipe, found)
+        section = self.kind.settled(recipe.sections[self.kind.key], about)
+        self.recipe = recipe = dataclasses.replace(recipe, sections={**recipe.sections, self.kind.key: section})
         torch.manual_seed(recipe.seed)
         keep_freed_memory()
         self.precision = resolve_precision(recipe.precision, self.device)

@@ -46,11 +46,10 @@ def new_network(recipe: Recipe, task: Task, found: Mapping[str, Any]) -> Recurre
     `found`: the metadata of the weights whose network it is; empty where the recipe names one.
     """
     known = inspect.signature(entry(recipe.model["name"]).build).parameters
-    config = {key: value for key, value in task.config.items() if key in known} | dict(recipe.model)
-    usual = found.get("architecture", {}).get("config", {})
-    if found:  # a file names every option; what the task knows takes the place of what the user did not name
-        config = dict(recipe.model)
-        config |= {key: value for key, value in task.config.items() if key in usual and config[key] == usual[key]}
+    config, usual = dict(recipe.model), found.get("architecture", {}).get("config", {})
+    for key, value in task.config.items():  # a file names every option: of these, what the user did not name
+        if key in known and (key not in config or (key in usual and config[key] == usual[key])):
+            config[key] = value
     model = create_model(**config)
     model.about = model.about.completed(task.preprocessing)
     offer(model, recipe.settings if recipe.settings != "unified" else found.get("settings", "unified"))
