@@ -210,6 +210,40 @@ def beside() -> str:
     )
 
 
+def conversion() -> str:
+    """What a converted ResNet loses and gets back, from what `benchmarks.conversion` recorded."""
+    found = json.loads((ROOT / "results" / "conversion.json").read_text())
+    return "\n".join(converted(name, parts) for name, parts in found.items())
+
+
+def converted(name: str, parts: dict[str, Any]) -> str:
+    """Of one set of images."""
+    first = parts["ResNet-38"]["rows"][0]
+
+    def errors(part: str) -> list[float]:
+        return [row["error"] for row in parts[part]["rows"]]
+
+    def best(part: str) -> str:
+        row = next(row for row in parts[part]["rows"] if row["error"] == min(errors(part)))
+        return (
+            f"{row['error']:.2f} % at {row['steps']} steps with {row['parameters'] / first['parameters']:.2f} of the parameters"
+        )
+
+    after = errors("converted, rank 0")
+    scratch = " and ".join(
+        f"{min(errors(part)):.2f} % in {parts[part]['epochs']:g} epochs"
+        for part in ("from scratch", "from scratch, as long as both")
+        if part in parts
+    )
+    return (
+        f"- {name.upper().replace('CIFAR', 'CIFAR-')}: a ResNet-38 of {first['parameters']:,} parameters has an error of "
+        f"{first['error']:.2f} % after {parts['ResNet-38']['epochs']:g} epochs; converted, {min(after):.0f} to "
+        f"{max(after):.0f} %; after {parts['fine-tuned, rank 0']['epochs']:g} epochs of fine-tuning "
+        f"{best('fine-tuned, rank 0')}, and with differences of rank 8 {best('fine-tuned, rank 8')}. "
+        f"The same shape from scratch: {scratch}."
+    )
+
+
 PICTURES = {"dial": DIAL, "bn-steps": R3, "bn-upstream": R3, "features": DIAL, "denoised": R3}
 
 
@@ -236,6 +270,7 @@ TABLES = {
     ("docs/index.md", "dial"): dial,
     ("docs/idea.md", "norms"): norms,
     ("docs/compare.md", "beside"): beside,
+    ("docs/convert.md", "conversion"): conversion,
     ("docs/use.md", "photos"): photos,
     ("docs/use.md", "denoisers"): denoisers,
     ("docs/use.md", "classifiers"): classifiers,
