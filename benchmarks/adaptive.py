@@ -78,8 +78,7 @@ def cut(model: RecurrentNet, images: Sequence[tuple[np.ndarray, np.ndarray, np.n
         whole = np.array([gmac(model, n, clean.shape) for n in model.choices])
         for places in zip(*(tiles(model, n, side, *clean.shape) for n in model.choices), strict=True):
             at = places[0][:2]
-            sizes = [size_of(seen) for _, _, seen, _ in places]
-            work = [gmac(model, n, size) for n, size in zip(model.choices, sizes, strict=True)]
+            work = [gmac(model, n, size_of(seen)) for n, (_, _, seen, _) in zip(model.choices, places, strict=True)]
             parts = outputs[:, *at]
             errors = np.square(parts - clean[at]).sum((1, 2))
             change = float(np.square(parts[1] - parts[0]).mean())

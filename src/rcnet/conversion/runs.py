@@ -110,8 +110,9 @@ def _chains(calls: Sequence[Call], place: dict[fx.Node, int]) -> Iterator[list[C
                 chain = []
                 continue
             before = chain[-1].gives if chain else None
-            users = [user for user in before.users if user.target is not device_of_input] if before is not None else []
-            alone = before is not None and all(call.start <= place.get(user, -1) < call.end for user in users)
+            alone = before is not None and all(
+                call.start <= place.get(user, -1) < call.end for user in before.users if user.target is not device_of_input
+            )
             if chain and not (call.takes is before and alone):
                 chain[-1].shared = call.takes is before
                 yield chain

@@ -198,13 +198,8 @@ def read_original(name: str, options: Mapping[str, Any] | None = None, weights: 
         except OSError as error:
             raise InputError(f"{weights} cannot be read: {error.strerror or error}") from error
         except Exception as error:  # torch.load raises almost anything on a broken file
-            raise InputError(f"{weights} does not hold the weights of {name}: {_first_lines(error)}") from error
+            raise InputError(f"{weights} does not hold the weights of {name}: {' '.join(str(error).split())[:300]}") from error
     return Original(model, name, dict(options or {}))
-
-
-def _first_lines(error: Exception) -> str:
-    """Torch's heading and what it lists first."""
-    return " ".join(str(error).split())[:300]
 
 
 def _of_transformers(folder: Path) -> Original:

@@ -120,16 +120,19 @@ def _read_npy(data: bytes, most: int) -> np.ndarray:
 
 def work_of(image: ImageFile, sigma: float | None = None, strength: float = 1.0) -> Work:
     """The image to be denoised."""
-    white = 1.0 if image.pixels.dtype.kind == "f" else float(imagefile.white_level(image))
-    return Work(image.pixels, sigma=sigma, strength=strength, white=white)
+    return Work(image.pixels, sigma=sigma, strength=strength, white=_white(image))
+
+
+def _white(image: ImageFile) -> float:
+    """Its value: floats are in [0, 1], as `_read_npy` checks."""
+    return 1.0 if image.pixels.dtype.kind == "f" else float(imagefile.white_level(image))
 
 
 def work_to_classify(image: ImageFile, top: int) -> Work:
     """The image to be classified: upright, 8 bits."""
     pixels = imagefile.upright(image, image.pixels)
     if pixels.dtype != np.uint8:
-        white = 1.0 if pixels.dtype.kind == "f" else imagefile.white_level(image)
-        pixels = np.rint(255 * (pixels / white).clip(0, 1)).astype(np.uint8)
+        pixels = np.rint(255 * (pixels / _white(image)).clip(0, 1)).astype(np.uint8)
     return Work(np.ascontiguousarray(pixels), top=top)
 
 
