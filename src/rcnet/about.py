@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from rcnet.errors import InputError, unknown
 
-INPUTS = ("image", "sigma")  # what a call can take; the second is the noise level
+INPUTS = ("image", "sigma", "coarse")  # what a call can take: noise levels, of white noise and of coarse noise
 
 
 class Noise(NamedTuple):
@@ -36,7 +36,8 @@ class About:
     Attributes:
         task: `classify`, `denoise` or one of your own.
         channels: of the images: 1 gray, 3 RGB.
-        inputs: `image`, and `sigma` where a call takes the noise level.
+        inputs: `image`; `sigma` where a call takes the noise level; `coarse` where sigma may also hold that of a camera's coarse
+            noise, in a second channel.
         multiple: what the sides of images have to be multiples of.
         sub: what the network fills sides up to multiples of by itself; a tile begins at one.
         reach: how far, in pixels, an output pixel sees: reach[0] + reach[1] for each step of each cell; None: everywhere.
@@ -64,6 +65,11 @@ class About:
     def takes_level(self) -> bool:
         """Whether a call takes `sigma`."""
         return "sigma" in self.inputs
+
+    @property
+    def levels(self) -> int:
+        """How many noise levels a call takes for each pixel: of white noise, and of coarse noise."""
+        return len(self.inputs) - 1
 
     def called_with(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width in pixels as the network is called with them: images of a denoiser are filled up to multiples."""

@@ -27,11 +27,14 @@ def _card(channels: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _colour(channels: int, rng: np.random.Generator) -> np.ndarray:
-    """Black, white, a gray or a colour, [channels]."""
-    kind = rng.integers(4)
+    """Black, white, a gray, a colour, or one that no photograph has, of channels at 0 or 255; [channels]."""
+    kind = rng.integers(6)
     if kind < 2:
         return np.full(channels, 255.0 * kind)
-    return np.full(channels, rng.uniform(0, 255)) if kind == 2 else rng.uniform(0, 255, channels)
+    if kind == 2:
+        return np.full(channels, rng.uniform(0, 255))
+    colour = rng.uniform(0, 255, channels)
+    return colour if kind == 3 else np.where(rng.random(channels) < 0.6, 255.0 * rng.integers(2, size=channels), colour)
 
 
 def _flat(height: int, width: int, channels: int, rng: np.random.Generator) -> np.ndarray:

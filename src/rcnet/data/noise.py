@@ -17,7 +17,9 @@ def check_sigma(sigma: Sigma) -> Sigma:
     return sigma
 
 
-def add_noise(clean: Tensor, sigma: Sigma | Tensor, generator: torch.Generator, as_8bit: bool = False) -> Tensor:
+def add_noise(
+    clean: Tensor, sigma: Sigma | Tensor, generator: torch.Generator, as_8bit: bool = False, in_gray: bool = False
+) -> Tensor:
     """Clean images [B, C, H, W] in [0, 1] with white Gaussian noise.
 
     Args:
@@ -25,8 +27,10 @@ def add_noise(clean: Tensor, sigma: Sigma | Tensor, generator: torch.Generator, 
         sigma: standard deviation in levels of 255; a pair draws one evenly from that range for each image, a tensor [B] gives
             them.
         as_8bit: the noisy image is clipped to [0, 1] and rounded to 1/255, as an 8-bit file would hold it.
+        in_gray: all channels get the same noise, as scans of gray pictures and old cameras have it.
     """
-    noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+    shape = (len(clean), 1, *clean.shape[2:]) if in_gray else clean.shape
+    noise = torch.randn(shape, generator=generator, device=clean.device)
     level = draw_levels(sigma, len(clean), generator) if isinstance(sigma, tuple) else sigma
     noisy = clean + noise * (level.view(-1, 1, 1, 1) / 255 if isinstance(level, Tensor) else level / 255)
     return (noisy.clamp(0, 1) * 255).round() / 255 if as_8bit else noisy

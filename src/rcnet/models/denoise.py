@@ -19,30 +19,32 @@ Sigma = float | Tensor | None
 
 
 @fx.wrap
-def level_plane(x: Tensor, sigma: Sigma) -> Tensor:
-    """The input plane of the noise level, [B, 1, H, W] in [0, 1], `UNKNOWN` where `sigma` is None or negative.
+def level_planes(x: Tensor, sigma: Sigma, count: int = 1) -> Tensor:
+    """The input planes of the noise levels, [B, count, H, W] in [0, 1], `UNKNOWN` where `sigma` is None or negative.
 
     Args:
         x: the images, [B, C, H, W].
-        sigma: levels of 255: one number, one an image [B], or a map [H, W], [1, H, W] or [B, 1, H, W].
+        sigma: levels of 255: one number, one value per image [B], or a map [H, W], [1, H, W], [B, 1, H, W] or [B, count, H, W].
+            Of two planes the first is that of white noise and the second that of coarse noise, 0 unless given.
 
     Raises:
         InputError: a tensor of another shape.
     """
     batch, _, height, width = x.shape
     if sigma is None:
-        return x.new_full((batch, 1, height, width), UNKNOWN)
+        return x.new_full((batch, count, height, width), UNKNOWN)
     level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
     shape = (-1, 1, 1, 1) if level.ndim == 1 else (1,) * (4 - level.ndim) + tuple(level.shape)
     level = level.reshape(shape)
     try:
-        level = level.expand(batch, 1, height, width)
+        level = level.expand(batch, level.shape[1] if level.shape[1] == count else 1, height, width)
     except RuntimeError as error:
         raise InputError(
             f"sigma of shape {list(torch.as_tensor(sigma).shape)} does not fit images {list(x.shape)}: give one number, "
-            "one an image [B], or a map [H, W] or [B, 1, H, W]"
+            f"one value per image [B], or a map [H, W] or [B, {count}, H, W]"
         ) from error
-    return torch.where(level < 0, torch.full_like(level, UNKNOWN), level / 255)
+    level = torch.where(level < 0, torch.full_like(level, UNKNOWN), level / 255)
+    return F.pad(level, (0, 0, 0, 0, 0, count - level.shape[1]))
 
 
 def filling(call: Call, multiple: int) -> Call:
@@ -73,7 +75,8 @@ class Denoiser(RecurrentNet):
 
     With `about.sub` > 1 the chain works on sub x sub sub-images: sizes that `sub` does not divide are padded by reflection at the
     right and the bottom, and cut again. Where `about.inputs` names `sigma`, the chain reads one plane more, the noise level of
-    each pixel or `UNKNOWN` (as FFDNet, Zhang et al. 2018, which knows no unknown).
+    each pixel or `UNKNOWN` (as FFDNet, Zhang et al. 2018, which knows no unknown); with `coarse`, one
+    more for the coarse noise of cameras.
     """
 
     def __init__(self, about: About, **modules: nn.Module) -> None:
@@ -84,8 +87,9 @@ class Denoiser(RecurrentNet):
         """x: [B, C, H, W] in [0, 1].
 
         Args:
-            sigma: the noise level in levels of 255, for networks that take one: a number, one an image [B] or a
-                map [H, W] or [B, 1, H, W]; None or negative values: unknown.
+            sigma: the noise level in levels of 255, for networks that take one: a number, one value per image [B] or a
+                map [H, W] or [B, 1, H, W]; None or negative values: unknown. Networks that also take the level of coarse
+                noise: a map [B, 2, H, W], white and coarse; anything else tells white noise alone.
 
         Raises:
             InputError: unsupported steps; a sigma for a network that takes none, or one of another shape.
@@ -94,13 +98,14 @@ class Denoiser(RecurrentNet):
             sigma = None
         if sigma is not None and not self.about.takes_level:
             raise InputError("these weights take no noise level: leave sigma out, or take weights that do, e.g. r3_fast.photo")
-        plane = level_plane(x, sigma) if self.about.takes_level else None
-        seen = x if plane is None else torch.cat([x, plane], 1)
+        planes = level_planes(x, sigma, self.about.levels) if self.about.takes_level else None
+        seen = x if planes is None else torch.cat([x, planes], 1)
         if self.about.sub > 1:
             seen = filled(seen, self.about.sub)
         change = super().forward(seen, steps)[..., : x.shape[-2], : x.shape[-1]]
-        if plane is not None:  # told of little noise it does little: an image without stays as it is
-            change = change * torch.where(plane < 0, 1.0, (plane / SLIGHT).clamp(max=1))
+        if planes is not None:  # told of little noise it does little: an image without stays as it is
+            most = planes.amax(1, keepdim=True)
+            change = change * torch.where(most < 0, 1.0, (most / SLIGHT).clamp(max=1))
         return x + change
 
     def radius(self, steps: Steps = None) -> int:
@@ -120,7 +125,7 @@ def _denoiser(
     residual: bool,
     sub: int,
     unified: bool,
-    noise_level: bool = False,
+    levels: int = 0,
 ) -> Denoiser:
     steps = supported_steps(steps)
     mode = norm_mode or ("double" if len(steps) > 1 else "independent")
@@ -137,7 +142,7 @@ def _denoiser(
 
     modules: dict[str, nn.Module] = {} if sub == 1 else {"unshuffle": nn.PixelUnshuffle(sub)}
     modules |= {
-        "stem": conv3x3((in_chans + noise_level) * sub**2, width, bias=True),
+        "stem": conv3x3((in_chans + levels) * sub**2, width, bias=True),
         "relu": nn.ReLU(),
         "cell1": cell(()),
         "cell2": cell(steps),
@@ -146,7 +151,7 @@ def _denoiser(
     }
     if sub > 1:
         modules["shuffle"] = nn.PixelShuffle(sub)
-    about = About("denoise", in_chans, INPUTS[: 1 + noise_level], sub=sub, reach=(sub * (2 + (sub > 1)), sub * convs))
+    about = About("denoise", in_chans, INPUTS[: 1 + levels], sub=sub, reach=(sub * (2 + (sub > 1)), sub * convs))
     net = Denoiser(about, **modules)
     _init_denoiser(net)
     return net
@@ -189,6 +194,7 @@ def r3_fast(
     convs: int = 2,
     residual: bool = True,
     noise_level: bool = False,
+    coarse_level: bool = False,
     unified: bool = True,
 ) -> Denoiser:
     """R3 for use: three residual cells of two convolutions on 2x2 sub-images, 0.29 of R3's cost a pixel and step.
@@ -198,5 +204,10 @@ def r3_fast(
         convs: convolutions a cell.
         residual: x = relu(x + f(x)) instead of relu(f(x)), f being convolution and norm, `convs` times, with ReLU between.
         noise_level: the noise level is an input, `model(x, steps, sigma=25)`, which may be unknown.
+        coarse_level: with it, so is that of coarse noise, as cameras make it: `sigma` [B, 2, H, W].
     """
-    return _denoiser(steps, norm_mode, in_chans, width, convs, residual, sub=2, unified=unified, noise_level=noise_level)
+    if coarse_level and not noise_level:
+        raise InputError("coarse_level goes with noise_level: the level of white noise comes first")
+    return _denoiser(
+        steps, norm_mode, in_chans, width, convs, residual, sub=2, unified=unified, levels=noise_level + coarse_level
+    )

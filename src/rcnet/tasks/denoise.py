@@ -12,7 +12,8 @@ from torch import Tensor
 
 from rcnet.about import Noise
 from rcnet.cell import RecurrentNet, Steps
-from rcnet.data.camera import photograph, through_jpeg
+from rcnet.data.camera import camera_file, through_jpeg
+from rcnet.data.colours import vary_colours
 from rcnet.data.drawn import SIDE as DRAWN
 from rcnet.data.drawn import draw_pictures
 from rcnet.data.images import list_images, pixels_of, random_patches, read_folder, read_image, read_pair, split_folder, to_tensor
@@ -36,9 +37,12 @@ class Denoising:
     as_8bit: bool | float = number(False, 0, 1)  # noisy patches are clipped and rounded, as files are; or this part of batches
     jpeg: float = number(0.0, 0, 1)  # this part of the batches goes through JPEG with its noise
     clean: float = number(0.0, 0, 1)  # this part of the patches has no noise
-    camera: float = number(0.0, 0, 1)  # this part of the batches has the noise of a simulated camera (data/camera.py) instead
+    camera: float = number(0.0, 0, 1)  # this part of the batches has the noise of a camera's file (data/camera.py) instead
+    gray: float = number(0.0, 0, 1)  # this part of the other batches has the same noise in all channels
+    colours: float = number(0.0, 0, 1)  # this part of the patches has other colours, darks too (data/colours.py)
     drawn: float = number(0.0, 0, 0.9)  # this part of the images is drawn: flat areas, ramps and text
     unknown: float = number(0.5, 0, 1)  # this part of the patches does not tell its level to a network that takes it
+    overstated: float = number(0.0, 0, 1)  # this part of those that tell it tell 1 to 2.5 times as much, and up to 3 levels more
     one_level: bool = False  # all patches of a batch have one level
     # Half the squared error; the same, each patch's divided by the square root of its noise's variance (and of 4 levels, at
     # sigma 25 by 1), so that weak noise counts too; or Charbonnier's, sqrt(error^2 + 0.001^2).
@@ -75,13 +79,20 @@ def begin(config: Denoising, setup: Setup) -> Task:
     pixels = pixels_of(training, device)
 
     def batch(rng: np.random.Generator, iteration: int) -> Batch:
-        clean = random_patches(pixels, config.patch, setup.batch, rng)
+        clean = vary_colours(random_patches(pixels, config.patch, setup.batch, rng), rng, config.colours)
         generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
-        noisy, target, level = noisy_patches(clean, config, rng, generator)
+        noisy, target, level, coarse = noisy_patches(clean, config, rng, generator)
         if not told:
             return Batch(noisy, target, None, level)
-        silent = torch.rand(len(level), generator=generator, device=device) < config.unknown
-        return Batch(noisy, target, torch.where(silent, -1.0, level), level)
+        silent, over = (
+            torch.rand(len(level), generator=generator, device=device) < part for part in (config.unknown, config.overstated)
+        )
+        more, extra = torch.rand((2, len(level)), generator=generator, device=device)
+        tells = torch.where(silent, -1.0, torch.where(over, level * (1 + 1.5 * more) + 3 * extra, level))
+        if setup.about.levels == 2:
+            both = torch.stack([tells * ~coarse, tells * coarse], 1)
+            return Batch(noisy, target, both[:, :, None, None], level)
+        return Batch(noisy, target, tells, level)
 
     def loss(output: Tensor, batch: Batch) -> Tensor:
         error = output.float() - batch.target
@@ -112,26 +123,29 @@ def begin(config: Denoising, setup: Setup) -> Task:
 
 def noisy_patches(
     clean: Tensor, config: Denoising, rng: np.random.Generator, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Noisy patches and their targets, [B, C, H, W], and the levels of the noise, [B] in levels of 255, as the recipe says."""
-    by_camera, as_8bit, by_jpeg = (rng.random() < part for part in (config.camera, config.as_8bit, config.jpeg))
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Noisy patches and their targets, [B, C, H, W], and of their noise the levels, [B] in levels of 255, and whether it is
+    coarse, [B]: a camera's, or compressed."""
+    by_camera, as_8bit, by_jpeg, in_gray = (
+        rng.random() < part for part in (config.camera, config.as_8bit, config.jpeg, config.gray)
+    )
     if by_camera:
         noisy, target = (
             picture.to(clean.device)
-            for picture in photograph(clean.cpu(), rng, torch.Generator().manual_seed(int(rng.integers(2**62))))
+            for picture in camera_file(clean.cpu(), rng, torch.Generator().manual_seed(int(rng.integers(2**62))))
         )
-        noisy = (noisy.clamp(0, 1) * 255).round() / 255
     else:
         levels = draw_levels(config.sigma, len(clean), generator)
         levels = levels[:1].expand(len(clean)) if config.one_level else levels
         if config.clean:
             levels = torch.where(torch.rand(len(clean), generator=generator, device=clean.device) < config.clean, 0.0, levels)
-        noisy, target = add_noise(clean, levels, generator, as_8bit), clean
-    if by_jpeg:
-        noisy = through_jpeg(noisy.cpu(), rng).to(clean.device)
-    elif not by_camera:
-        return noisy, target, levels
-    return noisy, target, 255 * (noisy - target).square().mean((1, 2, 3)).sqrt()
+        noisy, target = add_noise(clean, levels, generator, as_8bit, in_gray), clean
+        if by_jpeg:
+            noisy = through_jpeg(noisy.cpu(), rng).to(clean.device)
+    coarse = torch.full((len(clean),), by_camera or by_jpeg, device=clean.device)
+    if by_camera or by_jpeg:
+        levels = 255 * (noisy - target).square().mean((1, 2, 3)).sqrt()
+    return noisy, target, levels, coarse
 
 
 def measuring(
@@ -231,8 +245,7 @@ def _noisy(model: RecurrentNet, files: Sequence[Path]) -> Iterator[Fed]:
         top, left = (max(side - CROP, 0) // 2 for side in image.shape[:2])
         clean = to_tensor(image[top : top + CROP, left : left + CROP])
         if rng.random() < camera and min(clean.shape[-2:]) >= SMALLEST:
-            noisy, target = photograph(clean, rng, generator)
-            noisy = (noisy.clamp(0, 1) * 255).round() / 255
+            noisy, target = camera_file(clean, rng, generator)
             level = 255 * (noisy - target).square().mean((1, 2, 3)).sqrt()
         else:
             level = draw_levels(sigma, 1, generator) if isinstance(sigma, tuple) else torch.tensor([sigma])

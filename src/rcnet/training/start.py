@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rcnet.about import About
@@ -79,7 +80,8 @@ def take_weights(name_or_path: str, model: RecurrentNet) -> tuple[dict[str, Any]
         InputError: no such weights, or kernels that do not fit.
     """
     source, own = load(name_or_path), model.state_dict()
-    fits = {name: x for name, x in source.state_dict().items() if name in own and own[name].shape == x.shape}
+    fits = {name: _with_inputs(x, own[name]) for name, x in source.state_dict().items() if name in own}
+    fits = {name: x for name, x in fits.items() if own[name].shape == x.shape}
     norms = {id(p) for norm in norms_of(model) for p in norm.parameters()}
     in_cells = {id(p) for cell in model.modules() if isinstance(cell, Cell) for p in cell.parameters()} - norms
     if missing := [name for name, p in model.named_parameters() if id(p) in in_cells and name not in fits]:
@@ -89,6 +91,13 @@ def take_weights(name_or_path: str, model: RecurrentNet) -> tuple[dict[str, Any]
         )
     model.load_state_dict(own | fits)
     return source.metadata.get("training"), _layers(own.keys() - fits.keys())
+
+
+def _with_inputs(kernel: Tensor, own: Tensor) -> Tensor:
+    """A convolution's kernel [out, in, h, w] that also reads the planes that `own` reads after its own: with zeros, so that the
+    network starts as it was."""
+    more = own.shape[1] - kernel.shape[1] if kernel.ndim == own.ndim == 4 else 0
+    return kernel if more <= 0 else F.pad(kernel, (0, 0, 0, 0, 0, more))
 
 
 def _layers(names: Iterable[str]) -> str:
