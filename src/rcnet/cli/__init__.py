@@ -19,6 +19,7 @@ from rcnet.cli.doctor import doctor
 from rcnet.cli.evaluate import evaluate
 from rcnet.cli.export import export
 from rcnet.cli.figures import figures
+from rcnet.cli.judge import judge
 from rcnet.cli.models import models
 from rcnet.cli.profile import profile
 from rcnet.cli.serve import serve
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "profile": profile,
     "eval": evaluate,
     "train": train,
+    "judge": judge,
     "convert": convert,
     "data": data,
     "export": export,
@@ -57,6 +59,7 @@ GUIDES = {
     "profile": "docs/deploy.md",
     "eval": "docs/training.md",
     "train": "docs/training.md",
+    "judge": "docs/training.md",
     "convert": "docs/convert.md",
     "data": "docs/training.md",
     "export": "docs/deploy.md",

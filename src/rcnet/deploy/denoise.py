@@ -19,9 +19,11 @@ from rcnet.deploy.optimize import Optimized
 from rcnet.device import resolve_precision
 from rcnet.errors import InputError
 from rcnet.models.denoise import Sigma, filling
+from rcnet.models.judge import level_map
 from rcnet.models.results import setting_quality
 
 TILE, SMALLEST_TILE = 512, 16  # pixels a side
+LOOK = 1024  # pixels a side, the most that a judge sees of a picture: its time is bounded, and levels no longer change
 Images = TypeVar("Images", Tensor, np.ndarray)
 
 
@@ -47,9 +49,11 @@ def denoise(
             colour image one by one; a colour network takes a gray image three times, and the mean of what it gives. Gradients
             pass to images that require them (not through sessions).
         steps: the cost: any step count that the model supports; the largest unless given.
-        sigma: the noise level, in levels of 255, for networks that take one: a number, one an image [B] or a map [H, W] or
-            [B, 1, H, W]; None or negative values: unknown.
-        strength: how much of the noise that is found goes away, from 0, none, over 1, all, to 2.
+        sigma: the noise level, in levels of 255, for networks that take one: a number, one value per image [B] or a map [H, W] or
+            [B, 1, H, W]; None: what the network's judge says of each image, or unknown. With a judge, a level is of the kind
+            of noise that it finds, white or coarse; [B, 2, H, W] gives both.
+        strength: multiplies the level that the network is told, from 0, nothing is removed, to 2. For networks without a level
+            for coarse noise it multiplies what is removed.
         tile: side of a tile in pixels, without its overlap; 0 takes the whole image at once.
         precision: `fp32`, `bf16` or `auto`; sessions have their own.
         each: called after each tile, for a progress bar; see `count_tiles`.
@@ -92,13 +96,13 @@ def _denoised(
         images = images.reshape(batch * channels, 1, height, width)
     elif channels not in (1, taken):
         raise InputError(f"these weights take images of {taken} channels, and this one has {channels}")
-    levels = levels_of(sigma, net, images, len(images) // batch)
+    told = telling(net, sigma, images, len(images) // batch, strength)
+    strength = 1.0 if net.about.levels == 2 else strength
     out = torch.empty(images.shape, dtype=kind)
     for rows, columns, seen, inner in tiles(net, steps, tile, height, width):
         for i, image in enumerate(images[..., seen[0], seen[1]]):
             x = image.unsqueeze(0)
-            level = {} if levels is None else {"sigma": levels[i : i + 1, :, *(seen if levels.shape[-1] > 1 else ())]}
-            y = call(x.expand(-1, taken, -1, -1), **level).cpu()
+            y = call(x.expand(-1, taken, -1, -1), **told(i, x, seen)).cpu()
             y = y.mean(1, keepdim=True) if images.shape[1] < taken else y
             out[i, :, rows, columns] = torch.lerp(x.cpu().to(y.dtype), y, strength)[0][:, *inner].to(kind)
             each()
@@ -114,6 +118,7 @@ def denoise_pixels(
     sigma: Sigma = None,
     strength: float = 1.0,
     white: float | None = None,
+    levels: Tensor | None = None,
     tile: int = TILE,
     precision: str = "fp32",
     each: Callable[[], Any] = lambda: None,
@@ -125,21 +130,111 @@ def denoise_pixels(
 
     Args:
         white: the value that stands for 1; the largest of the type, or 1.0, unless given. Larger ones are kept as they are.
+        levels: what `judged` said of these pixels, so that it is not asked again.
     """
     net = network_of(model)
     white = white or (1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max))
     height, width = pixels.shape[:2]
     out, squares = np.empty_like(pixels), 0.0
+    if net.about.levels == 2 and levels is None:
+        levels = judged(net, pixels, white)
     for rows, columns, seen, inner in tiles(net, steps, tile, height, width):
-        part = pixels[seen].astype(np.float32) / white
-        x = torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1))).unsqueeze(0)
+        part, x = part_of(pixels, seen, white)
         level = sigma[..., *seen] if isinstance(sigma, Tensor) and sigma.ndim > 1 else sigma
+        if net.about.levels == 2:
+            level = tell(net, levels, level, x) * strength
         y = _denoised(model, net, x, steps, level, 1.0, 0, precision, lambda: None)
         removed = ((y - x)[0][:, *inner]).permute(1, 2, 0).numpy()
         squares += float(np.square(removed, dtype=np.float64).sum())
-        out[rows, columns] = without(removed, part[inner], strength, white, pixels.dtype)
+        out[rows, columns] = without(removed, part[inner], 1.0 if net.about.levels == 2 else strength, white, pixels.dtype)
         each()
     return out, 255 * float(np.sqrt(squares / pixels.size))
+
+
+def part_of(pixels: np.ndarray, place: "Place", white: float) -> tuple[np.ndarray, Tensor]:
+    """A part of the pixels [H, W, C] in [0, 1], as an array, and as a tensor [1, C, H, W]."""
+    part = pixels[place].astype(np.float32) / white
+    return part, torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1))).unsqueeze(0)
+
+
+@torch.inference_mode()
+def judged(net: RecurrentNet, pixels: np.ndarray | Tensor, white: float = 1.0) -> Tensor | None:
+    """What a network's judge says of a picture, noise levels [1, 2, KNOTS] in levels of 255; None of a network without a judge.
+
+    It sees all of a picture up to a megapixel, and of a larger one 16 parts, evenly spread.
+
+    Args:
+        pixels: [H, W, C], of which `white` stands for 1, or a tensor [C, H, W] in [0, 1].
+    """
+    if net.judge is None:
+        return None
+
+    def part(rows: slice, columns: slice) -> Tensor:
+        return pixels[None, :, rows, columns] if isinstance(pixels, Tensor) else part_of(pixels, (rows, columns), white)[1]
+
+    height, width = pixels.shape[-2:] if isinstance(pixels, Tensor) else pixels.shape[:2]
+    if height * width <= LOOK**2:
+        seen = part(slice(None), slice(None))
+    else:
+        sides = min(LOOK, height // 8 * 8) // 4, min(LOOK, width // 8 * 8) // 4
+        starts = ([round(k * (whole - side) / 3) for k in range(4)] for whole, side in zip((height, width), sides, strict=True))
+        down, across = starts
+        rows = [torch.cat([part(slice(y, y + sides[0]), slice(x, x + sides[1])) for x in across], 3) for y in down]
+        seen = torch.cat(rows, 2)
+    channels = net.about.channels
+    seen = seen.reshape(-1, 1, *seen.shape[-2:]) if channels == 1 else seen.expand(-1, channels, -1, -1)
+    return net.judge(seen.to(device_of(net), torch.float32)).mean(0, keepdim=True).cpu()
+
+
+def tell(net: RecurrentNet, levels: Tensor | None, sigma: Sigma, x: Tensor) -> Tensor:
+    """What a network of two levels is told of a part of a picture: a map [B, 2, H, W], or [B, 2, 1, 1].
+
+    Args:
+        levels: what the judge said of the whole picture; None: nobody did, and all noise is taken for white.
+        sigma: the level that a person gave: a number, one value per image, a map [H, W] or [B, 1, H, W], of the kind of noise
+            that the judge found most of; or [B, 2, H, W], both kinds.
+        x: the part, [B, C, H, W].
+
+    Raises:
+        InputError: neither a judge nor a level.
+    """
+    if sigma is None:
+        if levels is None:
+            raise InputError("this network has no judge of noise: say how much there is, sigma=..., or train one, rcnet judge")
+        return level_map(levels, x.float())
+    given = torch.as_tensor(sigma, dtype=torch.float32)
+    given = (
+        given.reshape(-1, 1, 1, 1)
+        if given.ndim < 2
+        else given.reshape(-1, *(given.shape[-3:] if given.ndim > 2 else (1, *given.shape)))
+    )
+    if given.shape[1] == 2:
+        return given
+    white, coarse = (1.0, 0.0) if levels is None else levels.mean((0, 2))
+    none = torch.zeros_like(given)
+    return torch.cat([none, given] if coarse > white else [given, none], 1)
+
+
+def telling(
+    net: RecurrentNet, sigma: Sigma, images: Tensor, times: int, strength: float
+) -> Callable[[int, Tensor, "Place"], dict[str, Tensor]]:
+    """`told(i, x, place)`: what a call is told of the part `x` of image i, [1, C, H, W], at that place; {} for nothing.
+
+    `times`: as `levels_of` takes it.
+    """
+    given = levels_of(sigma, net, images, times)
+    if net.about.levels < 2 and given is None:
+        return lambda i, x, place: {}
+    found = [judged(net, image) for image in images] if net.about.levels == 2 else []
+
+    def told(i: int, x: Tensor, place: "Place") -> dict[str, Tensor]:
+        level = None if given is None else given[i : i + 1, :, *(place if given.shape[-1] > 1 else ())]
+        if net.about.levels == 2:
+            level = tell(net, found[i], level, x) * strength
+        assert level is not None
+        return {"sigma": level}
+
+    return told
 
 
 def without(removed: np.ndarray, part: np.ndarray, strength: float, white: float, dtype: np.dtype) -> np.ndarray:
@@ -176,13 +271,14 @@ def check_options(tile: int, strength: float) -> None:
 
 
 def levels_of(sigma: Sigma, net: RecurrentNet, images: Tensor, times: int) -> Tensor | None:
-    """The noise levels, [images, 1, 1 or H, 1 or W], each of the caller's images `times` over, or None if there are none."""
+    """The noise levels, [images, 1 or 2, 1 or H, 1 or W], each of the caller's images `times` over, or None if there are none."""
     if sigma is None:
         return None
     if not net.about.takes_level:
         raise InputError("these weights take no noise level: leave sigma out, or take weights that do, e.g. r3_fast.photo")
     given = torch.as_tensor(sigma, dtype=torch.float32)
-    levels = given.reshape(-1, 1, 1, 1) if given.ndim < 2 else given.reshape(-1, 1, *given.shape[-2:])
+    kinds = net.about.levels if given.ndim == 4 and given.shape[1] == net.about.levels else 1
+    levels = given.reshape(-1, 1, 1, 1) if given.ndim < 2 else given.reshape(-1, kinds, *given.shape[-2:])
     count, sides = len(images) // times, tuple(levels.shape[-2:])
     if len(levels) not in (1, count) or sides not in ((1, 1), tuple(images.shape[-2:])) or torch.isnan(levels).any():
         raise InputError(

@@ -1,6 +1,6 @@
 """R3 and S3, the paper's denoisers (Eq. 9), and r3_fast, ours: the same cells, residual, on 2x2 sub-images."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from rcnet.about import INPUTS, About
 from rcnet.calling import Call
 from rcnet.cell import NormMode, RecurrentCell, RecurrentNet, Steps, supported_steps, untie
 from rcnet.errors import InputError
+from rcnet.models.judge import SMOOTH, level_map
 from rcnet.models.layers import ConvBody, conv3x3, init_weights
 from rcnet.models.registry import register
 
@@ -83,12 +84,18 @@ class Denoiser(RecurrentNet):
         super().__init__(**modules)
         self.about = about
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Denoiser":
+        if self.judge is not None:
+            self.judge._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
+
     def forward(self, x: Tensor, steps: Steps = None, sigma: Sigma = None) -> Tensor:  # type: ignore[override]
         """x: [B, C, H, W] in [0, 1].
 
         Args:
             sigma: the noise level in levels of 255, for networks that take one: a number, one value per image [B] or a
-                map [H, W] or [B, 1, H, W]; None or negative values: unknown. Networks that also take the level of coarse
+                map [H, W] or [B, 1, H, W]; None: what the network's judge says, where it has one; else, and for negative
+                values: unknown. Networks that also take the level of coarse
                 noise: a map [B, 2, H, W], white and coarse; anything else tells white noise alone.
 
         Raises:
@@ -98,6 +105,8 @@ class Denoiser(RecurrentNet):
             sigma = None
         if sigma is not None and not self.about.takes_level:
             raise InputError("these weights take no noise level: leave sigma out, or take weights that do, e.g. r3_fast.photo")
+        if sigma is None and self.judge is not None:
+            sigma = level_map(self.judge(x), x)
         planes = level_planes(x, sigma, self.about.levels) if self.about.takes_level else None
         seen = x if planes is None else torch.cat([x, planes], 1)
         if self.about.sub > 1:
@@ -151,7 +160,8 @@ def _denoiser(
     }
     if sub > 1:
         modules["shuffle"] = nn.PixelShuffle(sub)
-    about = About("denoise", in_chans, INPUTS[: 1 + levels], sub=sub, reach=(sub * (2 + (sub > 1)), sub * convs))
+    blurred = SMOOTH // 2 if levels == 2 else 0  # a judge's map is read off the brightness around a pixel
+    about = About("denoise", in_chans, INPUTS[: 1 + levels], sub=sub, reach=(sub * (2 + (sub > 1)) + blurred, sub * convs))
     net = Denoiser(about, **modules)
     _init_denoiser(net)
     return net

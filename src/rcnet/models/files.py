@@ -16,10 +16,12 @@ from torch import Tensor
 from rcnet.cell import RecurrentNet
 from rcnet.errors import InputError, unknown
 from rcnet.models.huggingface import PREFIX, fetch
+from rcnet.models.judge import Judge, attach_judge
 from rcnet.models.registry import architecture_of, build_saved, build_shapes
 from rcnet.replacing import replacing
 
 KEY = "rcnet"  # the one metadata key, holding JSON
+JUDGE = "judge."  # begins the names of the tensors of a denoiser's judge
 
 
 def bundled() -> dict[str, Path]:
@@ -80,13 +82,15 @@ def save(model: RecurrentNet, path: str | Path, *, half: bool = False, **metadat
     """
     model = getattr(model, "_orig_mod", model)
     architecture = architecture_of(model)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = _state(model)
     fresh = build_shapes(architecture["name"], architecture["config"]).state_dict()
+    judge = {name: state.pop(name) for name in [*state] if name.startswith(JUDGE)}
     if different := _difference(fresh, state):
         raise InputError(
             f"this network is not as create_model({architecture['name']!r}) makes it: {different} (unrolled, pruned, a new head?)"
             "; save the network that it was made from, or create it with the options that it has now, e.g. num_classes"
         )
+    state |= judge
     if half:
         state = {name: tensor.bfloat16().to(tensor.dtype) if _is_kernel(tensor) else tensor for name, tensor in state.items()}
     known = dict(model.metadata)
@@ -96,6 +100,8 @@ def save(model: RecurrentNet, path: str | Path, *, half: bool = False, **metadat
         known.pop("adaptive", None)
     about = model.about.completed(metadata.get("preprocessing", {})).to_json()
     metadata = {**known, **metadata, "preprocessing": {**metadata.get("preprocessing", {}), **about}}
+    if judge:
+        metadata["judge"] = {**metadata.get("judge", {}), "config": model.judge.config}
     metadata |= {"format": 1, "architecture": architecture, "weights": checksum}
     usual = copy.copy(model)
     usual.find_steps()
@@ -106,6 +112,13 @@ def save(model: RecurrentNet, path: str | Path, *, half: bool = False, **metadat
     with replacing(path) as temporary:
         stored = {name: tensor.bfloat16() if _fits_bf16(tensor) else tensor.clone() for name, tensor in state.items()}
         temporary.write_bytes(to_bytes(stored, {KEY: json.dumps(metadata)}))
+
+
+def _state(model: RecurrentNet) -> dict[str, Tensor]:
+    """The tensors of a network and of its judge, which is kept under `judge.`."""
+    judge = getattr(model, "judge", None)
+    beside = {} if judge is None else {JUDGE + name: tensor for name, tensor in judge.state_dict().items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in {**model.state_dict(), **beside}.items()}
 
 
 def _is_kernel(tensor: Tensor) -> bool:
@@ -151,11 +164,15 @@ def load(name_or_path: str | Path) -> RecurrentNet:
     with safe_open(path, framework="pt") as file:
         held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     state = {name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor for name, tensor in held.items()}
-    if different := _difference(model.state_dict(), state):
+    if "judge" in metadata:
+        attach_judge(model, Judge(**metadata["judge"]["config"]).eval())
+    if different := _difference(_state(model), state):
         raise InputError(f"{path} does not hold weights of this {architecture['name']}: {different}")
     if not all(torch.isfinite(tensor).all() for tensor in state.values()):
         raise InputError(f"{path} holds numbers that are not finite: the training that wrote it diverged")
-    model.load_state_dict(state)
+    for module, prefix in ((model, ""), (getattr(model, "judge", None), JUDGE)):
+        if module is not None:
+            module.load_state_dict({name: state[prefix + name] for name in module.state_dict()})
     model.about = model.about.completed(metadata.get("preprocessing", {}))
     if "settings" in metadata:
         model.offer(metadata["settings"])

@@ -1,0 +1,93 @@
+"""A judge in front of a denoiser: a small network that says how much noise a picture has, white and coarse, at each brightness.
+
+A denoiser that is told the level does what it is told; the judge tells it where a person does not. It looks at all of a picture
+at once and gives a noise level function (Liu et al. 2006, "Noise estimation from a single image"): the level as a function of the
+brightness, since sensors and tone curves make noise depend on that. It is trained through the frozen denoiser, on what comes out
+(`rcnet.training.judge`).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KNOTS = 4  # brightnesses at which a level is given, from black to white, evenly spaced
+SHARE = 0.05  # of all places, beside those of a knot's brightness: a picture without darks still has a level for them
+SMOOTH = 5  # pixels a side, over which brightness is averaged before a level is read off: noise itself must not choose it
+
+
+class Judge(nn.Module):
+    """Noise levels [B, 2, KNOTS], in levels of 255, of pictures [B, C, H, W] in [0, 1]: of white noise, and of coarse noise.
+
+    Features at a half, a quarter and an eighth of the resolution; at each place of the last a level of both kinds, and how much
+    it counts. A level is the weighted mean over the picture.
+
+    Args:
+        in_chans: channels of the pictures, 1 or 3.
+        width: channels of the features.
+    """
+
+    def __init__(self, in_chans: int = 3, width: int = 24) -> None:
+        super().__init__()
+        self.config = {"in_chans": in_chans, "width": width}
+
+        def convs(channels: int, *dilations: int) -> nn.Sequential:
+            layers: list[nn.Module] = []
+            for dilation in dilations:
+                layers += [
+                    nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation, padding_mode="replicate"),
+                    nn.ReLU(),
+                ]
+                channels = width
+            return nn.Sequential(*layers)
+
+        self.fine = convs(4 * in_chans, 1, 1)
+        self.middle = convs(width, 1, 2)
+        self.broad = convs(width, 1, 2)
+        self.head = nn.Sequential(nn.Conv2d(3 * width, 48, 1), nn.ReLU(), nn.Conv2d(48, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, C, H, W] in [0, 1], of any size."""
+        return levels_of(self.logarithms(x))
+
+    def logarithms(self, x: Tensor) -> Tensor:
+        """log(level + 1), [B, 2, KNOTS]; below 0 where there is less than none."""
+        height, width = x.shape[-2:]
+        x = F.pad(x.clamp(0, 1), (0, max(8 - width, 0), 0, max(8 - height, 0)), mode="replicate")
+        x = x[..., : x.shape[-2] // 8 * 8, : x.shape[-1] // 8 * 8]
+        fine = self.fine(F.pixel_unshuffle(x, 2))
+        middle = self.middle(F.avg_pool2d(fine, 2))
+        broad = self.broad(F.avg_pool2d(middle, 2))
+        levels, weights = self.head(torch.cat([F.avg_pool2d(fine, 4), F.avg_pool2d(middle, 2), broad], 1)).flatten(2).chunk(2, 1)
+        weights = weights.softmax(2)[:, :, None]  # [B, 2, 1, places]
+        near = hats(F.avg_pool2d(x.mean(1, keepdim=True), 8).flatten(2))[:, None]  # [B, 1, KNOTS, places]
+        counts = weights * (near[:, :, :, 0] + SHARE)
+        return (counts * levels[:, :, None]).sum(3) / counts.sum(3)
+
+
+def levels_of(logarithms: Tensor) -> Tensor:
+    """Levels in [0, 255] of log(level + 1) of any size."""
+    return logarithms.clamp(0, 8 * math.log(2)).exp() - 1
+
+
+def hats(brightness: Tensor) -> Tensor:
+    """How near values [B, 1, ...] in [0, 1] are to each knot, [B, KNOTS, 1, ...], summing to 1: linear interpolation."""
+    knots = torch.linspace(0, 1, KNOTS, device=brightness.device, dtype=brightness.dtype)
+    shape = (1, KNOTS, *(1,) * (brightness.ndim - 1))
+    return (1 - (KNOTS - 1) * (brightness[:, None] - knots.view(shape)).abs()).clamp(min=0)
+
+
+def level_map(levels: Tensor, x: Tensor) -> Tensor:
+    """The levels at each pixel, [B, 2, H, W], of a judge's [B, 2, KNOTS] for pictures [B, C, H, W] in [0, 1]."""
+    gray = x.clamp(0, 1).mean(1, keepdim=True)
+    gray = F.avg_pool2d(F.pad(gray, (SMOOTH // 2,) * 4, mode="replicate"), SMOOTH, stride=1)
+    return torch.einsum("bkj,bjhw->bkhw", levels, hats(gray)[:, :, 0])
+
+
+def attach_judge(model: nn.Module, judge: Judge | None) -> None:
+    """Makes it the judge of a network that takes both levels, which then needs not be told: `model(x)`.
+
+    It is no module of the network: it is not trained with it, and kept apart in its file.
+    """
+    model.__dict__["judge"] = judge

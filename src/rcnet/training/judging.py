@@ -1,0 +1,124 @@
+"""Training the judge of a denoiser: through the denoiser, which stands still, on what comes out."""
+
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rcnet.cell import RecurrentNet
+from rcnet.device import autocast, best_device, channels_last, resolve_precision
+from rcnet.errors import InputError
+from rcnet.models.judge import Judge, attach_judge, level_map, levels_of
+from rcnet.tasks import find_task
+from rcnet.tasks.task import Batch, Setup
+from rcnet.training.console import clock_text, progress_bar
+from rcnet.training.provenance import commit, made_here
+
+RATE = 2e-3  # of AdamW
+START = 300  # iterations that teach the levels themselves, until the judge is near enough for the denoiser to say more
+LEVELS = 0.02  # weight of that loss afterwards: it alone moves a judge that tells nothing, where the other has no gradient
+TOO_LITTLE = (
+    0.1  # weight of log(level) told too low: noise that is left shows, detail that is lost hardly does (CBDNet, Guo 2019)
+)
+FLOOR = 0.4 / 255  # error that counts as none: half a level of 8 bits
+
+
+def train_judge(
+    model: RecurrentNet,
+    data: str | Path,
+    *,
+    minutes: float = 12.0,
+    batch: int = 4,
+    width: int = 24,
+    overrides: dict[str, Any] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
+    """Gives a denoiser that takes two noise levels a judge of its own, trained on the images and kinds of noise that it was
+    trained on itself; returns what is to be said of that training.
+
+    Args:
+        data: a folder of clean images (or `train` in it).
+        minutes: how long, of `clock`.
+        batch: pictures per iteration.
+        width: channels of the judge's features.
+        overrides: keys of the recipe's section that differ from the denoiser's own training.
+
+    Raises:
+        InputError: a network that does not take both levels, or data that does not fit.
+    """
+    about = model.about
+    if about.levels != 2:
+        raise InputError("a judge tells levels of white and of coarse noise, and this network does not take both (coarse_level)")
+    kind, device = find_task(about.task), best_device()
+    recorded = model.metadata.get("training", {}).get("recipe", {}).get(kind.key, {})
+    known = {f.name for f in dataclasses.fields(kind.section)}
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in recorded.items() if key in known}
+    # Clean pictures, flat areas and text are the judge's to protect, so it sees more of them.
+    asked = {"patch": 128, "unknown": 0.0, "overstated": 0.0, "clean": 0.15, "drawn": 0.12, "holdout": 0, **(overrides or {})}
+    section = kind.section(**{**plain, **asked})
+    task = kind.begin(section, Setup(Path(data), device, about, batch, seed, "auto"))
+    torch.manual_seed(seed)
+    judge = Judge(about.channels, width).to(device)
+    denoiser = channels_last(copy.deepcopy(model).to(device)).eval().requires_grad_(False)
+    precision = resolve_precision("auto", device)
+    optimizer = torch.optim.AdamW(judge.parameters(), RATE)
+    started, iteration, done, losses = clock(), 0, 0.0, []
+    with progress_bar(0.0, progress) as bar:
+        while (done := min(1.0, (clock() - started) / (60 * minutes))) < 1:
+            rng = np.random.default_rng([seed, 7, iteration])
+            for group in optimizer.param_groups:
+                group["lr"] = RATE * min(1, (iteration + 1) / 100) * (1 + math.cos(math.pi * done)) / 2
+            batched = task.batch(rng, iteration)
+            steps = model.choices[rng.choice(len(model.choices))] if iteration % 4 == 0 else model.choices[0]
+            given = judge.logarithms(batched.x)  # in fp32: oneDNN's bf16 gradients of 24 channels hold NaN
+            loss = _loss(given, batched, denoiser, steps, precision, device, iteration < START)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
+            optimizer.step()
+            iteration += 1
+            losses.append(loss.item())
+            if iteration % 100 == 0:
+                bar.n = done
+                left = (clock() - started) / done * (1 - done)
+                bar.set_description_str(f"iteration {iteration}, loss {np.mean(losses[-100:]):.4g}, {clock_text(left)} left")
+    attach_judge(model, judge.cpu().eval())
+    return {
+        "minutes": round((clock() - started) / 60, 2),
+        "iterations": iteration,
+        "batch": batch,
+        "data": task.data,
+        "section": asked,
+        "seed": seed,
+        "commit": commit(),
+        **made_here(device),
+    }
+
+
+def _loss(
+    logarithms: Tensor, batch: Batch, denoiser: RecurrentNet, steps: Any, precision: str, device: torch.device, start: bool
+) -> Tensor:
+    """Mean logarithm of the squared error of what the denoiser makes of pictures when told so, and the terms above.
+
+    logarithms: log(level + 1), [B, 2, KNOTS].
+    """
+    assert batch.sigma is not None
+    truth = (batch.sigma[:, :, 0] + 1).log()  # [B, 2, 1]
+    levels = (logarithms - truth).abs().mean()
+    if start:
+        return levels
+    told = level_map(levels_of(logarithms), batch.x)
+    with autocast(precision, device):
+        output = denoiser(batch.x.contiguous(memory_format=torch.channels_last), steps, sigma=told)
+    error = (output.float() - batch.target).square().mean((1, 2, 3))
+    missing = (truth.amax(1) - logarithms.amax(1)).clamp(min=0).mean()
+    return (error + FLOOR**2).log().mean() + LEVELS * levels + TOO_LITTLE * missing

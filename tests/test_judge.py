@@ -1,0 +1,127 @@
+"""The judge of a denoiser: what it tells, how it is attached, kept and trained."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from rcnet.data.images import read_image
+from rcnet.deploy.denoise import denoise, denoise_pixels, judged
+from rcnet.errors import InputError
+from rcnet.models import create_model, load, save
+from rcnet.models.judge import KNOTS, Judge, attach_judge, hats, level_map
+from rcnet.training.judging import train_judge
+from tests.conftest import IMAGES
+
+BSD = IMAGES / "bsd"
+
+
+def told_denoiser(channels=3):
+    """A small denoiser of two levels that changes something, with a judge."""
+    model = create_model("r3_fast", steps=(1, 2), in_chans=channels, width=16, noise_level=True, coarse_level=True)
+    with torch.no_grad():
+        model.get_parameter("head.weight").normal_(0, 0.05)
+    attach_judge(model, Judge(channels).eval())
+    return model.eval()
+
+
+def photograph(channels=3):
+    return read_image(IMAGES / "cat.png", channels)
+
+
+def test_levels_are_read_off_the_brightness():
+    levels = torch.tensor([[[0.0, 3.0, 6.0, 9.0], [9.0, 9.0, 9.0, 9.0]]])
+    for brightness, level in ((0, 0), (1 / 6, 1.5), (1 / 3, 3), (0.5, 4.5), (1, 9)):
+        seen = level_map(levels, torch.full((1, 3, 16, 16), float(brightness)))
+        torch.testing.assert_close(seen[0, :, 5, 5], torch.tensor([float(level), 9.0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(hats(torch.rand(2, 1, 50)).sum(1), torch.ones(2, 1, 50))
+
+
+def test_any_size_is_judged():
+    judge = Judge(3).eval()
+    for size in ((3, 5), (8, 8), (33, 70)):
+        levels = judge(torch.rand(2, 3, *size))
+        assert levels.shape == (2, 2, KNOTS)
+        assert ((levels >= 0) & (levels <= 255)).all()
+
+
+@torch.inference_mode()
+def test_untold_is_told_by_the_judge():
+    model, x = told_denoiser(), torch.rand(2, 3, 40, 48)
+    told = level_map(model.judge(x), x)
+    torch.testing.assert_close(model(x, 2), model(x, 2, sigma=told))
+    attach_judge(model, None)
+    with pytest.raises(InputError, match="no judge of noise"):
+        denoise(model, x)
+
+
+@torch.inference_mode()
+def test_told_nothing_nothing_changes_and_strength_multiplies_what_is_told():
+    model, x = told_denoiser(), torch.rand(1, 3, 40, 48)
+    assert torch.equal(denoise(model, x, strength=0.0), x)
+    both = torch.tensor([20.0, 4.0]).view(1, 2, 1, 1).expand(1, 2, 40, 48)
+    torch.testing.assert_close(denoise(model, x, sigma=both, strength=0.5), denoise(model, x, sigma=both / 2))
+    assert not torch.equal(denoise(model, x, sigma=both), denoise(model, x, sigma=both.flip(1)))
+
+
+@torch.inference_mode()
+def test_a_level_is_of_the_kind_that_the_judge_finds():
+    model, x = told_denoiser(), torch.rand(1, 3, 40, 48)
+    for white, coarse in ((5.0, 1.0), (1.0, 5.0)):
+        model.judge.forward = lambda x, found=(white, coarse): torch.tensor(found).view(1, 2, 1).expand(len(x), 2, KNOTS)
+        expected = torch.tensor([10.0, 0.0] if white > coarse else [0.0, 10.0]).view(1, 2, 1, 1).expand(1, 2, 40, 48)
+        torch.testing.assert_close(denoise(model, x, sigma=10.0), denoise(model, x, sigma=expected))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_in_tiles_are_told_as_the_whole(channels):
+    model, pixels = told_denoiser(channels), photograph(3)[:100, :140]
+    whole, _ = denoise_pixels(model, pixels, 2, tile=0)
+    tiled, _ = denoise_pixels(model, pixels, 2, tile=48)
+    assert np.abs(whole.astype(int) - tiled).max() <= 1
+    assert judged(model, pixels, 255).shape == (1, 2, KNOTS)
+
+
+def test_large_pictures_are_judged_by_parts(monkeypatch):
+    model = told_denoiser()
+    sizes = []
+    judge = model.judge.forward
+    monkeypatch.setattr(model.judge, "forward", lambda x: sizes.append(tuple(x.shape)) or judge(x))
+    judged(model, np.zeros((1500, 900, 3), np.uint8), 255)
+    assert sizes == [(1, 3, 1024, 896)]
+
+
+def test_the_judge_travels_in_the_file_and_to_other_types(tmp_path):
+    model = told_denoiser()
+    save(model, tmp_path / "m.safetensors")
+    again = load(tmp_path / "m.safetensors")
+    x = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(again.judge(x), model.judge(x))
+    assert copy.deepcopy(model).judge is not model.judge
+    assert next(model.double().judge.parameters()).dtype == torch.float64
+    assert not any("judge" in name for name, _ in model.named_parameters())
+
+
+def test_a_judge_learns_how_much_noise_there_is():
+    model = told_denoiser()
+    attach_judge(model, None)
+    ticks = iter(range(10**6))
+    about = train_judge(
+        model,
+        BSD,
+        minutes=2.5,
+        batch=2,
+        overrides={"sigma": (0.0, 50.0), "patch": 64, "drawn": 0.0},
+        progress=False,
+        clock=lambda: next(ticks) / 2,  # a second for two looks at the clock: as many iterations on any processor
+    )
+    assert about["iterations"] > 100
+    image = photograph()
+    x = torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32) / 255)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        levels = [float(model.judge((x + sigma / 255 * noise).clamp(0, 1))[0, 0].mean()) for sigma in (2, 12, 40)]
+    assert levels[0] < levels[1] < levels[2], levels
+    with pytest.raises(InputError, match="coarse_level"):
+        train_judge(create_model("r3_fast", noise_level=True), BSD)
