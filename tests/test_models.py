@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import paper  # noqa: F401 (registers the networks with exits)
 import rcnet
 from rcnet import InputError, create_model, list_models, load, save, unroll
 from rcnet.models import files, read_metadata

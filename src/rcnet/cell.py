@@ -235,7 +235,6 @@ class RecurrentNet(nn.Sequential):
         about: what it takes and gives.
         architecture: {"name", "config"} for `create_model`, of a network that it made, else None.
         metadata: what the file says of weights that were loaded: `preprocessing`, `results`, `training`.
-        exits: called as `exits(x)`, what each of `choices` gives, of a class that has all from one pass; else None.
 
     Raises:
         InputError: no cell, a cell inside another module, or one whose `upstream` is not the cell that runs before it.
@@ -244,7 +243,6 @@ class RecurrentNet(nn.Sequential):
     about = About()
     architecture: Any = None
     metadata: Mapping[str, Any] = MappingProxyType({})
-    exits: Callable[[Tensor], Mapping[Any, Tensor]] | None = None
     steps: tuple[int, ...]
     settings: tuple[tuple[int, ...], ...]
 

@@ -7,16 +7,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from paper.claims import verdicts
+from paper.costs import depth_of, parameters_of
+from paper.measure import MARKS, SETTLED, SIDE
+from paper.pictures import MISSING, draw_all, picture_file, read_distances
+from paper.results import Measured, results_of
+from paper.runs import Folders, Run, declared
+from paper.scales import SCALES, find_scale
+from paper.tables import DATA, FIGURES, GAPS, NETWORKS, TABLES, TEXT, Key, published
+from paper.words import BRACKETS, DISTANCES, HEADS, NORM_GROUPS, OPEN, PAGE, VERDICTS, WITHHELD
 from rcnet.replacing import replacing
-from rcnet.study.claims import verdicts
-from rcnet.study.costs import depth_of, parameters_of
-from rcnet.study.measure import MARKS, SETTLED, SIDE
-from rcnet.study.paper import DATA, FIGURES, GAPS, NETWORKS, TABLES, TEXT, Key, published
-from rcnet.study.pictures import MISSING, draw_all, picture_file, read_distances
-from rcnet.study.results import Measured, results_of
-from rcnet.study.runs import Folders, Run, declared
-from rcnet.study.scales import SCALES, find_scale
-from rcnet.study.words import BRACKETS, DISTANCES, HEADS, NORM_GROUPS, OPEN, PAGE, VERDICTS, WITHHELD
 
 USUAL = ("long", "lite", "two-epochs")
 

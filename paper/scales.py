@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paper.tables import CIFAR, CLASSES, NETWORKS
 from rcnet.data.cifar import cifar_sets
 from rcnet.errors import unknown
-from rcnet.study.paper import CIFAR, CLASSES, NETWORKS
 from rcnet.training.recipe import Recipe, read_recipe
 
 
