@@ -121,13 +121,11 @@ def execute(states: Sequence[State], folders: Folders, *, jobs: int = 1, minutes
         say: is told what begins and ends.
 
     Raises:
-        InputError: jobs below 1, a scale that is closed, or what a run raises; with more than one job, and where a result file
+        InputError: jobs below 1, or what a run raises; with more than one job, and where a result file
             is none, after the others have been done.
     """
     if jobs < 1 or (minutes is not None and minutes <= 0):
         raise InputError(f"jobs = {jobs}, max minutes = {minutes} are not valid: jobs from 1, minutes above 0")
-    if closed := next((state.run.scale for state in states if find_scale(state.run.scale).closed), ""):
-        raise InputError(f"the scale {closed} is kept for its results, and nothing is run at it: take lite or long")
     deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     queue = in_order(states)
     for state in [state for state in queue if state.problem]:
