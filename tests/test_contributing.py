@@ -86,6 +86,7 @@ def changed(tmp_path_factory):
     """A copy of the source to which all examples were applied."""
     folder = tmp_path_factory.mktemp("copy")
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    shutil.copytree(ROOT / "paper", folder / "paper", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     for example in EXAMPLES:
         subprocess.run(["git", "apply", "-"], cwd=folder, input=example, text=True, check=True)
@@ -126,6 +127,28 @@ def test_an_import_the_other_way_is_found(changed):
     done = lint_imports(changed)
     assert done.returncode == 1
     assert "rcnet.models is not allowed to import rcnet.training" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "message"),
+    [
+        ("models/rms.py", "import rcnet", "rcnet.models is not allowed to import rcnet.hub"),
+        (
+            "models/rms.py",
+            "if TYPE_CHECKING:\n    from rcnet.training.loop import Trainer",
+            "rcnet.models is not allowed to import",
+        ),
+        ("cli/models.py", "import paper.tables", "rcnet is not allowed to import paper"),
+    ],
+)
+def test_imports_of_the_top_of_types_and_of_the_study_are_found(changed, file, line, message):
+    path = changed / "src" / "rcnet" / file
+    before = path.read_text()
+    path.write_text(f"{before}\nfrom typing import TYPE_CHECKING\n{line}\n")
+    done = lint_imports(changed)
+    path.write_text(before)
+    assert done.returncode == 1
+    assert message in done.stdout
 
 
 def test_versions_agree():

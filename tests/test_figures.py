@@ -17,8 +17,6 @@ from rcnet.figures.bn_steps import bn_steps
 from rcnet.figures.bn_upstream import bn_upstream
 from rcnet.figures.denoised import denoised, denoised_by_steps
 from rcnet.figures.features import cell_names, evolution, features, most_active
-from rcnet.figures.psnr_steps import psnr_steps
-from rcnet.figures.relative import relative_accuracy
 from rcnet.models import create_model, load, save
 from rcnet.training import read_recipe, train
 
@@ -41,8 +39,8 @@ def classifier(cifar_folder, tmp_path_factory):
 def drawn(monkeypatch):
     """The batch norms that a figure shows, by their labels."""
     seen = {}
-    real = norms._values
-    monkeypatch.setattr(norms, "_values", lambda norm, name: seen.setdefault(name, []).append(norm) or real(norm, name))
+    real = norms.values_of
+    monkeypatch.setattr(norms, "values_of", lambda norm, name: seen.setdefault(name, []).append(norm) or real(norm, name))
     return seen
 
 
@@ -140,12 +138,6 @@ def test_features_of_other_networks():
         features(load(GRAY), [read_image(PHOTO, 1)], ["cell4"])
     with pytest.raises(InputError, match="one size"):
         features(load(GRAY), [read_image(PHOTO, 1), read_image(PHOTO, 1)[:50]])
-
-
-def test_the_figures_of_many_networks():
-    series = {"R3": {1: 28.4, 2: 28.7, 3: 28.8, 4: 28.8}, "the paper": {4: 29.07}}
-    check(psnr_steps({"sigma 15": series, "sigma 25": series}, "PSNR"))
-    check(relative_accuracy({"R4": [(48, 99), (100, 100)], "exits": [(51, 90), (100, 100)]}))
 
 
 # The command

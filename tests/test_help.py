@@ -58,7 +58,6 @@ def test_help_of_train_names_every_recipe():
         ("data cifar", "rcnet data --help"),
         ("export r3_fast.photo -o a.xyz", "rcnet export --help"),
         ("figures bn r3_fast.photo", "rcnet figures --help"),
-        ("study list --only r2", "rcnet study list"),
         ("nothing", "rcnet --help"),
     ],
 )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import paper  # noqa: F401 (registers the networks with exits)
 import rcnet
 from rcnet import InputError, create_model, list_models, load, save, unroll
 from rcnet.models import files, read_metadata
@@ -352,19 +353,6 @@ def test_load_says_what_is_wrong(write, message, tmp_path):
     with pytest.raises(InputError, match=message) as error:
         load(path)
     assert "\n" not in str(error.value)
-
-
-def test_options_of_old_names_still_load(tmp_path):
-    save(small(in_chans=3, norm_mode="independent"), tmp_path / "new.safetensors")
-    metadata = read_metadata(tmp_path / "new.safetensors")
-    config = metadata["architecture"]["config"]
-    for new, old in (("in_chans", "channels"), ("norm_mode", "norm")):
-        config[old] = config.pop(new)
-    save_file(load_file(tmp_path / "new.safetensors"), tmp_path / "old.safetensors", metadata={"rcnet": json.dumps(metadata)})
-    old, new = load(tmp_path / "old.safetensors"), load(tmp_path / "new.safetensors")
-    assert old.architecture == new.architecture
-    assert old.about == new.about
-    assert create_model("r2", classes=3, num_classes=5, width=0.125).classifier.out_features == 5
 
 
 def test_load_of_an_unknown_name():

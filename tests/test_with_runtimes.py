@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import paper  # noqa: F401 (registers the networks with exits)
 import rcnet
 from rcnet.cell import batch_norms
 from rcnet.data.images import read_folder

@@ -4,6 +4,8 @@ Neural Networks"."""
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from rcnet.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from rcnet.about import About
     from rcnet.cell import Cell, RecurrentCell, RecurrentNet, Transition, unroll, untie
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from rcnet.models import create_model, list_models, load, register, save
     from rcnet.models.converted import convert
     from rcnet.tasks.dial import best_settings
-
-__version__ = "0.2.0"
 
 __all__ = [
     "About",

@@ -236,7 +236,6 @@ class RecurrentNet(nn.Sequential):
         architecture: {"name", "config"} for `create_model`, of a network that it made, else None.
         metadata: what the file says of weights that were loaded: `preprocessing`, `results`, `training`.
         judge: of a denoiser, called as `judge(x)`, tells the noise levels where a call does not; see `models.judge`.
-        exits: called as `exits(x)`, what each of `choices` gives, of a class that has all from one pass; else None.
 
     Raises:
         InputError: no cell, a cell inside another module, or one whose `upstream` is not the cell that runs before it.
@@ -245,7 +244,6 @@ class RecurrentNet(nn.Sequential):
     about = About()
     architecture: Any = None
     metadata: Mapping[str, Any] = MappingProxyType({})
-    exits: Callable[[Tensor], Mapping[Any, Tensor]] | None = None
     judge: Any = None
     steps: tuple[int, ...]
     settings: tuple[tuple[int, ...], ...]

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-LISTED_BY = {"weights": "rcnet models", "model": "rcnet models", "run": "rcnet study list"}
+LISTED_BY = {"weights": "rcnet models", "model": "rcnet models"}
 
 
 class InputError(ValueError):

@@ -7,7 +7,6 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -23,15 +22,15 @@ from rcnet.cli.judge import judge
 from rcnet.cli.models import models
 from rcnet.cli.profile import profile
 from rcnet.cli.serve import serve
-from rcnet.cli.study import study
 from rcnet.cli.train import train
 from rcnet.errors import InputError
+from rcnet.version import __version__
 
 app = App(
     name="rcnet",
     help="Compact networks with a cost dial: denoise and classify images, train, evaluate. More steps cost more and do better. "
     "Start with rcnet denoise --demo; when something fails, rcnet doctor.",
-    version=lambda: version("rcnet"),
+    version=__version__,
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(negative=()),
@@ -49,7 +48,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "serve": serve,
     "figures": figures,
-    "study": study,
     "doctor": doctor,
 }
 GUIDES = {
@@ -65,7 +63,6 @@ GUIDES = {
     "export": "docs/deploy.md",
     "serve": "docs/serving.md",
     "figures": "docs/study.md",
-    "study": "docs/study.md",
     "doctor": "CONTRIBUTING.md",
 }
 PIPE = "./-"  # a lone hyphen, which the parser takes for an option

@@ -73,8 +73,8 @@ def convert(
 
     import torch
 
-    from rcnet import unroll
     from rcnet.about import About
+    from rcnet.cell import unroll
     from rcnet.cli.text import count, parse_steps, table
     from rcnet.conversion.convert import SIDE
     from rcnet.cost import macs, parameters

@@ -34,7 +34,7 @@ def figures(
     features      how the features of two cells evolve over steps (Fig. 6)
     dial          what each setting reaches against what it costs
 
-    Those of many networks at once (Figures 5 and 7) are part of rcnet study.
+    Those of many networks at once (Figures 5 and 7): docs/study.md.
     All but denoised need matplotlib (pip install 'rcnet[plots]').
 
     Examples::

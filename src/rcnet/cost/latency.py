@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import torch
 
-import rcnet
 from rcnet.device import hardware
 from rcnet.replacing import replacing
+from rcnet.version import __version__
 
 ROUNDS, WARM_UP = 30, 3  # timed and untimed calls of each choice
 KEPT, KEPT_IF_BUSY = 30 * 24 * 3600, 600  # seconds for which a measurement counts, and one of a machine with other work
@@ -76,7 +76,7 @@ def measured_once(what: Mapping[str, Any], device: torch.device, measure: Callab
     It is measured again after a month, and after ten minutes if the machine was busy when it was measured. A file of
     measurements that cannot be read or written is as none.
     """
-    whole = {"hardware": hardware(device), "torch": torch.__version__, "rcnet": rcnet.__version__, **what}
+    whole = {"hardware": hardware(device), "torch": torch.__version__, "rcnet": __version__, **what}
     key = hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:24]
     path = kept_measurements()
     kept = _read(path)

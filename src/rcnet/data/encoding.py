@@ -4,13 +4,12 @@ import io
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
-if TYPE_CHECKING:
-    from rcnet.data.imagefile import ImageFile
+from rcnet.data.formats import ImageFile
 
 XMP_OF_PNG = b"XML:com.adobe.xmp\0"
 _PER_METRE = {"inch": 1 / 0.0254, "cm": 100.0, "": 1.0}
@@ -20,7 +19,7 @@ DESCRIPTIVE = {_TAGS.ImageDescription, _TAGS.Make, _TAGS.Model, _TAGS.Orientatio
 DESCRIPTIVE |= {_TAGS.HostComputer, _TAGS.Copyright, _TAGS.ExifOffset, _TAGS.GPSInfo, _TAGS.Rating}
 
 
-def encode(kind: str, plugin: str, options: dict[str, Any], image: "ImageFile", samples: np.ndarray) -> bytes:
+def encode(kind: str, plugin: str, options: dict[str, Any], image: ImageFile, samples: np.ndarray) -> bytes:
     """The file of samples [H, W, 1 to 4], with all of the image's metadata; `options` are for Pillow."""
     if kind == "TIFF":
         return _tiff(image, samples)
@@ -51,7 +50,7 @@ def encode(kind: str, plugin: str, options: dict[str, Any], image: "ImageFile", 
     return data
 
 
-def density_fits(kind: str, image: "ImageFile") -> bool:
+def density_fits(kind: str, image: ImageFile) -> bool:
     """Whether whole numbers of at most 16 bits (JPEG) or 31 (PNG, BMP) hold the image's resolution."""
     density = image.density or (0, 0)
     if not image.unit and (kind == "BMP" or any(dots != round(dots) for dots in density)):
@@ -85,7 +84,7 @@ def _by_pillow(samples: np.ndarray, plugin: str, options: dict[str, Any]) -> byt
     return file.getvalue()
 
 
-def _segments(image: "ImageFile") -> Iterable[bytes]:
+def _segments(image: ImageFile) -> Iterable[bytes]:
     """Of a JPEG: XMP, and its own as they were."""
     parts = [("APP1", b"http://ns.adobe.com/xap/1.0/\0" + image.xmp)] if image.xmp else []
     for key, value in parts + list(image.own):  # type: ignore[operator]
@@ -97,7 +96,7 @@ def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def _png(image: "ImageFile", data: bytes) -> bytes:
+def _png(image: ImageFile, data: bytes) -> bytes:
     """A PNG with the metadata after its header."""
     chunks = [(str(key).encode(), value) for key, value in image.own]
     if image.icc:
@@ -122,7 +121,7 @@ def _deep_png(samples: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", head) + body + _chunk(b"IEND", b"")
 
 
-def _tiff(image: "ImageFile", samples: np.ndarray) -> bytes:
+def _tiff(image: ImageFile, samples: np.ndarray) -> bytes:
     """A TIFF of one deflated strip. EXIF is a TIFF directory, so Pillow's writer of EXIF writes it, with the TIFF's own tags."""
     exif = Image.Exif()
     exif.endian = "<"

@@ -11,7 +11,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-import rcnet
+from rcnet.version import __version__
 
 WEIGHTS, SIGMA = "r3_fast.bsd-gray-25", 25
 EXPECTED = {1: 31.47, 2: 31.62, 3: 31.67}  # dB of the bundled picture with that noise, at each step
@@ -45,7 +45,7 @@ def examine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of rcnet, Python, the system and what rcnet needs."""
-    found = {"rcnet": rcnet.__version__, "python": platform.python_version(), "system": platform.platform()}
+    found = {"rcnet": __version__, "python": platform.python_version(), "system": platform.platform()}
     return found | {name: _version(name) or "not installed" for name in _needs().get("", ["torch", "numpy"])}
 
 

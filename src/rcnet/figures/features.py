@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from rcnet.cell import RecurrentCell, RecurrentNet, StandardCell, evaluating, unroll
 from rcnet.errors import InputError
-from rcnet.figures.norms import relative_distance
 from rcnet.figures.plots import page, to_image
 
 
@@ -70,26 +69,6 @@ def as_batch(images: Sequence[np.ndarray], model: RecurrentNet) -> Tensor:
     """uint8 images [H, W, C] of one size as the network takes them, [B, C, H, W]."""
     device = next(model.parameters()).device
     return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2)).float().to(device) / 255
-
-
-def feature_distances(model: RecurrentNet, images: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """How far the features of each named cell move by a step, relative to their size, the mean over images: "cell2, step 1 to 2"
-    -> of all channels, and of the channel that `features` shows. A cell that pools on its way is compared at its last size."""
-    distances = {}
-    for name, steps in evolution(model, as_batch(images, model), names).items():
-        size = (steps[-1].shape[2], steps[-1].shape[3])
-        every = [nn.functional.adaptive_avg_pool2d(step, size).cpu().numpy() for step in steps]
-        shown = most_active(steps)
-        for t in range(1, len(steps)):
-            distances[f"{name}, step {t} to {t + 1}"] = {
-                "all channels": _mean_distance(every[t - 1], every[t]),
-                "the channel shown": _mean_distance(shown[:, t - 1], shown[:, t]),
-            }
-    return distances
-
-
-def _mean_distance(before: np.ndarray, after: np.ndarray) -> float:
-    return float(np.mean([relative_distance(a, b) for a, b in zip(before, after, strict=True)]))
 
 
 def most_active(steps: Sequence[Tensor]) -> np.ndarray:

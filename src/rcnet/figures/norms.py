@@ -1,7 +1,6 @@
 """The variables of several batch norms side by side: what Figures 2 and 3 have in common."""
 
 from collections.abc import Mapping
-from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -29,7 +28,7 @@ def draw_norms(norms: Mapping[str, nn.Module], title: str) -> Image.Image:
         figure.suptitle(title)
         panels = figure.subplots(2, 2)
         for panel, (variable, name) in zip(panels.flat, VARIABLES.items(), strict=True):
-            values = {label: _values(norm, variable) for label, norm in norms.items()}
+            values = {label: values_of(norm, variable) for label, norm in norms.items()}
             order = np.argsort(next(iter(values.values())), kind="stable")
             for place, (label, value) in enumerate(values.items()):
                 panel.plot(
@@ -45,35 +44,14 @@ def draw_norms(norms: Mapping[str, nn.Module], title: str) -> Image.Image:
         return to_image(figure)
 
 
-def norm_distances(norms: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
-    """How far each norm is from the one before it: "step 1 to step 2" -> variable -> relative distance over channels.
-
-    Raises:
-        InputError: one of them is not a batch norm.
-    """
-    check_norms(norms)
-    return {
-        f"{a} to {b}": {
-            name: relative_distance(_values(norms[a], variable), _values(norms[b], variable))
-            for variable, name in VARIABLES.items()
-        }
-        for a, b in pairwise(norms)
-    }
-
-
-def relative_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """|a - b| as a part of sqrt((|a|² + |b|²) / 2): 0 where they are equal, 1.41 where they have nothing in common."""
-    size = np.sqrt((np.square(a).sum() + np.square(b).sum()) / 2)
-    return float(np.linalg.norm(a - b) / size) if size > 0 else 0.0
-
-
 def check_norms(norms: Mapping[str, nn.Module]) -> None:
     """`InputError` unless all are batch norms."""
     if not all(isinstance(norm, nn.BatchNorm2d) for norm in norms.values()):
         raise InputError("these cells have no batch norms (norm mode none): there is nothing to draw")
 
 
-def _values(norm: nn.Module, variable: str) -> np.ndarray:
+def values_of(norm: nn.Module, variable: str) -> np.ndarray:
+    """A variable of a batch norm, one value per channel."""
     value = getattr(norm, variable)
     assert isinstance(value, Tensor)
     return value.detach().float().cpu().numpy()

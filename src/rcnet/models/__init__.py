@@ -1,6 +1,6 @@
 """The registry of networks and a file for each family."""
 
-from rcnet.models import classify, converted, denoise, early_exit  # noqa: F401 (registers the families)
+from rcnet.models import classify, converted, denoise  # noqa: F401 (registers the families)
 from rcnet.models.files import bundled, load, read_metadata, save
 from rcnet.models.registry import create_model, list_models, register
 

@@ -17,7 +17,7 @@ from rcnet.cell import RecurrentNet
 from rcnet.errors import InputError, unknown
 from rcnet.models.huggingface import PREFIX, fetch
 from rcnet.models.judge import Judge, attach_judge
-from rcnet.models.registry import architecture_of, build_saved, build_shapes
+from rcnet.models.registry import architecture_of, build_model, build_shapes, entry
 from rcnet.replacing import replacing
 
 KEY = "rcnet"  # the one metadata key, holding JSON
@@ -160,7 +160,7 @@ def load(name_or_path: str | Path) -> RecurrentNet:
     path = find(name_or_path)
     metadata = read_metadata(path)
     architecture = metadata["architecture"]
-    model = build_saved(architecture)
+    model = build_model(entry(architecture["name"]), architecture["config"])
     with safe_open(path, framework="pt") as file:
         held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     state = {name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor for name, tensor in held.items()}

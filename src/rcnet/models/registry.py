@@ -15,10 +15,6 @@ import torch
 from rcnet.cell import RecurrentNet, supported_steps
 from rcnet.errors import InputError, unknown
 
-# Names of options in files and recipes of old.
-OLD_OPTIONS = {"norm": "norm_mode", "classes": "num_classes", "channels": "in_chans"}
-# What files that do not name an option were made with: they are older than the option.
-OLD_VALUES = {"pooled_rows": False}
 Build = Callable[..., RecurrentNet]
 
 
@@ -157,21 +153,10 @@ def build_shapes(name: str, config: Mapping[str, Any]) -> RecurrentNet:
             return build_model(found, config)
 
 
-def build_saved(architecture: Mapping[str, Any]) -> RecurrentNet:
-    """The network that a file of weights names, older files too; its function has to be registered."""
-    found = entry(architecture["name"])
-    older = {key: value for key, value in OLD_VALUES.items() if key in inspect.signature(found.build).parameters}
-    return build_model(found, {**older, **architecture["config"]})
-
-
 def build_model(found: Entry, config: Mapping[str, Any]) -> RecurrentNet:
     """The network of a registry's entry, which then knows its name and configuration."""
     name, build, config = found.name, found.build, dict(config)
     valid = inspect.signature(build).parameters
-    for old, new in OLD_OPTIONS.items():
-        if old in config and old not in valid and new in valid:
-            value = config.pop(old)
-            config.setdefault(new, value)
     for key, value in config.items():
         if key not in valid:
             raise unknown(f"option of {name}", key, valid)

@@ -14,7 +14,6 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-import rcnet
 from rcnet.errors import InputError
 from rcnet.serve import codec
 from rcnet.serve.desk import Desk, Failure, Limits, Watch, as_headers, facts, failure_of
@@ -22,6 +21,7 @@ from rcnet.serve.engine import Engine
 from rcnet.serve.load import make_load
 from rcnet.serve.scheduler import Refused
 from rcnet.serve.schemas import BODY, HEADERS, IMAGES, Class, Classified, DenoisedImage, Load, ModelInfo, model_info, problems
+from rcnet.version import __version__
 
 PAGE = {
     "": "serve/page/index.html",
@@ -65,7 +65,7 @@ def create_app(engine: Engine, *, limits: Limits | None = None, token: str = "",
     async def authorized(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
         check_token(given.credentials if given else "", token)
 
-    app = FastAPI(title="rcnet", version=rcnet.__version__, description=ABOUT, docs_url=None, redoc_url=None)
+    app = FastAPI(title="rcnet", version=__version__, description=ABOUT, docs_url=None, redoc_url=None)
     app.add_middleware(Watch, desk=desk)  # type: ignore[arg-type]
     _add_handlers(app, desk)
     guarded: dict[str, Any] = {"dependencies": [Depends(authorized)]}

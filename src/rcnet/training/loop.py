@@ -10,7 +10,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -273,8 +273,6 @@ class Trainer:
         """Adds the gradients of one part of a batch; returns its share of the loss."""
         x, told = batch.x.contiguous(memory_format=torch.channels_last), {} if batch.sigma is None else {"sigma": batch.sigma}
         taught = None if self.teacher is None else batch._replace(target=self.task.teach(self.teacher(x, **told)))
-        if self.together:
-            return self.backward_together(x, batch, taught, weights)
         total = 0.0
         for place, (steps, weight) in enumerate(weights.items()):
             try:
@@ -296,21 +294,6 @@ class Trainer:
             return self.task.loss(output, batch)
         part = self.recipe.teacher_weight
         return (1 - part) * self.task.loss(output, batch) + part * self.task.loss(output, taught)
-
-    @property
-    def together(self) -> bool:
-        """Whether one pass gives the outputs of all choices, and all are trained on."""
-        return self.recipe.objective == "aggregated" and self.model.exits is not None
-
-    def backward_together(self, x: Tensor, batch: Batch, taught: Batch | None, weights: dict[Choice, float]) -> float:
-        """As `backward`, of exits that are computed once."""
-        model: Any = self.model
-        with autocast(self.precision, self.device):
-            outputs = model.exits(x)
-        losses = [weight / self.recipe.accumulate * self.loss(outputs[n], batch, taught) for n, weight in weights.items()]
-        loss = torch.stack(losses).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.item()
 
     def report(self, bar: Any) -> dict[str, float]:
         """Shows and logs the mean loss since the last time."""
@@ -365,8 +348,11 @@ class Trainer:
         """Floating-point operations of the convolutions so far: three times those of the forward, as steps are drawn, and the
         teacher's forward."""
         cost = [6 * macs(self.model, n, self.size) for n in self.model.choices]
-        own = max(cost) if self.together else expected_cost(cost, self.probabilities, self.recipe.objective)
-        return self.iteration * self.recipe.batch * (own + 2 * self.teacher_macs)
+        return self.iteration * self.recipe.batch * (self.expected(cost) + 2 * self.teacher_macs)
+
+    def expected(self, cost: Sequence[float]) -> float:
+        """The mean over iterations of what costs so much at each of the network's choices."""
+        return expected_cost(cost, self.probabilities, self.recipe.objective)
 
     def inputs(self) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
         """The batches that batch norms are recalibrated on, told as in training."""

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
+from paper.measure import measure, read_along, settled, watched
+from paper.runs import Folders, Run, kept_result, result_text
+from paper.scales import find_scale
+from paper.states import LOCK, State, is_taken
+from paper.training import train_exits
 from rcnet.device import best_device, hardware
 from rcnet.errors import InputError
 from rcnet.replacing import replacing
-from rcnet.study.measure import measure, read_along, settled, watched
-from rcnet.study.runs import Folders, Run, kept_result, result_text
-from rcnet.study.scales import find_scale
-from rcnet.study.states import LOCK, State, is_taken
 from rcnet.training.checkpoint import held
 from rcnet.training.loop import train
 from rcnet.training.provenance import commit
@@ -48,8 +49,9 @@ def perform(run: Run, folders: Folders, progress: bool = True) -> dict[str, Any]
         recipe, commits = run.recipe(folders), sign(run, work)
         training: dict[str, Any] = {}
         try:
+            go = train_exits if run.network.endswith("-exits") else train
             with watched(run, folders):
-                training = train(recipe, run.source(folders), work, resume=True, progress=progress)
+                training = go(recipe, run.source(folders), work, resume=True, progress=progress)
             rows, status = measure(run, folders), "done"
         except InputError as error:
             if not (str(error).startswith("the loss is ") or "diverged" in str(error)):
@@ -83,9 +85,7 @@ def sign(run: Run, work: Path) -> str | None:
     """
     now = commit()
     if find_scale(run.scale).official and now and now.endswith("-dirty"):
-        raise InputError(
-            f"the sources of rcnet have changes that no commit holds ({now}): commit them, so that a result names its code"
-        )
+        raise InputError(f"the sources have changes that no commit holds ({now}): commit them, so that a result names its code")
     path = work / "commits"
     before = path.read_text().split() if path.exists() else []
     if now and now not in before:
@@ -121,13 +121,11 @@ def execute(states: Sequence[State], folders: Folders, *, jobs: int = 1, minutes
         say: is told what begins and ends.
 
     Raises:
-        InputError: jobs below 1, a scale that is closed, or what a run raises; with more than one job, and where a result file
+        InputError: jobs below 1, or what a run raises; with more than one job, and where a result file
             is none, after the others have been done.
     """
     if jobs < 1 or (minutes is not None and minutes <= 0):
         raise InputError(f"jobs = {jobs}, max minutes = {minutes} are not valid: jobs from 1, minutes above 0")
-    if closed := next((state.run.scale for state in states if find_scale(state.run.scale).closed), ""):
-        raise InputError(f"the scale {closed} is kept for its results, and nothing is run at it: take lite or long")
     deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     queue = in_order(states)
     for state in [state for state in queue if state.problem]:
@@ -223,12 +221,17 @@ def start(run: Run, folders: Folders, slot: int, jobs: int) -> "subprocess.Popen
     """One run in a process of its own, with its share of the threads and, where there are several GPUs, one of them."""
     work = run.work(folders)
     work.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs))}
+    paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs)),
+        "PYTHONPATH": os.pathsep.join(paths),  # no package that is installed
+    }
     if torch.cuda.device_count() > 1:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
         environment["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)]
     what = json.dumps({"run": asdict(run), "folders": {key: str(folder) for key, folder in asdict(folders).items()}})
-    command = [sys.executable, "-c", "import sys; from rcnet.study.runner import job; job(sys.argv[1])", what]
+    command = [sys.executable, "-c", "import sys; from paper.runner import job; job(sys.argv[1])", what]
     with (work / "output.txt").open("ab") as output:
         return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
@@ -239,7 +242,7 @@ def job(what: str) -> None:
     try:
         perform(Run(**told["run"]), Folders(**{key: Path(folder) for key, folder in told["folders"].items()}))
     except InputError as error:
-        sys.exit(f"rcnet: {error}")
+        sys.exit(f"paper: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
 

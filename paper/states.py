@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from paper.costs import planned_iterations, training_flop
+from paper.runs import Folders, Run, Runs, kept_result
 from rcnet.errors import InputError
-from rcnet.study.costs import planned_iterations, training_flop
-from rcnet.study.runs import Folders, Run, Runs, kept_result
 from rcnet.training.checkpoint import held
 from rcnet.training.recipe import Recipe
 

@@ -6,16 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paper.scales import find_scale, recipe_of
+from paper.tables import CIFAR, DATA, FIGURES, NETWORKS, TABLES, TEXT, metric
 from rcnet.data.cifar import cifar_sets
 from rcnet.errors import InputError, unknown
-from rcnet.study.paper import CIFAR, DATA, FIGURES, NETWORKS, TABLES, TEXT, metric
-from rcnet.study.scales import find_scale, recipe_of
 from rcnet.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Folders:
-    """Where things are: `results` holds what is kept (STUDY.md, study/), `runs` checkpoints and weights."""
+    """Where things are.
+
+    Attributes:
+        cifar: folder with CIFAR-10 and CIFAR-100 (see rcnet data).
+        bsd: folder with the train and test images of BSD (see rcnet data).
+        results: folder of what is kept: the report STUDY.md, study/ with the result files and pictures.
+        runs: folder of checkpoints and weights.
+    """
 
     cifar: Path = Path("data")
     bsd: Path = Path("data/bsd")
@@ -97,7 +104,7 @@ def declared(
     seeds = find_scale(scale).seeds
     runs = {Run(*shown, seed, scale): names for seed in seeds for shown, names in places_of(tables, figures).items()}
     if unheard := [name for name in only if name not in {run.name for run in runs}]:
-        raise unknown("run", unheard[0], [run.name for run in runs])
+        raise InputError(f"{unknown('run', unheard[0], [run.name for run in runs])} (python -m paper list lists them)")
     return {run: names for run, names in runs.items() if not only or run.name in only}
 
 
@@ -129,7 +136,7 @@ def kept_result(run: Run, folders: Folders) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a result of the study: delete it, and rcnet study run makes it again") from error
+        raise InputError(f"{path} is not a result of the study: delete it, and python -m paper run makes it again") from error
 
 
 def result_text(result: Mapping[str, Any] | None) -> str:

@@ -7,18 +7,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from paper.claims import verdicts
+from paper.costs import depth_of, parameters_of
+from paper.measure import MARKS, SETTLED, SIDE
+from paper.pictures import MISSING, draw_all, picture_file, read_distances
+from paper.results import Measured, results_of
+from paper.runs import Folders, Run, declared
+from paper.scales import SCALES, find_scale
+from paper.tables import DATA, FIGURES, GAPS, NETWORKS, TABLES, TEXT, Key, published
+from paper.words import BRACKETS, DISTANCES, HEADS, NORM_GROUPS, OPEN, PAGE, VERDICTS, WITHHELD
 from rcnet.replacing import replacing
-from rcnet.study.claims import verdicts
-from rcnet.study.costs import depth_of, parameters_of
-from rcnet.study.measure import MARKS, SETTLED, SIDE
-from rcnet.study.paper import DATA, FIGURES, GAPS, NETWORKS, TABLES, TEXT, Key, published
-from rcnet.study.pictures import MISSING, draw_all, picture_file, read_distances
-from rcnet.study.results import Measured, results_of
-from rcnet.study.runs import Folders, Run, declared
-from rcnet.study.scales import SCALES, find_scale
-from rcnet.study.words import BRACKETS, DISTANCES, HEADS, NORM_GROUPS, OPEN, PAGE, VERDICTS, WITHHELD
 
-USUAL = ("long", "lite", "two-epochs")
+USUAL = ("long", "lite")
 
 
 def write(folders: Folders, scales: Sequence[str] = ()) -> tuple[list[Path], list[str]]:
@@ -64,8 +64,7 @@ def render(shown: Sequence[Measured], folders: Folders, notes: Mapping[str, Mapp
 
 def work(m: Measured) -> str:
     """What has been done, in a few sentences."""
-    of = len(m.files) if SCALES[m.scale].closed else len(declared(m.scale))
-    count = f"{len(m.files)} of {of} runs done"
+    count = f"{len(m.files)} of {len(declared(m.scale))} runs done"
     if not m.files:
         return f"{count}."
     hours = sum(result["minutes"] or 0 for result in m.files) / 60
@@ -73,12 +72,8 @@ def work(m: Measured) -> str:
     hardware = sorted({result["hardware"] for result in m.files})
     commits = sorted({str(result["commit"]) for result in m.files})
     dirty = sum("-dirty" in str(result["commit"]) for result in m.files)
-    inexact = sum("error" in row and "evaluated_in" not in result for result in m.files for row in result["rows"][:1])
-    remarks = [f" Made by sources with changes that no commit holds: {dirty}."] if dirty else []
-    remarks += [f" Evaluated in the precision that they were trained in: {inexact}."] if inexact else []
-    return (
-        f"{count}: {hours:.1f} hours, {pflop:.3g} PFLOP on {'; '.join(hardware)}; commits {', '.join(commits)}.{''.join(remarks)}"
-    )
+    remark = f" Made by sources with changes that no commit holds: {dirty}." if dirty else ""
+    return f"{count}: {hours:.1f} hours, {pflop:.3g} PFLOP on {'; '.join(hardware)}; commits {', '.join(commits)}.{remark}"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

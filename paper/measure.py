@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from paper.costs import planned_iterations
+from paper.runs import Folders, Run
+from paper.scales import find_scale
 from rcnet.cell import RecurrentNet
 from rcnet.data.images import read_folder
 from rcnet.data.labelled import read_labelled
@@ -24,9 +27,6 @@ from rcnet.evaluation.denoise import denoising_results
 from rcnet.figures.side_by_side import centre
 from rcnet.models.files import load
 from rcnet.models.registry import create_model
-from rcnet.study.costs import planned_iterations
-from rcnet.study.runs import Folders, Run
-from rcnet.study.scales import find_scale
 from rcnet.training.checkpoint import cut_log
 
 MARKS = 12  # measurements along a run, at least this part of it apart

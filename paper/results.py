@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from paper.costs import costs
+from paper.runs import Folders, declared, kept_result
+from paper.tables import CIFAR, NETWORKS, Key, metric
 from rcnet.errors import InputError
-from rcnet.study.costs import costs
-from rcnet.study.paper import CIFAR, NETWORKS, Key, metric
-from rcnet.study.runs import Folders, declared, kept_result
 from rcnet.tasks import TASKS
 
 Seeds = Mapping[Key, Sequence[float]]  # a value a seed; nan where a run diverged or does not converge on the test images

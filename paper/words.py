@@ -3,12 +3,12 @@
 PAGE = """# The paper, checked
 
 Zhang & Jung, *Recurrent Convolution for Compact and Cost-Adjustable Neural Networks*: its claims, tables and figures beside
-what was measured here. Rendered by `rcnet study report` from the result files in `study/`, each of which names its recipe,
-hardware, time and commit; `rcnet study run` makes those that are missing. Errors and accuracies are those of the 10,000 test
+what was measured here. Rendered by `python -m paper report` from the result files in `study/`, each of which names its recipe,
+hardware, time and commit; `python -m paper run` makes those that are missing. Errors and accuracies are those of the 10,000 test
 images of CIFAR, PSNR is that of BSD68; means over seeds, "sd" is the standard deviation between them. Networks are trained in
-the precision that a result names and evaluated in fp32, unless *Scales* says otherwise. *Parameters* are all that is trained in
-the whole network: kernels, classifier, and every batch norm's scale and shift, also of steps that a row does not take; running
-statistics are not trained and not counted.
+the precision that a result names and evaluated in fp32. *Parameters* are all that is trained in the whole network: kernels,
+classifier, and every batch norm's scale and shift, also of steps that a row does not take; running statistics are not trained
+and not counted.
 """
 VERDICTS = """A comparison counts where the means differ by more than twice the standard error of their difference, by the
 standard deviation over seeds; with one seed nothing is known of that, and a verdict is only *indicated* or *not indicated*.

@@ -15,6 +15,15 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from paper.claims import CURVES, curves
+from paper.distances import feature_distances, norm_distances
+from paper.psnr_steps import psnr_steps
+from paper.relative import relative_accuracy
+from paper.results import Measured
+from paper.runner import write_json
+from paper.runs import Folders, Run
+from paper.scales import SCALES
+from paper.tables import BSD, DATA, FIGURES, NETWORKS, R3, S3, Key, published
 from rcnet.cell import RecurrentNet
 from rcnet.data.images import read_folder
 from rcnet.data.labelled import read_labelled
@@ -22,18 +31,10 @@ from rcnet.errors import InputError
 from rcnet.figures.bn_steps import norms_by_step
 from rcnet.figures.bn_upstream import norms_by_upstream
 from rcnet.figures.denoised import denoised
-from rcnet.figures.features import feature_distances, features
-from rcnet.figures.norms import draw_norms, norm_distances
-from rcnet.figures.psnr_steps import psnr_steps
-from rcnet.figures.relative import relative_accuracy
+from rcnet.figures.features import features
+from rcnet.figures.norms import draw_norms
 from rcnet.figures.side_by_side import save_picture
 from rcnet.models.files import load
-from rcnet.study.claims import CURVES, curves
-from rcnet.study.paper import BSD, DATA, FIGURES, NETWORKS, R3, S3, Key, published
-from rcnet.study.results import Measured
-from rcnet.study.runner import write_json
-from rcnet.study.runs import Folders, Run
-from rcnet.study.scales import SCALES
 
 MISSING = "not yet measured"
 Distances = Mapping[str, Mapping[str, float]]  # from where to where -> of what -> relative distance

@@ -1,38 +1,45 @@
-"""The three actions of `rcnet study`: they print."""
+"""The three actions of `python -m paper`: they print."""
 
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from paper.costs import seconds_here
+from paper.runner import execute
+from paper.runs import Folders, Run, declared, kept_result, missing_data, result_text
+from paper.states import State, survey
 from rcnet.errors import InputError
-from rcnet.study.costs import seconds_here
-from rcnet.study.runner import execute
-from rcnet.study.runs import Folders, Run, declared, kept_result, missing_data, result_text
-from rcnet.study.states import State, survey
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Which runs: those of a scale, of some tables and figures, by name; all unless given."""
+    """Which runs; all of the scale unless some are named.
+
+    Attributes:
+        table: the runs of these tables, 1 to 5.
+        figure: the runs of these figures, 2 to 7.
+        only: these runs, by the names that list prints.
+        scale: how much is trained: lite (one seed, short), long (three seeds, 200 epochs) or smoke (a test of the machinery).
+    """
 
     scale: str = "lite"
-    tables: Sequence[int] = ()
-    figures: Sequence[int] = ()
+    table: Sequence[int] = ()
+    figure: Sequence[int] = ()
     only: Sequence[str] = ()
 
     def runs(self) -> dict[Run, tuple[str, ...]]:
-        return declared(self.scale, self.tables, self.figures, self.only)
+        return declared(self.scale, self.table, self.figure, self.only)
 
 
 def list_runs(folders: Folders, chosen: Chosen, json_output: bool = False) -> None:
-    """Prints the state, cost and result of each run, in the order of `paper`; what is wrong with result files on stderr."""
+    """Prints the state, cost and result of each run, in the order of `tables`; what is wrong with result files on stderr."""
     states = survey(chosen.runs(), folders)
     times = seconds_here([(state.run, state.pflop, state.result) for state in states], folders)
     seconds = dict(zip((state.run for state in states), times, strict=True))
     for state in states:
         if state.problem:
-            print(f"rcnet: {state.problem}", file=sys.stderr)
+            print(f"paper: {state.problem}", file=sys.stderr)
     if json_output:
         print(json.dumps([row(state, seconds[state.run]) for state in states], indent=1))
         return
@@ -65,7 +72,7 @@ def run_missing(folders: Folders, chosen: Chosen, jobs: int = 1, minutes: float 
         raise InputError(next(iter(problems.values())))
     for data, problem in problems.items():
         count = sum(run.data == data for run in runs)
-        print(f"rcnet: {count} runs left out: {problem}", file=sys.stderr)
+        print(f"paper: {count} runs left out: {problem}", file=sys.stderr)
     done = execute(survey(possible, folders), folders, jobs=jobs, minutes=minutes, say=lambda line: print(line, flush=True))
     if not done:
         print(f"stopped after {minutes:g} minutes; the same command goes on")
@@ -73,16 +80,16 @@ def run_missing(folders: Folders, chosen: Chosen, jobs: int = 1, minutes: float 
         print("what is not done is left to the processes that are at it")
     else:
         which = "all runs whose data is there" if problems else "all runs"
-        print(f"{which} are done: rcnet study report renders them")
+        print(f"{which} are done: python -m paper report renders them")
 
 
 def write_report(folders: Folders, scales: Sequence[str] = ()) -> None:
     """Renders STUDY.md and the figures, and prints their files; what is wrong with result files on stderr."""
-    from rcnet.study.page import write
+    from paper.page import write
 
     written, problems = write(folders, scales)
     for problem in problems:
-        print(f"rcnet: {problem}", file=sys.stderr)
+        print(f"paper: {problem}", file=sys.stderr)
     for path in written:
         print(path)
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paper.tables import CIFAR, CLASSES, NETWORKS
 from rcnet.data.cifar import cifar_sets
 from rcnet.errors import unknown
-from rcnet.study.paper import CIFAR, CLASSES, NETWORKS
 from rcnet.training.recipe import Recipe, read_recipe
 
 
@@ -25,7 +25,6 @@ class Scale:
         test: at most so many test images of BSD, and of those a central square of so many pixels a side; 0 takes all.
         official: CIFAR is the real one, and so is the code, of a commit; otherwise any folder of images by class may stand for
             CIFAR, and sources that were changed will do.
-        closed: nothing is run at it any more; what was is kept.
     """
 
     about: str
@@ -35,7 +34,6 @@ class Scale:
     widths: Mapping[str, float] = field(default_factory=dict)
     test: tuple[int, int] = (0, 0)
     official: bool = True
-    closed: bool = False
 
 
 SCALES = {
@@ -60,14 +58,6 @@ SCALES = {
         (0,),
         ("cifar_fast", ("epochs=5", "ema=0.995", "optimizer.norm_lr=16")),
         ("r3", ("iterations=6000", "minutes=0", "ema=0.995", "checkpoint_minutes=0.05")),  # to be measured along the run
-    ),
-    "two-epochs": Scale(
-        "what lite was before, and was called on its pictures: classifiers by cifar_fast for 2 epochs, batch norms at the "
-        "learning rate of the rest; denoisers as in lite, without a record along the run. Nothing is run at it any more",
-        (0,),
-        ("cifar_fast", ("epochs=2", "ema=0.99")),
-        ("r3", ("iterations=6000", "minutes=0", "ema=0.995")),
-        closed=True,
     ),
     "smoke": Scale(
         "a few iterations of narrow networks on whatever images there are: a test of the machinery, whose figures mean nothing",

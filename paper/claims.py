@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rcnet.study.paper import BSD, CIFAR, DATA, Key, metric, published
-from rcnet.study.results import Seeds
+from paper.results import Seeds
+from paper.tables import BSD, CIFAR, DATA, Key, metric, published
 
 Costs = Callable[[Key], float]  # MACs
 Group = tuple[Key, ...]  # judged by the mean over its keys
