@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rcnet.calling import ready
-from rcnet.cell import Choice, RecurrentNet
+from rcnet.cell import RecurrentNet
 from rcnet.cost.counting import macs, parameters
 from rcnet.data.cifar import RECORDS
 from rcnet.device import autocast, best_device, channels_last, hardware, resolve_precision
@@ -40,7 +40,7 @@ def planned_iterations(recipe: Recipe) -> int:
 @cache
 def costs(
     network: str, data: str, scale: str, size: tuple[int, int], settings: str | tuple[tuple[int, ...], ...] = "unified"
-) -> Mapping[Choice, int]:
+) -> Mapping[int | tuple[int, ...], int]:
     """MACs of a network, as a scale builds it, at each of its settings, for an input of `size` pixels."""
     model = copy.copy(_built(network, data, scale))
     offer(model, settings)
