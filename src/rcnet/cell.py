@@ -277,13 +277,13 @@ class RecurrentNet(nn.Sequential):
             before = module.steps if isinstance(module, Cell) and module.recurrent else before
         return None
 
-    def holds(self, steps: int | str | Sequence[int]) -> bool:
+    def holds(self, steps: int | Sequence[int]) -> bool:
         """Whether every cell has the norms for its number of these steps."""
         cells = len(self.recurrent_cells())
         setting = Setting.of(steps, cells)
         return len(setting) == cells and self._lacking(setting) is None
 
-    def offer(self, settings: Iterable[int | str | Sequence[int]]) -> None:
+    def offer(self, settings: Iterable[int | Sequence[int]]) -> None:
         """Makes these the settings that a call may ask for, e.g. after a training that drew them.
 
         Raises:
@@ -294,7 +294,7 @@ class RecurrentNet(nn.Sequential):
         missing = [setting for setting in wanted if not self.holds(setting)]
         if missing or not wanted:
             raise InputError(
-                f"settings {listed(missing)} cannot be offered: the batch norms for them do not exist; valid: "
+                f"settings {missing} cannot be offered: the batch norms for them do not exist; valid: "
                 f"{listed(self.possible_settings())}"
             )
         self.settings = tuple(wanted)
@@ -319,10 +319,11 @@ class RecurrentNet(nn.Sequential):
             return self.settings[-1]
         setting = Setting.of(steps, len(self.recurrent_cells()))
         if setting not in self.settings:
-            kept = "; the network was not trained at it, and its batch norms would destroy the output"
-            raise InputError(
-                f"steps={steps} is not supported: valid: {listed(self.settings)}{kept if self.holds(setting) else ''}"
+            given = steps if isinstance(steps, Setting) else repr(steps)
+            kept = (
+                "; the network was not trained at it, and its batch norms would destroy the output" if self.holds(setting) else ""
             )
+            raise InputError(f"steps={given} is not supported: valid: {listed(self.settings)}{kept}")
         return setting
 
     def walk(self, setting: Setting) -> list[tuple[nn.Module, int, int]]:
@@ -381,7 +382,7 @@ def _shallow_copy(module: M) -> M:
     return other
 
 
-def supported_steps(steps: int | str | Iterable[int]) -> tuple[int, ...]:
+def supported_steps(steps: int | Iterable[int]) -> tuple[int, ...]:
     """The step counts, ascending, or `InputError`: at least one, each a positive whole number."""
     values = tuple(sorted(set(whole_numbers(steps))))
     if not values or values[0] < 1:

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from rcnet.errors import InputError
 
-Steps = int | str | Sequence[int] | None  # what a call takes: for all cells, as text, per cell; None: the largest
+Steps = int | Sequence[int] | None  # what a call takes: a number for all cells, one per cell, or the largest
 
 
 class Setting(tuple[int, ...]):
@@ -18,20 +18,22 @@ class Setting(tuple[int, ...]):
     __slots__ = ()
 
     @classmethod
-    def of(cls, steps: int | str | Iterable[int], cells: int = 1) -> Self:
-        """From a number for all cells, one number per cell, or the text or the JSON of either.
+    def of(cls, steps: Any, cells: int = 1) -> Self:
+        """From a number for all cells or one number per cell, of any integer type: what users pass and JSON holds.
+
+        What is none gives the empty setting, which no network has.
 
         Args:
             cells: how many cells the network has; it does not matter to `str`, `name` and `to_json`.
-
-        Raises:
-            InputError: not whole numbers.
         """
         numbers = whole_numbers(steps)
-        if not numbers:
-            raise InputError(f"steps={steps!r} is not valid: give a number, e.g. 2, or one per cell, e.g. 3,2,2")
-        for_all = not isinstance(steps, Iterable) or (isinstance(steps, str) and len(numbers) == 1)
-        return cls(numbers * cells if for_all else numbers)
+        return cls(numbers if isinstance(steps, Iterable) else numbers * cells)
+
+    @classmethod
+    def parse(cls, text: str, cells: int = 1) -> Self:
+        """From what `str` gives. Raises `InputError` for any other text."""
+        numbers = parse_numbers(text)
+        return cls(numbers * cells if len(numbers) == 1 else numbers)
 
     @property
     def uniform(self) -> bool:
@@ -57,14 +59,20 @@ class Setting(tuple[int, ...]):
 
 
 def whole_numbers(given: Any) -> tuple[int, ...]:
-    """Those of a number of any integer type, of several, or of a text, `2` or `3,2,2`; () if there is anything else."""
+    """A number of any integer type, numpy's too, or several; () if there is anything else."""
     try:
-        if isinstance(given, str):
-            return tuple(int(part) for part in given.split(","))
         numbers = tuple(given) if isinstance(given, Iterable) else (given,)
         return () if any(isinstance(n, bool) for n in numbers) else tuple(operator.index(n) for n in numbers)
-    except (TypeError, ValueError):
+    except TypeError:
         return ()
+
+
+def parse_numbers(text: str) -> tuple[int, ...]:
+    """`2`, or `3,2,2`. Raises `InputError` for any other text."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"steps {text} is not valid: give a number, e.g. 2, or several, e.g. 3,2,2") from None
 
 
 def listed(settings: Iterable[Setting]) -> str:

@@ -71,7 +71,7 @@ def classify(
     import torch
     from tqdm import tqdm
 
-    from rcnet.cli.text import check_cost, count, others_go_on, table
+    from rcnet.cli.text import check_cost, count, others_go_on, read_steps, table
     from rcnet.cost import macs
     from rcnet.cost.budget import setting_for
     from rcnet.data.images import list_images
@@ -90,7 +90,7 @@ def classify(
     files = [file for path in inputs for file in (list_images(path) if path.is_dir() else [path])]
     network = load(model).to(best_device())
     check_cost(steps, budget)
-    names, setting = class_names(network), network.per_cell(steps)
+    names, setting = class_names(network), read_steps(steps, network)
     if confidence is not None and (steps is not None or budget is not None):
         raise InputError("give one of --confidence, --steps and --budget")
     sure = None if confidence is None else cascade_of(network, read_confidence(confidence))

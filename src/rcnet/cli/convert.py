@@ -75,7 +75,6 @@ def convert(
 
     from rcnet import unroll
     from rcnet.about import About
-    from rcnet.cell import supported_steps
     from rcnet.cli.text import count, table
     from rcnet.conversion.convert import SIDE
     from rcnet.cost import macs, parameters
@@ -83,6 +82,7 @@ def convert(
     from rcnet.models import save
     from rcnet.models.converted import LIBRARIES, about_of, read_original
     from rcnet.models.converted import convert as run
+    from rcnet.setting import parse_numbers
     from rcnet.tasks import TASKS, find_task
     from rcnet.training.recipe import read_overrides
 
@@ -99,7 +99,7 @@ def convert(
     find_task(about.task)
     net = run(
         original.model,
-        "all" if steps == "all" else supported_steps(steps),
+        "all" if steps == "all" else parse_numbers(steps),
         init,
         None if regions is None else regions.split(","),
         rank,

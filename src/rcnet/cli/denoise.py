@@ -154,6 +154,7 @@ class How(NamedTuple):
 
 def weights(name: str, how: How, sessions: "dict[str, Optimized]") -> "Optimized":
     """The sessions of these weights, made when they are first asked for."""
+    from rcnet.cli.text import read_steps
     from rcnet.deploy.denoise import network_of
     from rcnet.deploy.optimize import optimize
     from rcnet.device import best_device
@@ -162,7 +163,7 @@ def weights(name: str, how: How, sessions: "dict[str, Optimized]") -> "Optimized
     if name not in sessions:
         network = load(name).to(best_device())
         network_of(network)
-        network.per_cell(how.steps)
+        read_steps(how.steps, network)
         if (how.sigma is not None or how.sigma_map) and not network.about.takes_level:
             raise InputError(
                 f"{name} takes no noise level: leave out --sigma and --sigma-map, or take weights that do, e.g. {COLOUR}"
@@ -177,6 +178,7 @@ def denoise_file(job: "Job", how: How, sessions: "dict[str, Optimized]") -> None
 
     from tqdm import tqdm
 
+    from rcnet.cli.text import read_steps
     from rcnet.data.imagefile import upright
     from rcnet.deploy.denoise import count_tiles, denoise_pixels, denoise_setting_for
     from rcnet.deploy.files import PIPE, prepare, read, write
@@ -192,7 +194,7 @@ def denoise_file(job: "Job", how: How, sessions: "dict[str, Optimized]") -> None
     white = white_of(job.file, image, how.white)
     shape = (1, pixels.shape[2], *pixels.shape[:2])
     network = model.network
-    setting = network.per_cell(how.steps)
+    setting = read_steps(how.steps, network)
     if how.budget:
         setting = denoise_setting_for(model, how.budget, shape, tile=how.tile)
     warn_of_level(job.file, model, pixels, white)

@@ -89,7 +89,7 @@ def evaluate(
     """
     from tqdm import tqdm
 
-    from rcnet.cli.text import check_cost, table
+    from rcnet.cli.text import check_cost, read_steps, table
     from rcnet.cost.budget import setting_for
     from rcnet.device import best_device, resolve_precision
     from rcnet.evaluation.record import record_result
@@ -101,7 +101,7 @@ def evaluate(
         raise InputError("give --data FOLDER, or --noisy FOLDER and --clean FOLDER")
     network = load(model)
     check_cost(None if steps == "all" else steps, budget)
-    settings = network.settings if steps == "all" else (network.per_cell(steps),)
+    settings = network.settings if steps == "all" else (read_steps(steps, network),)
     precision = resolve_precision(precision, best_device())
     network.to(best_device())
     task = find_task(network.about.task)

@@ -51,13 +51,14 @@ def export(
         Of int8 kernels: 7 is right on every processor, and 8 more exact, but wrong on x86 without VNNI. What suits this machine
         unless given.
     """
+    from rcnet.cli.text import read_steps
     from rcnet.deploy.export import export as run
     from rcnet.deploy.export import read_exported
     from rcnet.deploy.int8 import calibration_images
     from rcnet.models import load
 
     network = load(model)
-    settings = () if steps == "all" else (network.per_cell(steps),)
+    settings = () if steps == "all" else (read_steps(steps, network),)
     if output.is_dir():
         raise InputError(f"{output} cannot be written: it is a folder")
     images = None if int8 is None else calibration_images(network, int8)

@@ -3,12 +3,15 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from rcnet.errors import InputError
 from rcnet.setting import Setting
+
+if TYPE_CHECKING:
+    from rcnet.cell import RecurrentNet
 
 Budget = Annotated[str | None, Parameter(allow_leading_hyphen=True)]  # so that -5ms is a bad budget, not an unknown option
 Json = Annotated[bool, Parameter(name="--json")]
@@ -44,7 +47,12 @@ def check_cost(steps: str | None, budget: str | None) -> None:
     if budget is not None:
         parse_budget(budget)
     if steps is not None:
-        Setting.of(steps)
+        Setting.parse(steps)
+
+
+def read_steps(steps: str | None, network: "RecurrentNet") -> Setting:
+    """The setting of the network that the text names, the largest by None. Raises `InputError` for others."""
+    return network.per_cell(None if steps is None else Setting.parse(steps, len(network.recurrent_cells())))
 
 
 @contextmanager

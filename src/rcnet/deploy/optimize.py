@@ -90,7 +90,7 @@ def chosen(model: RecurrentNet, steps: Steps | Iterable[Steps] = None) -> list[S
     settings is that one. `InputError` for others."""
     if steps is None:
         return list(model.settings)
-    one = not isinstance(steps, Iterable) or isinstance(steps, str) or (isinstance(steps, tuple) and steps in model.settings)
+    one = not isinstance(steps, Iterable) or (isinstance(steps, tuple) and steps in model.settings)
     asked = {model.per_cell(n) for n in ([steps] if one else steps)}  # type: ignore[union-attr, list-item, arg-type]
     return [setting for setting in model.settings if setting in asked]
 

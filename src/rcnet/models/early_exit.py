@@ -42,7 +42,7 @@ class EarlyExitNet(RecurrentNet):
         self.steps = tuple(module.number for module in self if isinstance(module, Exit))
         self.settings = tuple(Setting.of(n, len(self.recurrent_cells())) for n in self.steps)
 
-    def holds(self, steps: int | str | Sequence[int]) -> bool:
+    def holds(self, steps: int | Sequence[int]) -> bool:
         return Setting.of(steps, len(self.recurrent_cells())) in self.settings
 
     def walk(self, setting: Setting) -> list[tuple[nn.Module, int, int]]:

@@ -128,7 +128,8 @@ class Desk:
         visit.kind, visit.pixels = kind, work.pixels.shape[0] * work.pixels.shape[1]
         writing = (1 + 2 * self._writing.spread) * self._writing.seconds(kind, None, visit.pixels)
         deadline = visit.arrived + visit.objective - min(writing, visit.objective / 2)
-        answer = await unless_gone(request, self.engine.submit(about.name, work, deadline, steps))
+        setting = None if steps is None else about.setting(steps)
+        answer = await unless_gone(request, self.engine.submit(about.name, work, deadline, setting))
         visit.computed = self.engine.clock()
         return answer
 

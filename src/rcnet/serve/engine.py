@@ -13,7 +13,7 @@ from rcnet.serve.policies import Policy, fixed
 from rcnet.serve.scheduler import Batch, Dials, Refused, Request, Scheduler
 from rcnet.serve.served import Served, Work, name_of
 from rcnet.serve.worker import Job, Plan, Worker, WorkerDied
-from rcnet.setting import Setting, Steps
+from rcnet.setting import Setting
 
 PATIENCE = 30.0  # seconds, and 20 times the expected ones, after which a worker that gives no answer is ended
 TRIES = 3  # of a worker to start, one after the other, before those who wait are refused
@@ -115,13 +115,13 @@ class Engine:
         return not self.stopping and bool(self._tasks) and math.isfinite(min(self.scheduler.free))
 
     async def submit(
-        self, model: str, work: Work, deadline: float, steps: Steps = None, shape: tuple[int, ...] | None = None
+        self, model: str, work: Work, deadline: float, setting: Setting | None = None, shape: tuple[int, ...] | None = None
     ) -> Answer:
         """The result for one image. To cancel the task frees the request's place in the queue.
 
         Args:
             deadline: when the answer is due, by `clock`.
-            steps: to take this setting whatever the policy says.
+            setting: to take this one whatever the policy says.
 
         Raises:
             Refused: it was not admitted, or could not be computed in time.
@@ -130,9 +130,8 @@ class Engine:
         about = self.models[model]
         size = about.size
         pixels = size * size if size else work.pixels.shape[0] * work.pixels.shape[1] * about.planes(work)
-        pinned = None if steps is None else about.setting(steps)
         shape = (size,) if size else (*work.pixels.shape, work.pixels.itemsize)
-        request = Request(model, shape, pixels, deadline, work, pinned)
+        request = Request(model, shape, pixels, deadline, work, setting)
         request.answer = asyncio.get_running_loop().create_future()
         self.scheduler.submit(request, self.clock())
         self._work.set()

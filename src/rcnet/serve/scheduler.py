@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Dials(NamedTuple):
-    """What the scheduler knows of a model: MACs a pixel and quality by setting, and those that a policy may choose, the least first."""
+    """What the scheduler knows of a model: MACs a pixel and quality by setting, and those that a policy may choose."""
 
     macs: Mapping[Setting, float]
     quality: Mapping[Setting, float]

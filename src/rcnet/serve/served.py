@@ -1,6 +1,6 @@
 """What goes between the server and its workers. Imports no torch: a server that only passes images on starts at once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,9 +52,9 @@ class Served(NamedTuple):
         first = 0 if least is None else self.settings.index(self.setting(least))
         return Dials(self.macs, self.quality, pareto({n: self.quality[n] for n in self.settings[first:]}))
 
-    def setting(self, steps: int | str | Sequence[int]) -> Setting:
-        """The setting that is asked for, or `InputError` that names the valid ones."""
-        setting = Setting.of(steps, len(self.settings[0]))
+    def setting(self, steps: str) -> Setting:
+        """The setting of this text, or `InputError` that names the valid ones."""
+        setting = Setting.parse(steps, len(self.settings[0]))
         if setting not in self.macs:
             raise InputError(f"{self.name} has no setting {steps}: valid: {listed(self.settings)}")
         return setting
