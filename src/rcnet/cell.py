@@ -18,7 +18,8 @@ from torch import Tensor, fx, nn
 
 from rcnet.about import About
 from rcnet.errors import InputError, unknown
-from rcnet.setting import Setting, Steps, listed, whole_numbers
+from rcnet.setting import Setting, listed, whole_numbers
+from rcnet.setting import Steps as Steps
 
 NormMode = Literal["none", "shared", "independent", "double"]
 NORM_MODES: tuple[NormMode, ...] = ("none", "shared", "independent", "double")

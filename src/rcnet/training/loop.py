@@ -280,7 +280,7 @@ class Trainer:
         for i, (setting, weight) in enumerate(weights.items()):
             try:
                 with autocast(self.precision, self.device):
-                    output = self.call(x, setting, **told)
+                    output = self.call(x, setting.to_json(), **told)
             except (TorchDynamoException, InductorError) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise InputError(f"compile = true failed (on a CPU it needs a C++ compiler); leave it out: {reason}") from error

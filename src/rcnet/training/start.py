@@ -62,7 +62,7 @@ def check_batch(model: RecurrentNet, x: Tensor) -> None:
     net = copy.deepcopy(model).to("meta").train()
     for n in net.settings:
         try:
-            net(torch.empty_like(x, device="meta"), n)
+            net(torch.empty_like(x, device="meta"), n.to_json())
         except (RuntimeError, ValueError) as error:
             shape = "x".join(map(str, x.shape))
             reason = str(error).strip().splitlines()[0]
