@@ -30,12 +30,12 @@ from benchmarks.classical import evenly
 from rcnet.calling import ready
 from rcnet.cell import RecurrentNet, Steps
 from rcnet.cost import macs
-from rcnet.cost.budget import steps_text
 from rcnet.data.images import list_images, read_image
 from rcnet.data.noise import protocol_noise
 from rcnet.deploy.denoise import size_of, tiles
 from rcnet.evaluation.adaptive import adaptive_results
 from rcnet.evaluation.denoise import to_uint8_levels
+from rcnet.setting import Setting
 from rcnet.tasks.classify import read_matching
 from rcnet.training.provenance import commit, made_here
 
@@ -75,10 +75,10 @@ def cut(model: RecurrentNet, images: Sequence[tuple[np.ndarray, np.ndarray, np.n
     """The tiles of images: clean and noisy [H, W] and outputs [settings, H, W]; a tile with its overlap gives the same."""
     rows: list[tuple[Any, ...]] = []
     for k, (clean, noisy, outputs) in enumerate(images):
-        whole = np.array([gmac(model, n, clean.shape) for n in model.choices])
-        for places in zip(*(tiles(model, n, side, *clean.shape) for n in model.choices), strict=True):
+        whole = np.array([gmac(model, n, clean.shape) for n in model.settings])
+        for places in zip(*(tiles(model, n, side, *clean.shape) for n in model.settings), strict=True):
             at = places[0][:2]
-            work = [gmac(model, n, size_of(seen)) for n, (_, _, seen, _) in zip(model.choices, places, strict=True)]
+            work = [gmac(model, n, size_of(seen)) for n, (_, _, seen, _) in zip(model.settings, places, strict=True)]
             parts = outputs[:, *at]
             errors = np.square(parts - clean[at]).sum((1, 2))
             change = float(np.square(parts[1] - parts[0]).mean())
@@ -115,7 +115,7 @@ def reached(of: Tiles, work: np.ndarray, pick: np.ndarray, pixels: np.ndarray, b
 
 def run(model: RecurrentNet, files: Sequence[Path]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Clean, noisy and denoised images at every setting, in [0, 1], the last rounded to 8 bits."""
-    calls, found = [ready(model, n) for n in model.choices], []
+    calls, found = [ready(model, n) for n in model.settings], []
     for path in tqdm(files, unit="image", disable=None):
         image = read_image(path, 1)
         noisy = protocol_noise(image, SIGMA)
@@ -131,7 +131,10 @@ def denoising(test: Sequence[Path], training: Sequence[Path]) -> dict[str, Any]:
     images, others = run(model, test), run(model, training)
     pixels = np.array([clean.size for clean, _, _ in images])
     whole = cut(model, images, 0)
-    fixed = [{"steps": n, **reached(whole, whole.work, np.full(len(images), k), pixels)} for k, n in enumerate(model.choices)]
+    fixed = [
+        {"steps": n.to_json(), **reached(whole, whole.work, np.full(len(images), k), pixels)}
+        for k, n in enumerate(model.settings)
+    ]
     curves = []
     for side in SIDES:
         of, seen = cut(model, images, side), cut(model, others, side)
@@ -148,7 +151,7 @@ def denoising(test: Sequence[Path], training: Sequence[Path]) -> dict[str, Any]:
 def classifying(data: Path) -> dict[str, Any]:
     model = rcnet.load(CLASSIFIER)
     test = read_matching(data, "test", model)
-    with tqdm(total=len(model.choices) * len(test.labels), unit="image", disable=None) as bar:
+    with tqdm(total=len(model.settings) * len(test.labels), unit="image", disable=None) as bar:
         result = adaptive_results(model, test.images, test.labels, RISK, each=bar.update)
     about = {"data": test.name, **made_here(torch.device("cpu")), "commit": commit()}
     return {"weights": CLASSIFIER, **about, **result}
@@ -189,8 +192,8 @@ def classifying_lines(part: dict[str, Any]) -> list[str]:
         "",
         "| steps | MMAC an image | error % |",
         "|---|---|---|",
-        *(f"| {steps_text(row['steps'])} | {row['macs'] / 1e6:.0f} | {row['error']:.2f} |" for row in fixed),
-        f"| {' then '.join(map(steps_text, own['steps']))} | {own['macs'] / 1e6:.0f} | {own['error']:.2f} |",
+        *(f"| {Setting.of(row['steps'])} | {row['macs'] / 1e6:.0f} | {row['error']:.2f} |" for row in fixed),
+        f"| {' then '.join(str(Setting.of(n)) for n in own['steps'])} | {own['macs'] / 1e6:.0f} | {own['error']:.2f} |",
         "",
         f"The cascade takes an answer from a probability of {own['confidence']:.4f} on; {100 * own['ends'][0]:.0f}% of the",
         f"images end at its first setting. Fixed settings reach {part['fixed']:.2f}% at its mean cost, between two by drawing.",
@@ -209,7 +212,7 @@ def denoising_lines(part: dict[str, Any]) -> list[str]:
         "",
         "| fixed steps, whole images | GMAC an image | PSNR dB |",
         "|---|---|---|",
-        *(f"| {steps_text(row['steps'])} | {row['gmac']:.2f} | {row['psnr']:.2f} |" for row in part["fixed"]),
+        *(f"| {Setting.of(row['steps'])} | {row['gmac']:.2f} | {row['psnr']:.2f} |" for row in part["fixed"]),
         "",
         "The settings are chosen by an *oracle*, which knows the truth and bounds all others; by *texture*, the differences of",
         "neighbours in the noisy tile, which cost nothing; by *change*, the difference of the two least settings' outputs, which",
@@ -217,7 +220,7 @@ def denoising_lines(part: dict[str, Any]) -> list[str]:
         "any way to share them between tiles could gain, and shows about what pictures would that are cut into tiles anyway.",
         "Figures are PSNR above the fixed setting's, at its cost; none where even the least choice costs more.",
         "",
-        f"| tiles | overlap | chosen by | {' | '.join(f'dB at the cost of steps {steps_text(n)}' for n in AT)} |",
+        f"| tiles | overlap | chosen by | {' | '.join(f'dB at the cost of steps {n}' for n in AT)} |",
         "|---|---|---|---|---|---|",
     ]
     for curve in part["curves"]:

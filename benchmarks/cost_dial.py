@@ -105,7 +105,7 @@ def budgets(folder: Path) -> list[dict[str, Any]]:
     model = rcnet.load(R3_FAST)
     pieces = [protocol_noise(read_image(file, 1)[: IMAGE[0], : IMAGE[1]], 25) for file in list_images(folder)]
     known = rcnet.cost.latencies(model, IMAGE)
-    p95 = [known[n]["p95"] for n in model.steps]
+    p95 = [known[n]["p95"] for n in model.settings if n.uniform]
     rows = []
     for low, high in zip(p95, [*p95[1:], 1.5 * p95[-1]], strict=True):
         budget = f"{(low + high) / 2:.3g}ms"

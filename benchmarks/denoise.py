@@ -32,9 +32,8 @@ import rcnet
 from benchmarks import classical
 from benchmarks.classical import SHORT, evenly, on_tensors, timed
 from rcnet.about import About
-from rcnet.cell import Choice, StandardCell, choice
+from rcnet.cell import StandardCell
 from rcnet.cost import macs
-from rcnet.cost.budget import steps_text
 from rcnet.cost.counting import parameters
 from rcnet.data.images import list_images, read_image, to_tensor
 from rcnet.data.noise import protocol_noise
@@ -46,6 +45,7 @@ from rcnet.evaluation.denoise import psnr, to_uint8_levels
 from rcnet.models import create_model, read_metadata
 from rcnet.models.denoise import Denoiser
 from rcnet.models.layers import ConvBody, conv3x3
+from rcnet.setting import Setting
 from rcnet.training.provenance import commit
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -60,7 +60,7 @@ class Method(NamedTuple):
     """One way to denoise float [1, C, H, W]; `path`: what runs it."""
 
     name: str
-    steps: Choice | None
+    steps: int | tuple[int, ...] | None
     precision: str
     path: str
     call: Callable[[Tensor], Tensor]
@@ -108,8 +108,8 @@ COLOUR_CLASSICAL = (("CBM3D", "bm3d", lambda x: classical.bm3d(x, SIGMA)),)
 def networks(name: str, model: Denoiser, calibration: Path, folder: Path, threads: int, trained: bool) -> Iterator[Method]:
     """Every precision and path of one network, at each of its settings; told sigma if it takes the noise level."""
     told = (SIGMA,) if model.about.takes_level else ()
-    counts = {n: (parameters(rcnet.unroll(model, n)), macs(model, n, SIZE)) for n in model.choices}
-    shown = {n: n if len(model.choices) > 1 else None for n in model.choices}
+    counts = {n: (parameters(rcnet.unroll(model, n)), macs(model, n, SIZE)) for n in model.settings}
+    shown = {n: n.to_json() if len(model.settings) > 1 else None for n in model.settings}
     kinds = (("fp32", ".xml"), ("int8", ".xml"), ("int8", ".onnx"))
     files = {(kind, suffix): folder / f"{name}-{kind}{suffix}" for kind, suffix in kinds}
     for (kind, _), path in files.items():
@@ -118,21 +118,21 @@ def networks(name: str, model: Denoiser, calibration: Path, folder: Path, thread
     precisions = ("fp32", "bf16", "int8") if gains_by_bf16(torch.device("cpu")) else ("fp32", "int8")
     sessions = {precision: optimize(model, precision=precision) for precision in precisions if precision != "int8"}
 
-    def eager(n: Choice, precision: str) -> Callable[[Tensor], Tensor]:
+    def eager(n: Setting, precision: str) -> Callable[[Tensor], Tensor]:
         def call(x: Tensor) -> Tensor:
             with autocast(precision, x.device):
                 return model(x.contiguous(memory_format=torch.channels_last), n, *told).float()
 
         return call
 
-    def optimized(n: Choice, precision: str) -> Callable[[Tensor], Tensor]:
+    def optimized(n: Setting, precision: str) -> Callable[[Tensor], Tensor]:
         return lambda x: sessions[precision](x, n, *told)
 
-    def exported(n: Choice, kind: str, suffix: str, precision: str = "fp32") -> Callable[[Tensor], Tensor]:
+    def exported(n: Setting, kind: str, suffix: str, precision: str = "fp32") -> Callable[[Tensor], Tensor]:
         session = load_exported(files[kind, suffix], n, threads=threads, precision=precision)
         return lambda x: torch.from_numpy(session(x.numpy(), *told))
 
-    for n in model.choices:
+    for n in model.settings:
         for precision in precisions:
             if precision == "int8":
                 paths = {"OpenVINO": exported(n, "int8", ".xml"), "ONNX Runtime": exported(n, "int8", ".onnx")}
@@ -174,15 +174,15 @@ def measure(
     return len(found), rows
 
 
-def best(rows: list[dict[str, Any]], name: str, steps: Choice | None, precision: str) -> dict[str, Any]:
-    """The fastest path of a network in one precision."""
-    of = [row for row in rows if (row["name"], setting(row), row["precision"]) == (name, steps, precision)]
+def best(rows: list[dict[str, Any]], name: str, steps: object, precision: str) -> dict[str, Any]:
+    """The fastest path of a network in one precision; `steps`: as in a row, or as text."""
+    of = [row for row in rows if (row["name"], steps_of(row), row["precision"]) == (name, str(steps or ""), precision)]
     return min(of, key=lambda row: row["seconds"])
 
 
-def setting(row: dict[str, Any]) -> Choice | None:
-    """The steps of a row, which may come from a file."""
-    return None if row["steps"] is None else choice(row["steps"])
+def steps_of(row: dict[str, Any]) -> str:
+    """The setting of a row, which may come from a file; empty for a network with one."""
+    return "" if row["steps"] is None else str(Setting.of(row["steps"]))
 
 
 def precisions_of(rows: list[dict[str, Any]]) -> list[str]:
@@ -221,14 +221,16 @@ def ratios(rows: list[dict[str, Any]]) -> list[Asked]:
     measured = precisions_of(rows)
     for name, most in (("r3", 4), ("r3_fast", 3)):
         for n in (1, most):
-            eager = next(r for r in rows if (r["name"], setting(r), r["precision"], r["path"]) == (name, n, "fp32", "eager"))
+            eager = next(
+                r for r in rows if (r["name"], steps_of(r), r["precision"], r["path"]) == (name, str(n), "fp32", "eager")
+            )
             for precision, bound in (("fp32", 1.2), ("bf16", 1.7), ("int8", 3)):
                 if precision in measured:
                     value = eager["seconds"] / best(rows, name, n, precision)["seconds"]
                     add(f"{name}, steps {n}: best {precision} against eager fp32", ">=", bound, value)
-    for n, precision, bound in (((1, 1, 0), "bf16", 220), (1, "bf16", 200), (1, "int8", 500)):
-        if precision in measured and any((row["name"], setting(row)) == ("r3_fast", n) for row in rows):
-            fast, what = best(rows, "r3_fast", n, precision), f"r3_fast, steps {steps_text(n)}, {precision}"
+    for n, precision, bound in (("1,1,0", "bf16", 220), ("1", "bf16", 200), ("1", "int8", 500)):
+        if precision in measured and any((row["name"], steps_of(row)) == ("r3_fast", n) for row in rows):
+            fast, what = best(rows, "r3_fast", n, precision), f"r3_fast, steps {n}, {precision}"
             add(f"{what}: PSNR above BM3D's, dB", ">=", 0, fast["psnr"] - bm3d["psnr"])
             add(f"{what}: BM3D's time to its", ">=", bound, bm3d["seconds"] / fast["seconds"])
     for precision in measured:
@@ -263,8 +265,7 @@ def table(part: dict[str, Any]) -> list[str]:
         size = [f"{row['parameters']:,}", f"{row['macs'] / 1e9:.2f}"] if row["macs"] else ["", ""]
         time = [f"{1000 * row['seconds']:.1f}", f"{first['seconds'] / row['seconds']:.0f}"]
         published = f"{row['published']:.2f}" if row["published"] else ""
-        steps = "" if (n := setting(row)) is None else steps_text(n)
-        cells = [row["name"], steps, row["precision"], row["path"], *size, *time, measured, over, published]
+        cells = [row["name"], steps_of(row), row["precision"], row["path"], *size, *time, measured, over, published]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
@@ -289,7 +290,7 @@ def render(result: dict[str, Any]) -> str:
         "",
         *table(result),
         "",
-        *(["![The settings of r3_fast](dial.png)", ""] if any(type(setting(row)) is tuple for row in result["rows"]) else []),
+        *(["![The settings of r3_fast](dial.png)", ""] if any("," in steps_of(row) for row in result["rows"]) else []),
         f"On all 68 images in fp32, {'; '.join(above)}.",
     ]
     if colour := result.get("colour"):
@@ -344,11 +345,11 @@ def draw_dial(rows: list[dict[str, Any]], path: Path) -> None:
     from rcnet.figures.dial import dial
 
     bm3d, precision = rows[0], "bf16" if "bf16" in precisions_of(rows) else "fp32"
-    settings = dict.fromkeys(setting(row) for row in rows if row["name"] == "r3_fast")
+    settings = dict.fromkeys(steps_of(row) for row in rows if row["name"] == "r3_fast")
     fastest = sorted((best(rows, "r3_fast", n, precision) for n in settings), key=lambda row: row["seconds"])
     highest, points = -np.inf, []
     for row in fastest:
-        points.append({"steps": setting(row), "ms": 1000 * row["seconds"], "psnr": row["psnr"], "front": row["psnr"] > highest})
+        points.append({"steps": row["steps"], "ms": 1000 * row["seconds"], "psnr": row["psnr"], "front": row["psnr"] > highest})
         highest = max(highest, row["psnr"])
     others = {"BM3D": (1000 * bm3d["seconds"], bm3d["psnr"])}
     dial(points, f"r3_fast, {precision}: PSNR against time, sigma {SIGMA}, 321x481", others).save(path)

@@ -31,11 +31,11 @@ import torch
 from skimage import data
 
 import rcnet
-from rcnet.cell import Choice, RecurrentNet
-from rcnet.cost.budget import steps_text
+from rcnet.cell import RecurrentNet
 from rcnet.cost.counting import macs
 from rcnet.deploy.export import export, load_exported
 from rcnet.device import hardware
+from rcnet.setting import Setting
 from rcnet.training.provenance import commit
 
 ROOT = Path(__file__).parent.parent
@@ -122,7 +122,7 @@ def measure(model: RecurrentNet, name: str, rounds: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     image = torch.from_numpy(x)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        exact = {n: model(image, n).numpy() for n in model.choices}
+        exact = {n: model(image, n).numpy() for n in model.settings}
         session = rcnet.optimize(model, precision="fp32")
         files = {"ONNX Runtime": export(model, Path(folder) / "x.onnx")}
         if importlib.util.find_spec("executorch"):
@@ -133,7 +133,7 @@ def measure(model: RecurrentNet, name: str, rounds: int) -> dict[str, Any]:
         sizes["ONNX Runtime Web"] = sum(file.stat().st_size for file in (*site.glob("steps*.onnx"), site / "kernels.bin"))
         rows = []
         with browser(site) as (page, chromium):
-            for place, n in enumerate(model.choices):
+            for place, n in enumerate(model.settings):
                 calls: dict[str, Call] = {"PyTorch": lambda x, n=n: session(torch.from_numpy(x), n).numpy()}
                 calls |= {runtime: load_exported(file, n, threads=1) for runtime, file in files.items()}
                 calls["ONNX Runtime Web"] = partial(in_page, page, place)
@@ -147,7 +147,7 @@ def measure(model: RecurrentNet, name: str, rounds: int) -> dict[str, Any]:
 
 
 def measure_setting(
-    calls: dict[str, Call], x: np.ndarray, exact: np.ndarray, n: Choice, cost: int, rounds: int
+    calls: dict[str, Call], x: np.ndarray, exact: np.ndarray, n: Setting, cost: int, rounds: int
 ) -> list[dict[str, Any]]:
     """A row a runtime: the least time of the rounds, and the greatest difference from the network."""
     off = {runtime: float(np.abs(call(x) - exact).max()) for runtime, call in calls.items()}  # warms up, too
@@ -157,7 +157,7 @@ def measure_setting(
             web = runtime == "ONNX Runtime Web"
             taken[runtime].append(timed(partial(call, x, 2) if web else partial(call, x), pids if web else [], 2 if web else 1))
     return [
-        {"setting": steps_text(n), "macs": cost, "runtime": runtime, "ms": round(min(ms), 1), "off": off[runtime]}
+        {"setting": str(n), "macs": cost, "runtime": runtime, "ms": round(min(ms), 1), "off": off[runtime]}
         for runtime, ms in taken.items()
     ]
 

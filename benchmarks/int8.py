@@ -21,15 +21,15 @@ import torch
 from tqdm import tqdm
 
 import rcnet
-from rcnet.cell import RecurrentNet, choice
-from rcnet.cost.budget import steps_text
+from rcnet.cell import RecurrentNet
 from rcnet.data.images import read_folder
 from rcnet.data.labelled import Labelled
-from rcnet.deploy.export import Exported, export, load_exported, output_name, read_exported
+from rcnet.deploy.export import Exported, export, load_exported, read_exported
 from rcnet.deploy.graphs import cut
 from rcnet.deploy.int8 import calibration_images
 from rcnet.evaluation import denoising_scores
 from rcnet.models import bundled, read_metadata
+from rcnet.setting import Setting
 from rcnet.tasks.classify import read_matching
 from rcnet.training.provenance import commit, made_here
 
@@ -58,7 +58,7 @@ def measure(model: RecurrentNet, args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for case, suffix, calibration in (("fp32", ".onnx", None), ("ONNX Runtime", ".onnx", seen), ("OpenVINO", ".xml", seen)):
             path = export(model, Path(folder) / f"{case}{suffix}", calibration=calibration)
-            cuts = [len(cut(path, output_name(n))) for n in model.choices] if suffix == ".onnx" else []
+            cuts = [len(cut(path, n.name)) for n in model.settings] if suffix == ".onnx" else []
             sizes[case] = [size(path), sum(cuts)]
             if calibration is not None:
                 bits = read_exported(path)["kernel_bits"]
@@ -105,7 +105,7 @@ def render(results: dict[str, Any]) -> str:
         for row in result["rows"]:
             cells = [f"{row[case]:.2f} | {row[case] - row['fp32']:+.2f}" for case in ("OpenVINO", "ONNX Runtime")]
             cells[1] += f" | {result['commit']}"
-            steps = steps_text(choice(row["steps"]))
+            steps = str(Setting.of(row["steps"]))
             about = f"| `{name}` | {result['images']} of {result['data']} | {result['kernel_bits']} | {steps} "
             lines.append(f"{about}| {row['fp32']:.2f} | {cells[0]} | {cells[1]} |")
     kinds = {"fp32": "fp32, .onnx", "ONNX Runtime": "int8, .onnx", "OpenVINO": "int8, .xml and .bin"}

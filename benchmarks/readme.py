@@ -17,9 +17,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from rcnet.cli import app
 from rcnet.cli.text import count
-from rcnet.cost.budget import steps_text
 from rcnet.models import bundled, read_metadata
 from rcnet.models.registry import entry
+from rcnet.setting import Setting
 from rcnet.tasks.catalogue import describe_weights
 
 ROOT = Path(__file__).parent.parent
@@ -118,7 +118,7 @@ def photos() -> str:
 
 def cost_cells(name: str, step: dict[str, Any]) -> str:
     """The first cells of a row: weights, steps, parameters, MACs."""
-    return f"| `{name}` | {steps_text(step['steps'])} | {step['parameters']:,} | {count(step['macs'])}"
+    return f"| `{name}` | {Setting.of(step['steps'])} | {step['parameters']:,} | {count(step['macs'])}"
 
 
 def denoisers() -> str:
@@ -127,7 +127,7 @@ def denoisers() -> str:
         for step in describe_weights(name)["steps"]:
             psnr = step["results"]["BSD68 sigma 25"]
             lines.append(
-                f"| `{name}` | {steps_text(step['steps'])} | {step['parameters']:,} | {count(step['macs'])} | {psnr:.2f} |"
+                f"| `{name}` | {Setting.of(step['steps'])} | {step['parameters']:,} | {count(step['macs'])} | {psnr:.2f} |"
             )
     published = ", ".join(f"{name} {value:.2f}" for name, value in DENOISERS.items())
     notes = [origin(name, "BSD") for name in one_level()]
@@ -140,7 +140,7 @@ def classifiers() -> str:
         for step in describe_weights(name)["steps"]:
             error = step["results"]["cifar10"]
             lines.append(
-                f"| `{name}` | {steps_text(step['steps'])} | {step['parameters']:,} | {count(step['macs'])} | {error:.2f} |"
+                f"| `{name}` | {Setting.of(step['steps'])} | {step['parameters']:,} | {count(step['macs'])} | {error:.2f} |"
             )
     published = "; ".join(f"{name}: {value}" for name, value in CLASSIFIERS.items())
     notes = [origin(name, "CIFAR-10") for name in names_of("classify")]
@@ -156,7 +156,7 @@ def fast() -> str:
         epochs, pflop = (sum(run[key] for run in runs) for key in ("epochs", "pflop"))
         error = step["results"]["cifar10"]
         lines.append(
-            f"| `{name}`, steps {steps_text(step['steps'])}, by the recipe `r2` | {epochs:.1f} | {error:.2f} | {pflop:.2g} |"
+            f"| `{name}`, steps {Setting.of(step['steps'])}, by the recipe `r2` | {epochs:.1f} | {error:.2f} | {pflop:.2g} |"
         )
     for name, (epochs_there, error, pflop) in FAST.items():
         lines.append(f"| {name}, as published | {epochs_there or ''} | {error:.2f} | {pflop:g} |")

@@ -20,12 +20,11 @@ from typing import Any
 
 import torch
 
-from rcnet.cell import choice
-from rcnet.cost.budget import steps_text
 from rcnet.data.images import read_folder
 from rcnet.evaluation import denoising_results
 from rcnet.evaluation.harmless import harm_results
 from rcnet.models import load
+from rcnet.setting import Setting
 from rcnet.tasks.task import held_out
 from rcnet.training import read_recipe, train
 
@@ -48,6 +47,7 @@ class Comparison:
 ONE_CONVOLUTION = ["model.width=64", "model.convs=1", "model.steps=[1,2,3,4]", "denoising.patch=64", "optimizer.norm_lr=1.0"]
 FAST_NORMS = ["batch=4", "optimizer.norm_lr=64.0"]
 HELD_OUT = 16
+CELLS = 3  # of the networks, where one number stands for all
 COLUMNS = 9  # a network that offers more settings is compared at those of the others
 COST_ADJUSTABLE = ["model.steps=[2,3,4]", "minutes=6"]
 COMPARISONS = {
@@ -216,9 +216,9 @@ def render(kind: str) -> str:
     comparison = COMPARISONS[kind]
     paths = {name: folder_of(kind) / f"{slug(name)}.json" for name in comparison.variants}
     results = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
-    measured = [[choice(row["steps"]) for row in result["validation"]] for result in results.values()]
-    shown = {n for own in measured for n in own if isinstance(n, int) or len(own) <= COLUMNS}
-    steps = sorted(shown, key=lambda n: 3 * n if isinstance(n, int) else sum(n))
+    measured = [[Setting.of(row["steps"], CELLS) for row in result["validation"]] for result in results.values()]
+    shown = {n for settings in measured for n in settings if n.uniform or len(settings) <= COLUMNS}
+    steps = sorted(shown, key=lambda n: n.order)
     lines = [
         f"# Variants of the {comparison.recipe} recipe at equal processor time",
         "",
@@ -226,11 +226,11 @@ def render(kind: str) -> str:
         "by step count; one seed. The base is the bundled recipe with",
         f"`{' '.join(comparison.common)}`; each variant changes what its name says. The code may differ between the commits.",
         "",
-        f"| variant | minutes | iterations | {' | '.join(f'steps {steps_text(n)}' for n in steps)} | commit |",
+        f"| variant | minutes | iterations | {' | '.join(f'steps {n}' for n in steps)} | commit |",
         f"|---|---|---|{'---|' * (len(steps) + 1)}",
     ]
     for name, result in results.items():
-        figures = {choice(row["steps"]): f"{row[comparison.metric]:.2f}" for row in result["validation"]}
+        figures = {Setting.of(row["steps"], CELLS): f"{row[comparison.metric]:.2f}" for row in result["validation"]}
         cells = " | ".join(figures.get(n, "") for n in steps)
         lines.append(f"| {name} | {result['minutes']:g} | {result['iterations']} | {cells} | {result['commit']} |")
     hardware = "; ".join(sorted({result["hardware"] for result in results.values()}))

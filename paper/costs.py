@@ -13,7 +13,7 @@ from torch import nn
 from paper.runs import Folders, Run
 from paper.scales import find_scale, model_config
 from rcnet.calling import ready
-from rcnet.cell import Choice, RecurrentNet
+from rcnet.cell import RecurrentNet
 from rcnet.cost.counting import macs, parameters
 from rcnet.data.cifar import RECORDS
 from rcnet.device import autocast, best_device, channels_last, hardware, resolve_precision
@@ -40,7 +40,7 @@ def planned_iterations(recipe: Recipe) -> int:
 @cache
 def costs(
     network: str, data: str, scale: str, size: tuple[int, int], settings: str | tuple[tuple[int, ...], ...] = "unified"
-) -> Mapping[Choice, int]:
+) -> Mapping[int | tuple[int, ...], int]:
     """MACs of a network, as a scale builds it, at each of its settings, for an input of `size` pixels."""
     model = copy.copy(_built(network, data, scale))
     offer(model, settings)

@@ -1,16 +1,17 @@
 """R4 and S4 with early exits: the deeply-supervised networks (Lee et al. 2015) that the paper's Fig. 7 compares R4 with."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
 from torch import Tensor, nn
 
 from rcnet.about import About
-from rcnet.cell import Cell, RecurrentNet, Steps, supported_steps
+from rcnet.cell import Cell, RecurrentNet, supported_steps
 from rcnet.errors import InputError
 from rcnet.models.classify import r4, s4
 from rcnet.models.layers import init_weights
 from rcnet.models.registry import register
+from rcnet.setting import Setting, Steps
 
 CELLS = ("cell2", "cell3", "cell4")  # where the exits are
 
@@ -39,19 +40,19 @@ class EarlyExitNet(RecurrentNet):
 
     def find_steps(self) -> None:
         self.steps = tuple(module.number for module in self if isinstance(module, Exit))
-        self.settings = tuple((n,) * len(self.recurrent_cells()) for n in self.steps)
+        self.settings = tuple(Setting.of(n, len(self.recurrent_cells())) for n in self.steps)
 
-    def holds(self, own: tuple[int, ...]) -> bool:
-        return len(own) == len(self.recurrent_cells()) and len(set(own)) == 1 and own[0] in self.steps
+    def holds(self, steps: int | Sequence[int]) -> bool:
+        return Setting.of(steps, len(self.recurrent_cells())) in self.settings
 
-    def walk(self, own: tuple[int, ...]) -> list[tuple[nn.Module, int, int]]:
+    def walk(self, setting: Setting) -> list[tuple[nn.Module, int, int]]:
         """As of any network; what is asked for is an exit, and no cell's steps."""
-        return super().walk(tuple(cell.steps[-1] for cell in self.recurrent_cells()))
+        return super().walk(Setting(cell.steps[-1] for cell in self.recurrent_cells()))
 
     def exits(self, x: Tensor) -> dict[int, Tensor]:
         """What each exit gives, from one pass: number -> [B, num_classes]. x: [B, 3, H, W]."""
         outputs = {}
-        for module, n, upstream in self.walk(()):
+        for module, n, upstream in self.walk(Setting()):
             if isinstance(module, Exit):
                 outputs[module.number] = module(x)
             else:
@@ -69,12 +70,12 @@ class EarlyExitNet(RecurrentNet):
                 break
         return x
 
-    def replace(self, change: Callable[[Cell, int, int], Cell], own: tuple[int, ...]) -> Self:
+    def replace(self, change: Callable[[Cell, int, int], Cell], setting: Setting) -> Self:
         """As of any network, and without what the exit asked for does not use."""
-        net = super().replace(change, own)
+        net = super().replace(change, setting)
         passed = False
         for name, module in self._modules.items():
-            stops = isinstance(module, Exit) and module.number == own[0]
+            stops = isinstance(module, Exit) and module.number == setting[0]
             if passed or (isinstance(module, Exit) and not stops):
                 del net._modules[name]
             passed = passed or stops

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from rcnet.cell import Choice
 from rcnet.device import autocast
+from rcnet.setting import Setting
 from rcnet.tasks.task import Batch
 from rcnet.training.loop import Trainer
 from rcnet.training.recipe import Recipe
@@ -17,11 +17,11 @@ from rcnet.training.recipe import Recipe
 class ExitsTrainer(Trainer):
     """The aggregated loss, whose outputs `EarlyExitNet.exits` computes at the cost of the last."""
 
-    def backward(self, batch: Batch, weights: dict[Choice, float]) -> float:
+    def backward(self, batch: Batch, weights: dict[Setting, float]) -> float:
         model: Any = self.model
         with autocast(self.precision, self.device):
             outputs = model.exits(batch.x.contiguous(memory_format=torch.channels_last))
-        losses = [weight / self.recipe.accumulate * self.loss(outputs[n], batch, None) for n, weight in weights.items()]
+        losses = [weight / self.recipe.accumulate * self.loss(outputs[n.to_json()], batch, None) for n, weight in weights.items()]
         loss = torch.stack(losses).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from rcnet.serve.scheduler import Batch, Refused, Request
+from rcnet.setting import Setting
 
 
 class Outcome(NamedTuple):
@@ -16,7 +17,7 @@ class Outcome(NamedTuple):
     fate: str
     arrived: float
     ended: float
-    setting: int = -1
+    setting: Setting | None = None
 
     @property
     def seconds(self):
@@ -42,7 +43,7 @@ def simulate(scheduler, arrivals, takes):
     for time, model, pixels in arrivals:
         heapq.heappush(events, (time, serial := serial + 1, (model, pixels)))
 
-    def end(request, fate, now, setting=-1):
+    def end(request, fate, now, setting=None):
         outcomes.append(Outcome(request.model, fate, request.arrived, now, setting))
 
     while events:

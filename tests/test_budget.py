@@ -8,12 +8,13 @@ import torch
 
 import rcnet
 from rcnet.cost import latencies, latency, macs, parse_budget, profile, steps_for
-from rcnet.cost.budget import choose_steps
+from rcnet.cost.budget import choose_setting
 from rcnet.cost.latency import interleaved, kept_measurements, summary
 from rcnet.cost.memory import peak_memory
-from rcnet.deploy.denoise import denoise_steps_for
+from rcnet.deploy.denoise import denoise_setting_for
 from rcnet.errors import InputError
 from rcnet.models import create_model
+from rcnet.setting import Setting
 
 from .conftest import IMAGES
 
@@ -61,26 +62,28 @@ def test_macs_of_a_budget_are_exact():
 
 
 def test_the_most_steps_that_fit_are_chosen():
-    cost = {1: 10.0, 2: 20.0, 4: 15.0}
-    assert choose_steps(parse_budget("16ms"), cost, "") == 4
-    assert choose_steps(parse_budget("12ms"), cost, "") == 1
+    one, two, four = (Setting.of(n, 3) for n in (1, 2, 4))
+    cost = {one: 10.0, two: 20.0, four: 15.0}
+    assert choose_setting(parse_budget("16ms"), cost, "") == four
+    assert choose_setting(parse_budget("12ms"), cost, "") == one
     with pytest.raises(InputError, match=r"fits 9ms here: the cheapest, 1, takes 10 ms"):
-        choose_steps(parse_budget("9ms"), cost, "here")
+        choose_setting(parse_budget("9ms"), cost, "here")
     with pytest.raises(InputError, match=r"takes 1\.39 s$"):
-        choose_steps(parse_budget("9ms"), {1: 1394.0}, "here")
+        choose_setting(parse_budget("9ms"), {one: 1394.0}, "here")
 
 
 def test_latency_is_measured_once_and_kept(monkeypatch):
     model = create_model("r3_fast", steps=(1, 4), width=16).eval()
     times = latencies(model, (64, 64))
-    assert 0 < times[1]["ms"] < times[4]["ms"]
+    few, many = model.settings
+    assert 0 < times[few]["ms"] < times[many]["ms"]
     assert all(row["ms"] <= row["p95"] for row in times.values())
     kept = json.loads(kept_measurements().read_text())
     assert len(kept) == 1
     monkeypatch.setattr("rcnet.cost.budget.interleaved", None)  # no second measurement
     assert latencies(model, (64, 64)) == times
-    assert steps_for(model, f"{times[4]['p95'] + 0.01}ms", (64, 64)) == 4
-    assert steps_for(model, f"{times[1]['p95'] + 1e-6:.6f}ms", (64, 64)) == 1
+    assert steps_for(model, f"{times[many]['p95'] + 0.01}ms", (64, 64)) == 4
+    assert steps_for(model, f"{times[few]['p95'] + 1e-6:.6f}ms", (64, 64)) == 1
     kept_measurements().write_text("{damaged")
     monkeypatch.undo()
 
@@ -93,7 +96,7 @@ def test_a_damaged_or_unwritable_cache_is_none(tmp_path, monkeypatch):
     assert len(json.loads((tmp_path / "latency.json").read_text())) == 1
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RCNET_CACHE", str(tmp_path / "file"))
-    assert latencies(model, (32, 32))[2]["ms"] > 0
+    assert latencies(model, (32, 32))[2, 2, 2]["ms"] > 0
 
 
 def test_calls_take_turns():
@@ -130,27 +133,29 @@ def test_networks_that_take_the_noise_level_are_measured_without_one():
     plane = 2 * 33 * 40 * 4
     assert all(row["memory"] > 7 * plane for row in rows)  # the image's three, those and the level's again, for the network
     assert steps_for(model, f"{rows[0]['macs']}MAC", (33, 40), batch=2) == 1
-    assert latencies(model, (33, 40), 2) == {row["steps"]: {key: row[key] for key in ("ms", "p95")} for row in rows}
+    assert latencies(model, (33, 40), 2) == {
+        Setting.of(row["steps"], 3): {key: row[key] for key in ("ms", "p95")} for row in rows
+    }
     assert steps_for(model, f"{rows[1]['p95'] + 0.01}ms", (33, 40), batch=2) == 3
 
 
 def test_a_denoisers_budget_is_for_the_whole_image():
     model = create_model("r3_fast", steps=(1, 2), width=8, convs=1)
     whole = macs(model, 2, (48, 64))
-    assert denoise_steps_for(model, f"{3 * whole}MAC", (1, 3, 48, 64)) == 2
-    assert denoise_steps_for(model, f"{3 * whole - 1}MAC", (1, 3, 48, 64)) == 1
-    assert denoise_steps_for(model, f"{whole}MAC", (1, 1, 48, 64)) == 2
-    assert denoise_steps_for(model, "8MMAC", (1, 1, 48, 64)) == 2
-    assert denoise_steps_for(model, "8MMAC", (1, 1, 48, 64), tile=16) == 1  # tiles see their surroundings, too
-    assert denoise_steps_for(model, "1000s", (1, 3, 48, 64)) == 2
+    assert denoise_setting_for(model, f"{3 * whole}MAC", (1, 3, 48, 64)).to_json() == 2
+    assert denoise_setting_for(model, f"{3 * whole - 1}MAC", (1, 3, 48, 64)).to_json() == 1
+    assert denoise_setting_for(model, f"{whole}MAC", (1, 1, 48, 64)).to_json() == 2
+    assert denoise_setting_for(model, "8MMAC", (1, 1, 48, 64)).to_json() == 2
+    assert denoise_setting_for(model, "8MMAC", (1, 1, 48, 64), tile=16).to_json() == 1  # tiles see their surroundings, too
+    assert denoise_setting_for(model, "1000s", (1, 3, 48, 64)).to_json() == 2
     with pytest.raises(InputError, match="for 64x48 pixels, 3 channels"):
-        denoise_steps_for(model, "1us", (1, 3, 48, 64))
+        denoise_setting_for(model, "1us", (1, 3, 48, 64))
 
 
 def test_budget_on_the_command_line(run, refused, tmp_path):
     status, out, err = run("denoise", IMAGES / "cat.png", "-o", "one.png", "--budget", "14GMAC")
     assert status == 0, err
-    assert out == "one.png (1 step)\n"
+    assert out == "one.png (steps 1)\n"
     assert run("denoise", IMAGES / "cat.png", "-o", "same.png", "--steps", "1")[1] == "same.png\n"
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "same.png").read_bytes()
     assert "the cheapest, 1, takes" in refused("denoise", IMAGES / "cat.png", "-o", "two.png", "--budget", "1GMAC")

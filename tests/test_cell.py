@@ -170,16 +170,16 @@ def test_threads_may_use_different_steps_at_once(x):
 
 @pytest.mark.parametrize("steps", [0, 1, 5, -1, (), (2,), (2, 3), (2, 2, 2), "2", "22", True, 2.0, 2.5, (2.0, 2.0), (2, None)])
 def test_unsupported_steps_are_named_with_the_supported_ones(x, steps):
-    with pytest.raises(InputError, match=r"valid: 2, \(3, 2\), 3, \(4, 2\), \(4, 3\), 4"):
+    with pytest.raises(InputError, match=r"valid: 2; 3,2; 3; 4,2; 4,3; 4$"):
         tiny()(x, steps=steps)
-    with pytest.raises(InputError, match=r"valid: 2, .*3, .*4$"):
+    with pytest.raises(InputError, match=r"valid: 2[,;] .*3[,;] .*4$"):
         unroll(tiny(), steps)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5])
 @pytest.mark.parametrize("norm_mode", MODES)
 def test_steps_are_checked_in_every_norm_mode(x, norm_mode, steps):
-    with pytest.raises(InputError, match=f"steps={steps} is not supported: valid: 2, .*3, .*4$"):
+    with pytest.raises(InputError, match=f"steps={steps} is not supported: valid: 2[,;] .*3[,;] .*4$"):
         tiny(norm_mode=norm_mode)(x, steps=steps)
 
 
@@ -190,7 +190,7 @@ def test_mixtures_that_no_training_drew_are_refused(x):
             call()
     net.offer([(2, 2), (3, 2)])
     assert net(x, steps=(3, 2)).shape == net(x, steps=2).shape
-    with pytest.raises(InputError, match=r"valid: 2, \(3, 2\)"):
+    with pytest.raises(InputError, match="valid: 2; 3,2;"):
         net(x, steps=3)
     with pytest.raises(InputError, match=r"\(2, 3\).* cannot be offered"):
         net.offer([(2, 3)])

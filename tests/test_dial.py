@@ -27,7 +27,7 @@ def known(tmp_path):
 
 
 def test_quality_is_that_of_the_first_result_that_has_every_setting(known):
-    assert setting_quality(known) == ("psnr", {1: 27.0, 2: 29.0, 3: 28.0})
+    assert setting_quality(known) == ("psnr", {(1, 1, 1): 27.0, (2, 2, 2): 29.0, (3, 3, 3): 28.0})
     assert setting_quality(create_model("r2", width=0.125)) == ("", {})
 
 

@@ -183,7 +183,7 @@ REFUSED = [
     ("/v1/denoise", b"\x93NUMPY\x01\0\xff\xff", 422, "damaged header"),
     ("/v1/denoise", encoded(picture(500)), 413, "500x500 pixels"),
     ("/v1/denoise", b"\xff\xd8\xff" + bytes(1 << 20), 413, "bytes and this server takes at most 1048576"),
-    ("/v1/denoise?steps=9", b"", 422, "r3_fast.photo has no setting 9: valid: 1; 2; 3"),
+    ("/v1/denoise?steps=9", b"", 422, "r3_fast.photo has no setting 9: valid: 1, 2, 3"),
     ("/v1/denoise?sigma=-1", b"", 422, "sigma: input should be greater than or equal to 0"),
     ("/v1/denoise?sigma=nan", b"", 422, "sigma: "),
     ("/v1/denoise?strength=3", b"", 422, "strength: input should be less"),

@@ -23,13 +23,21 @@ from rcnet.serve.policies import Ask, Dial, State, Stream, fixed, hysteresis, le
 from rcnet.serve.scheduler import Dials, Refused, Request, Scheduler
 from rcnet.serve.served import Served, Work
 from rcnet.serve.worker import Plan
+from rcnet.setting import Setting
 
 from .simulator import poisson, simulate, switches
 
 IMAGES = Path(__file__).parent / "images"
 PIXELS = 128 * 128
-DENOISER = Dials((59e3, 115e3, 170e3), (6.60, 6.63, 6.65), (0, 1, 2))  # r3_fast: MACs a pixel, PSNR in nats
-CLASSIFIER = Dials((186e3, 333e3, 370e3), (-2.52, -2.34, -2.33), (0, 1, 2))  # r2.cifar10
+ONE, TWO, THREE = SETTINGS = tuple(Setting.of(n, 3) for n in (1, 2, 3))
+
+
+def by_setting(*values):
+    return dict(zip(SETTINGS, values, strict=False))
+
+
+DENOISER = Dials(by_setting(59e3, 115e3, 170e3), by_setting(6.60, 6.63, 6.65), SETTINGS)  # r3_fast: MACs a pixel, PSNR in nats
+CLASSIFIER = Dials(by_setting(186e3, 333e3, 370e3), by_setting(-2.52, -2.34, -2.33), SETTINGS)  # r2.cifar10
 
 
 def of(chosen_policy, models=None, **options):
@@ -59,7 +67,7 @@ def quality(outcomes, model):
 
 def valley_peak_valley(pace=1e-11, seconds=6.0):
     """A third of the capacity of the largest setting, three times that capacity, a third of it."""
-    capacity = 1 / (pace * DENOISER.macs[-1] * PIXELS)
+    capacity = 1 / (pace * DENOISER.macs[THREE] * PIXELS)
     times = poisson([(seconds, capacity / 3), (seconds, 3 * capacity), (seconds, capacity / 3)])
     return [(time, "a", PIXELS) for time in times]
 
@@ -68,7 +76,7 @@ def valley_peak_valley(pace=1e-11, seconds=6.0):
 def test_an_adaptive_policy_keeps_its_promise_through_a_peak_of_three_times_the_capacity(chosen):
     arrivals = valley_peak_valley()
     takes = machine({"a": DENOISER}, 1e-11)
-    adaptive, best = simulate(of(chosen), arrivals, takes), simulate(of(fixed, {"a": fixed_at(2)}), arrivals, takes)
+    adaptive, best = simulate(of(chosen), arrivals, takes), simulate(of(fixed, {"a": fixed_at(THREE)}), arrivals, takes)
     lowest = simulate(of(least), arrivals, takes)
     assert len(served(adaptive)) > 0.95 * len(admitted(adaptive))
     assert len(served(adaptive)) > 1.7 * len(served(best))
@@ -86,17 +94,17 @@ def fixed_at(setting):
 def test_more_than_twice_as_many_are_in_time_as_with_the_largest_setting_during_the_peak():
     arrivals = [a for a in valley_peak_valley() if 6 < a[0] < 12]
     takes = machine({"a": DENOISER}, 1e-11)
-    adaptive, best = simulate(of(slack), arrivals, takes), simulate(of(fixed, {"a": fixed_at(2)}), arrivals, takes)
+    adaptive, best = simulate(of(slack), arrivals, takes), simulate(of(fixed, {"a": fixed_at(THREE)}), arrivals, takes)
     assert len(served(adaptive)) > 2 * len(served(best))
 
 
 def test_rates_far_past_this_machine():
     pace = 2e-15  # 180,000 images a second at the largest setting
-    capacity = 1 / (pace * DENOISER.macs[-1] * PIXELS)
+    capacity = 1 / (pace * DENOISER.macs[THREE] * PIXELS)
     arrivals = [(time, "a", PIXELS) for time in poisson([(0.01, capacity / 3), (0.02, 3 * capacity)])]
     assert len(arrivals) > 9000
     scheduler = of(slack, objective=0.0001)
-    scheduler.costs.observe("a", 0, PIXELS, 1, pace * DENOISER.macs[0] * PIXELS)
+    scheduler.costs.observe("a", ONE, PIXELS, 1, pace * DENOISER.macs[ONE] * PIXELS)
     outcomes = simulate(scheduler, arrivals, machine({"a": DENOISER}, pace))
     assert len(served(outcomes, 0.0001)) > 0.95 * len(admitted(outcomes))
     assert len(served(outcomes, 0.0001)) > 0.8 * len(outcomes)
@@ -157,28 +165,31 @@ def state(waiting, models, cost, free=0.0, streams=None):
 
 
 def test_time_goes_where_it_buys_the_most_quality():
-    models = {"a": Dial((0.0, 0.02, 0.03), 0, 0), "b": Dial((0.0, 0.2), 0, 0)}
+    models = {"a": Dial(by_setting(0.0, 0.02, 0.03), ONE, 0), "b": Dial(by_setting(0.0, 0.2), ONE, 0)}
     waiting = [Ask("a", 1, 0.1), Ask("b", 1, 0.1)]
-    chosen = slack(state(waiting, models, lambda name, setting, pixels: 0.03 * (1 + setting)))
-    assert chosen == {"a": 0, "b": 1}
-    assert slack(state(waiting, models, lambda name, setting, pixels: 0.01 * (1 + setting))) == {"a": 2, "b": 1}
-    assert slack(state(waiting, models, lambda name, setting, pixels: 0.06 * (1 + setting))) == {"a": 0, "b": 0}
+    chosen = slack(state(waiting, models, lambda name, setting, pixels: 0.03 * setting[0]))
+    assert chosen == {"a": ONE, "b": TWO}
+    assert slack(state(waiting, models, lambda name, setting, pixels: 0.01 * setting[0])) == {"a": THREE, "b": TWO}
+    assert slack(state(waiting, models, lambda name, setting, pixels: 0.06 * setting[0])) == {"a": ONE, "b": ONE}
 
 
 def test_slack_counts_what_the_worker_still_does_and_named_settings():
-    models = {"a": Dial((0.0, 0.1, 0.2), 0, 0)}
-    cost = lambda name, setting, pixels: 0.02 * (1 + setting)  # noqa: E731
-    assert slack(state([Ask("a", 1, 0.1)], models, cost)) == {"a": 2}
-    assert slack(state([Ask("a", 1, 0.1)], models, cost, free=0.055)) == {"a": 1}
-    assert slack(state([Ask("a", 1, 0.1, seconds=0.055), Ask("a", 1, 0.1)], models, cost)) == {"a": 1}
+    models = {"a": Dial(by_setting(0.0, 0.1, 0.2), ONE, 0)}
+    cost = lambda name, setting, pixels: 0.02 * setting[0]  # noqa: E731
+    assert slack(state([Ask("a", 1, 0.1)], models, cost)) == {"a": THREE}
+    assert slack(state([Ask("a", 1, 0.1)], models, cost, free=0.055)) == {"a": TWO}
+    assert slack(state([Ask("a", 1, 0.1, seconds=0.055), Ask("a", 1, 0.1)], models, cost)) == {"a": TWO}
 
 
 def test_slack_leaves_time_for_what_arrives():
-    models = {"a": Dial((0.0, 0.1, 0.2), 0, 0), "b": Dial((0.0, 0.1), 0, 0)}
-    cost = lambda name, setting, pixels: 0.01 * (1 + setting)  # noqa: E731
-    assert slack(state([Ask("a", 1, 0.1)], models, cost, streams={"a": Stream(15, 1)})) == {"a": 2, "b": 0}
-    assert slack(state([Ask("a", 1, 0.1)], models, cost, streams={"a": Stream(35, 1)})) == {"a": 1, "b": 0}
-    assert slack(state([Ask("a", 1, 0.1)], models, cost, streams={"a": Stream(20, 1), "b": Stream(60, 1)})) == {"a": 0, "b": 0}
+    models = {"a": Dial(by_setting(0.0, 0.1, 0.2), ONE, 0), "b": Dial(by_setting(0.0, 0.1), ONE, 0)}
+    cost = lambda name, setting, pixels: 0.01 * setting[0]  # noqa: E731
+    assert slack(state([Ask("a", 1, 0.1)], models, cost, streams={"a": Stream(15, 1)})) == {"a": THREE, "b": ONE}
+    assert slack(state([Ask("a", 1, 0.1)], models, cost, streams={"a": Stream(35, 1)})) == {"a": TWO, "b": ONE}
+    assert slack(state([Ask("a", 1, 0.1)], models, cost, streams={"a": Stream(20, 1), "b": Stream(60, 1)})) == {
+        "a": ONE,
+        "b": ONE,
+    }
 
 
 def fill(scheduler, *requests):
@@ -187,14 +198,14 @@ def fill(scheduler, *requests):
 
 
 def test_batches_hold_one_model_shape_and_setting_and_the_earliest_deadline_goes_first():
-    scheduler = of(fixed, {"a": fixed_at(1)}, objective=10)
+    scheduler = of(fixed, {"a": fixed_at(TWO)}, objective=10)
     late, early = Request("a", (64, 64), 4096, 9.0), Request("a", (32, 32), 1024, 5.0)
-    same, pinned = Request("a", (32, 32), 1024, 8.0), Request("a", (32, 32), 1024, 7.0, pinned=2)
+    same, pinned = Request("a", (32, 32), 1024, 8.0), Request("a", (32, 32), 1024, 7.0, pinned=THREE)
     fill(scheduler, late, early, same, pinned)
     first = scheduler.next(0.0)
-    assert (first.requests, first.setting) == ([early, same], 1)
+    assert (first.requests, first.setting) == ([early, same], TWO)
     second = scheduler.next(0.0)
-    assert (second.requests, second.setting) == ([pinned], 2)
+    assert (second.requests, second.setting) == ([pinned], THREE)
     assert scheduler.next(0.0).requests == [late]
     assert scheduler.next(0.0) is None
 
@@ -202,14 +213,14 @@ def test_batches_hold_one_model_shape_and_setting_and_the_earliest_deadline_goes
 def test_batches_grow_only_where_that_is_quicker():
     scheduler = of(least, objective=10)
     for size, seconds in ((1, 0.01), (2, 0.019), (4, 0.02), (8, 0.09)):
-        scheduler.costs.observe("a", 0, 1024, size, seconds)
+        scheduler.costs.observe("a", ONE, 1024, size, seconds)
     fill(scheduler, *(Request("a", (32, 32), 1024, 5.0) for _ in range(9)))
     assert [len(scheduler.next(0.0).requests) for _ in range(3)] == [4, 4, 1]
 
 
 def test_what_is_refused_and_why():
     scheduler = of(slack, bound=3)
-    scheduler.costs.observe("a", 0, PIXELS, 1, 0.03)
+    scheduler.costs.observe("a", ONE, PIXELS, 1, 0.03)
     scheduler._measured["a"] = 0.0
     fill(scheduler, *(Request("a", (1,), PIXELS, 0.15) for _ in range(3)))
     with pytest.raises(Refused, match="too many") as full:
@@ -240,7 +251,7 @@ def test_a_cancelled_request_frees_its_place():
 
 def test_an_idle_engine_measures_again_what_it_thinks_too_slow():
     scheduler = of(slack)
-    scheduler.costs.observe("a", 0, PIXELS, 1, 0.3)
+    scheduler.costs.observe("a", ONE, PIXELS, 1, 0.3)
     scheduler._measured["a"] = 0.0
     with pytest.raises(Refused):
         scheduler.submit(Request("a", (1,), PIXELS, 0.55), 0.4)
@@ -255,27 +266,27 @@ def test_an_idle_engine_measures_again_what_it_thinks_too_slow():
 
 def test_costs_learn_sizes_batches_and_a_busy_machine():
     costs = Costs()
-    costs.add("a", (100.0, 300.0))
-    assert costs.seconds("a", 0, 1000) == pytest.approx(1e5 * 1e-11)
-    costs.observe("a", 0, 1000, 1, 0.01)
-    assert costs.seconds("a", 0, 1000) == pytest.approx(0.01)
-    assert costs.seconds("a", 1, 4000, 2) == pytest.approx(0.24)  # by MACs, as long as it was never measured
-    costs.observe("a", 1, 1000, 1, 0.02)
-    assert costs.seconds("a", 1, 1000) == pytest.approx(0.02)
+    costs.add("a", by_setting(100.0, 300.0))
+    assert costs.seconds("a", ONE, 1000) == pytest.approx(1e5 * 1e-11)
+    costs.observe("a", ONE, 1000, 1, 0.01)
+    assert costs.seconds("a", ONE, 1000) == pytest.approx(0.01)
+    assert costs.seconds("a", TWO, 4000, 2) == pytest.approx(0.24)  # by MACs, as long as it was never measured
+    costs.observe("a", TWO, 1000, 1, 0.02)
+    assert costs.seconds("a", TWO, 1000) == pytest.approx(0.02)
     for _ in range(10):
-        costs.observe("a", 0, 1000, 1, 0.03)
-    assert costs.seconds("a", 0, 1000) == pytest.approx(0.03, rel=0.1)
-    assert costs.seconds("a", 1, 1000) == pytest.approx(0.06, rel=0.25)  # never measured since: the machine is slower
+        costs.observe("a", ONE, 1000, 1, 0.03)
+    assert costs.seconds("a", ONE, 1000) == pytest.approx(0.03, rel=0.1)
+    assert costs.seconds("a", TWO, 1000) == pytest.approx(0.06, rel=0.25)  # never measured since: the machine is slower
     assert len(costs._pace["a"]) == 2
 
 
 def test_policies_by_name(tmp_path, monkeypatch):
     assert policy("slack") is slack
-    (tmp_path / "mine.py").write_text("def half(state):\n    return {name: 1 for name in state.models}\nnumber = 3\n")
+    (tmp_path / "mine.py").write_text("def half(state):\n    return {name: 2 for name in state.models}\nnumber = 3\n")
     monkeypatch.syspath_prepend(tmp_path)
     scheduler = of(policy("mine:half"))
     fill(scheduler, Request("a", (1,), 100, 0.15))
-    assert scheduler.next(0.0).setting == 1
+    assert scheduler.next(0.0).setting == TWO
     with pytest.raises(InputError, match="did you mean 'slack'"):
         policy("slak")
     for wrong in ("mine:none", "nowhere:x", "mine:number", ":x"):
@@ -283,11 +294,11 @@ def test_policies_by_name(tmp_path, monkeypatch):
             policy(wrong)
 
 
-@pytest.mark.parametrize("broken", [lambda state: 1 / 0, lambda state: None, lambda state: {"a": "x"}, lambda state: {"a": -5}])
+@pytest.mark.parametrize("broken", [lambda state: 1 / 0, lambda state: None, lambda state: {"a": "x"}, lambda state: {"a": 4}])
 def test_a_policy_that_fails_costs_quality_and_nothing_else(broken):
     scheduler = of(broken)
     fill(scheduler, Request("a", (1,), 100, 0.15))
-    assert scheduler.next(0.0).setting == 0
+    assert scheduler.next(0.0).setting == ONE
 
 
 def test_a_decision_takes_no_more_than_in_proportion_to_what_waits():
@@ -332,16 +343,16 @@ def test_results_are_those_of_the_library(engine, loop):
 
     async def several():
         deadline = engine.clock() + 30
-        return await asyncio.gather(*(engine.submit("r3_fast.photo", work, deadline, "1") for _ in range(3)))
+        return await asyncio.gather(*(engine.submit("r3_fast.photo", work, deadline, ONE) for _ in range(3)))
 
     for answer in loop.run_until_complete(several()):
-        assert answer.setting == "1"
+        assert answer.setting == ONE
         assert np.abs(answer.result.pixels.astype(int) - wanted).max() <= 1
         assert answer.result.level == pytest.approx(level, rel=0.02)
     answer = loop.run_until_complete(engine.submit("r2.cifar10", Work(cat(200), top=3), engine.clock() + 30))
     assert answer.result.classes[0][0] == "cat"
     assert len(answer.result.classes) == 3
-    assert answer.setting == "4"
+    assert answer.setting == (4, 4)
 
 
 def test_requests_of_a_worker_that_is_killed_are_answered(engine, loop):
@@ -362,14 +373,14 @@ def test_requests_of_a_worker_that_is_killed_are_answered(engine, loop):
 
 
 def test_what_a_model_refuses_does_not_end_the_worker(engine, loop):
-    before, seconds = engine.restarts, engine.scheduler.costs.seconds("r3_fast.photo", 0, 1 << 20)
+    before, seconds = engine.restarts, engine.scheduler.costs.seconds("r3_fast.photo", ONE, 1 << 20)
     for _ in range(10):
         with pytest.raises(InputError, match="this one has 4"):
             loop.run_until_complete(
                 engine.submit("r3_fast.photo", Work(np.zeros((1024, 1024, 4), np.uint8)), engine.clock() + 30)
             )
     assert engine.restarts == before
-    assert engine.scheduler.costs.seconds("r3_fast.photo", 0, 1 << 20) == seconds  # that it fails soon says nothing of others
+    assert engine.scheduler.costs.seconds("r3_fast.photo", ONE, 1 << 20) == seconds  # that it fails soon says nothing of others
 
 
 def test_a_cancelled_task_leaves_the_queue(engine, loop):
@@ -397,9 +408,9 @@ def test_the_engine_says_what_cannot_be_served(loop, engine):
         with pytest.raises(InputError, match=says):
             loop.run_until_complete(broken.start())
         loop.run_until_complete(broken.stop())
-    with pytest.raises(InputError, match="no setting 9: valid: 2; 3; 4"):
+    with pytest.raises(InputError, match="no setting 9: valid: 2, 3, 4"):
         engine.models["r2.cifar10"].dials("9")
-    assert engine.models["r2.cifar10"].dials("3").offered == (1, 2)
+    assert engine.models["r2.cifar10"].dials("3").offered == ((3, 3), (4, 4))
 
 
 def test_a_worker_that_cannot_be_started_is_tried_until_it_can(loop, tmp_path, monkeypatch, caplog):
@@ -435,7 +446,7 @@ def test_a_worker_that_cannot_be_started_is_tried_until_it_can(loop, tmp_path, m
 
 
 def test_a_gray_network_computes_each_channel_of_a_colour_picture(loop):
-    about = Served("gray", "denoise", ((1, 1, 1),), ("1",), (10.0,), "", (), (), 1, 1, True, 0, (), "fp32")
+    about = Served("gray", "denoise", {ONE: 10.0}, "", {}, {}, 1, 1, True, 0, (), "fp32")
     assert about.planes(Work(cat())) == 3
     assert about._replace(channels=3).planes(Work(cat())) == about._replace(task="classify").planes(Work(cat())) == 1
 
@@ -464,5 +475,5 @@ def test_a_network_that_does_not_say_how_far_it_sees_is_served_whole():
     model = rcnet.load("r3_fast.photo")
     model.about = dataclasses.replace(model.about, reach=None)
     pixels = np.tile(cat(), (9, 1, 1))
-    (done,) = denoise(rcnet.optimize(model), (1, 1, 1), [Work(pixels)])
+    (done,) = denoise(rcnet.optimize(model), ONE, [Work(pixels)])
     assert done.pixels.shape == pixels.shape

@@ -21,9 +21,8 @@ from pathlib import Path
 import onnx
 
 import rcnet
-from rcnet.cost.budget import steps_text
 from rcnet.cost.counting import macs
-from rcnet.deploy.export import export, output_name
+from rcnet.deploy.export import export
 from rcnet.deploy.graphs import cut
 
 HERE = Path(__file__).parent
@@ -61,16 +60,16 @@ def write_network(name: str, site: Path) -> None:
         whole = Path(folder) / "network.onnx"
         onnx.save(onnx.load(export(net, whole)), whole, save_as_external_data=True, location="kernels.bin", size_threshold=2048)
         shutil.copy(Path(folder) / "kernels.bin", site)
-        for n in net.choices:
-            (site / f"{output_name(n)}.onnx").write_bytes(cut(whole, output_name(n)))
+        for setting in net.settings:
+            (site / f"{setting.name}.onnx").write_bytes(cut(whole, setting.name))
     settings = [
         {
-            "name": steps_text(n),
-            "output": output_name(n),
-            "radius": net.about.radius(net.per_cell(n)),
-            "macs": macs(net, n, (SIDE, SIDE)) / SIDE**2,
+            "name": str(setting),
+            "output": setting.name,
+            "radius": net.about.radius(setting),
+            "macs": macs(net, setting, (SIDE, SIDE)) / SIDE**2,
         }
-        for n in net.choices
+        for setting in net.settings
     ]
     about = {"name": name, "channels": net.about.channels, "level": net.about.takes_level, "sub": net.about.sub}
     (site / "model.json").write_text(json.dumps({**about, "settings": settings}, indent=1) + "\n")

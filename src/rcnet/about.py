@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rcnet.errors import InputError, unknown
+from rcnet.setting import Setting
 
 INPUTS = ("image", "sigma", "coarse")  # what a call can take: noise levels, of white noise and of coarse noise
 
@@ -78,11 +79,11 @@ class About:
         height, width = (-(-side // self.multiple) * self.multiple for side in size)
         return height, width
 
-    def radius(self, own: tuple[int, ...]) -> int:
+    def radius(self, setting: Setting) -> int:
         """How many pixels away, at most, a pixel of the input can change the output at these steps: the halo of a tile."""
         if self.reach is None:
             raise InputError("this network does not say how far it sees (About.reach): it takes the whole image, tile=0")
-        return self.reach[0] + self.reach[1] * sum(own)
+        return self.reach[0] + self.reach[1] * sum(setting)
 
     def completed(self, known: Mapping[str, Any]) -> "About":
         """With the size, the classes and the noise that a task or a file knows; what the family set stays.

@@ -8,7 +8,6 @@ gives the ordinary network of one step count and `untie` its standard network, w
 
 import copy
 import itertools
-import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -19,11 +18,11 @@ from torch import Tensor, fx, nn
 
 from rcnet.about import About
 from rcnet.errors import InputError, unknown
+from rcnet.setting import Setting, listed, whole_numbers
+from rcnet.setting import Steps as Steps
 
 NormMode = Literal["none", "shared", "independent", "double"]
 NORM_MODES: tuple[NormMode, ...] = ("none", "shared", "independent", "double")
-Steps = int | Sequence[int] | None
-Choice = int | tuple[int, ...]
 Body = Callable[[Tensor, Any], Tensor]
 Net = TypeVar("Net", bound="RecurrentNet")
 
@@ -231,7 +230,7 @@ class RecurrentNet(nn.Sequential):
 
     Attributes:
         steps: the step counts that all cells can take at once, ascending.
-        settings: what a call may ask for, the steps of each cell; the unified ones unless `offer` names others.
+        settings: what a call may ask for, the cheapest first; the unified ones unless `offer` names others.
         about: what it takes and gives.
         architecture: {"name", "config"} for `create_model`, of a network that it made, else None.
         metadata: what the file says of weights that were loaded: `preprocessing`, `results`, `training`.
@@ -246,7 +245,7 @@ class RecurrentNet(nn.Sequential):
     metadata: Mapping[str, Any] = MappingProxyType({})
     judge: Any = None
     steps: tuple[int, ...]
-    settings: tuple[tuple[int, ...], ...]
+    settings: tuple[Setting, ...]
 
     def __init__(self, *modules: Any, **named: nn.Module) -> None:
         super().__init__(*modules)
@@ -262,85 +261,88 @@ class RecurrentNet(nn.Sequential):
         if not cells:
             raise InputError("a RecurrentNet has one RecurrentCell or more; for a chain without, take nn.Sequential")
         self.steps = tuple(sorted(set.intersection(*(set(cell.steps) for cell in cells))))
-        self.settings = tuple((n,) * len(cells) for n in self.steps) or (tuple(cell.steps[-1] for cell in cells),)
+        most = Setting(cell.steps[-1] for cell in cells)
+        self.settings = tuple(Setting.of(n, len(cells)) for n in self.steps) or (most,)
         for setting in self.settings:
             if lacking := self._lacking(setting):
                 name, n, upstream, steps = lacking
                 has = f"upstream={steps}, the steps of the cell before" if steps else "no upstream, as no cell runs before it"
                 raise InputError(f"{name} has no norms for {n} steps after {upstream}: it takes {has}")
 
-    def _lacking(self, own: tuple[int, ...]) -> tuple[str, int, int, tuple[int, ...]] | None:
+    def _lacking(self, setting: Setting) -> tuple[str, int, int, tuple[int, ...]] | None:
         """The first cell without norms for its steps: its name, its steps, and those taken and supported upstream."""
         before: tuple[int, ...] = ()
-        for name, (module, n, upstream) in zip(self._modules, self.walk(own), strict=True):
+        for name, (module, n, upstream) in zip(self._modules, self.walk(setting), strict=True):
             if isinstance(module, Cell) and not module.holds(n, upstream):
                 return name, n, upstream, before
             before = module.steps if isinstance(module, Cell) and module.recurrent else before
         return None
 
-    def holds(self, own: tuple[int, ...]) -> bool:
+    def holds(self, steps: int | Sequence[int]) -> bool:
         """Whether every cell has the norms for its number of these steps."""
-        return len(own) == len(self.recurrent_cells()) and self._lacking(own) is None
+        cells = len(self.recurrent_cells())
+        setting = Setting.of(steps, cells)
+        return len(setting) == cells and self._lacking(setting) is None
 
-    def offer(self, settings: Iterable[Sequence[int]]) -> None:
+    def offer(self, settings: Iterable[int | Sequence[int]]) -> None:
         """Makes these the settings that a call may ask for, e.g. after a training that drew them.
 
         Raises:
             InputError: there is none, or one that the BN tables do not hold.
         """
-        wanted = tuple(_whole(setting) for setting in settings)
+        cells = len(self.recurrent_cells())
+        wanted = sorted((Setting.of(setting, cells) for setting in settings), key=lambda setting: setting.order)
         missing = [setting for setting in wanted if not self.holds(setting)]
         if missing or not wanted:
             raise InputError(
                 f"settings {missing} cannot be offered: the batch norms for them do not exist; valid: "
-                f"{', '.join(map(str, self.possible_settings()))}"
+                f"{listed(self.possible_settings())}"
             )
-        self.settings = wanted
-        self.steps = tuple(sorted({setting[0] for setting in wanted if len(set(setting)) == 1}))
+        self.settings = tuple(wanted)
+        self.steps = tuple(sorted({setting[0] for setting in wanted if setting.uniform}))
 
     @property
-    def choices(self) -> tuple["Choice", ...]:
-        """What a call may ask for, fewest steps first: a number that all cells take, or one a cell."""
-        return tuple(choice(setting) for setting in sorted(self.settings, key=lambda own: (sum(own), own)))
+    def choices(self) -> tuple[int | tuple[int, ...], ...]:
+        """`settings` as numbers that all cells take, or tuples of one number per cell: as in JSON."""
+        return tuple(setting.to_json() for setting in self.settings)
 
     def recurrent_cells(self) -> list[Cell]:
         """The recurrent cells in the order in which they run."""
         return [m for m in self if isinstance(m, Cell) and m.recurrent]
 
-    def per_cell(self, steps: Steps = None) -> tuple[int, ...]:
-        """One number of steps a recurrent cell, or `InputError` that names the supported ones."""
+    def per_cell(self, steps: Steps = None) -> Setting:
+        """The setting that is asked for, the largest by None, or `InputError` that names the supported ones."""
         if isinstance(steps, fx.Proxy):
             if len(self.settings) > 1:
                 raise InputError("a trace follows one step count: trace unroll(model, steps)")
             steps = None
         if steps is None:
-            return max((sum(own), own) for own in self.settings)[1]
-        own = _whole(steps) if isinstance(steps, Iterable) else _whole(steps) * len(self.recurrent_cells())
-        if own not in self.settings:
-            kept = "; the network was not trained at it, and its batch norms would destroy the output" if self.holds(own) else ""
-            raise InputError(f"steps={steps!r} is not supported: valid: {self._describe_steps()}{kept}")
-        return own
+            return self.settings[-1]
+        setting = Setting.of(steps, len(self.recurrent_cells()))
+        if setting not in self.settings:
+            given = steps if isinstance(steps, Setting) else repr(steps)
+            kept = (
+                "; the network was not trained at it, and its batch norms would destroy the output" if self.holds(setting) else ""
+            )
+            raise InputError(f"steps={given} is not supported: valid: {listed(self.settings)}{kept}")
+        return setting
 
-    def walk(self, own: tuple[int, ...]) -> list[tuple[nn.Module, int, int]]:
+    def walk(self, setting: Setting) -> list[tuple[nn.Module, int, int]]:
         """Each module in order, with its steps (0 for a plain one) and those of the recurrent cell upstream that takes any."""
         walk: list[tuple[nn.Module, int, int]] = []
-        upstream, place = 0, 0
+        upstream, cell = 0, 0
         for module in self:
             recurrent = isinstance(module, Cell) and module.recurrent
-            takes = own[place] if recurrent else int(isinstance(module, Cell))
+            takes = setting[cell] if recurrent else int(isinstance(module, Cell))
             walk.append((module, takes, upstream))
             if recurrent:
-                upstream, place = takes or upstream, place + 1
+                upstream, cell = takes or upstream, cell + 1
         return walk
 
-    def possible_settings(self) -> Iterator[tuple[int, ...]]:
-        """Every choice of one number a cell for which there are batch norms, trained or not; 0 leaves a cell out."""
-        every = itertools.product(*((0, *cell.steps) for cell in self.recurrent_cells()))
-        return (own for own in every if any(own) and self.holds(own))
-
-    def _describe_steps(self) -> str:
-        shown = [str(setting) for setting in self.choices]
-        return ", ".join([*shown[:8], "...", *shown[-2:]] if len(shown) > 12 else shown)
+    def possible_settings(self) -> Iterator[Setting]:
+        """Every setting for which there are batch norms, trained or not; 0 leaves a cell out."""
+        every = map(Setting, itertools.product(*((0, *cell.steps) for cell in self.recurrent_cells())))
+        return (setting for setting in every if any(setting) and self.holds(setting))
 
     def forward(self, x: Tensor, steps: Steps = None) -> Tensor:  # type: ignore[override]
         """x: [B, C, H, W]. Raises `InputError`, which names the supported steps, for any others."""
@@ -348,10 +350,10 @@ class RecurrentNet(nn.Sequential):
             x = module(x, n, upstream) if isinstance(module, Cell) else module(x)
         return x
 
-    def replace(self, change: Callable[[Cell, int, int], Cell], own: tuple[int, ...]) -> Self:
+    def replace(self, change: Callable[[Cell, int, int], Cell], setting: Setting) -> Self:
         """A shallow copy with each cell replaced by `change(cell, steps, upstream)`; nothing else is copied."""
         net = _shallow_copy(self)
-        for name, (module, n, upstream) in zip(self._modules, self.walk(own), strict=True):
+        for name, (module, n, upstream) in zip(self._modules, self.walk(setting), strict=True):
             if isinstance(module, Cell):
                 net._modules[name] = change(module, n, upstream)
         net.find_steps()
@@ -381,24 +383,9 @@ def _shallow_copy(module: M) -> M:
     return other
 
 
-def _whole(steps: Any) -> tuple[int, ...]:
-    """Whole numbers of any integer type, numpy's too; () if there is anything else."""
-    try:
-        numbers = tuple(steps) if isinstance(steps, Iterable) else (steps,)
-        return () if any(isinstance(n, bool) for n in numbers) else tuple(operator.index(n) for n in numbers)
-    except TypeError:
-        return ()
-
-
-def choice(steps: Any) -> Choice:
-    """Steps as a key: a number that all cells take, or one a cell; () if they are not whole numbers."""
-    numbers = _whole(steps)
-    return numbers[0] if len(set(numbers)) == 1 else numbers
-
-
-def supported_steps(steps: Iterable[int] | int) -> tuple[int, ...]:
+def supported_steps(steps: int | Iterable[int]) -> tuple[int, ...]:
     """The step counts, ascending, or `InputError`: at least one, each a positive whole number."""
-    values = tuple(sorted(set(_whole(steps))))
+    values = tuple(sorted(set(whole_numbers(steps))))
     if not values or values[0] < 1:
         raise InputError(f"steps={steps!r} is not valid: give one or more whole numbers from 1, e.g. 4 or (2, 3, 4)")
     return values

@@ -5,15 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rcnet.cell import RecurrentNet, choice
+from rcnet.cell import RecurrentNet
 from rcnet.cost import macs, parameters
-from rcnet.cost.budget import steps_text
 from rcnet.errors import InputError, unknown
 from rcnet.figures.dial import dial
 from rcnet.figures.side_by_side import save_picture
 from rcnet.models.files import load, save
 from rcnet.models.huggingface import PREFIX, WEIGHTS, hub
-from rcnet.models.results import result_name
+from rcnet.models.results import result_name, rows_of
 from rcnet.replacing import replacing
 from rcnet.tasks import TASKS, usual_size
 from rcnet.tasks.dial import best_settings
@@ -97,7 +96,7 @@ def model_card(model: RecurrentNet, name: str, pictured: bool = False) -> str:
         name: what `from_pretrained` takes.
         pictured: show `dial.png`.
     """
-    about, card, quick = model.about, model.metadata.get("card", {}), model.choices[0]
+    about, card, quick = model.about, model.metadata.get("card", {}), model.settings[0].to_json()
     task = TASKS.get(about.task)
     header = {"library_name": "rcnet", "pipeline_tag": task.pipeline if task else "", "license": card.get("license")}
     call = (task or Kind).use
@@ -112,7 +111,7 @@ def model_card(model: RecurrentNet, name: str, pictured: bool = False) -> str:
             "    pip install 'rcnet[hub]'\n\n```python\nimport rcnet\n",
             f'model = rcnet.from_pretrained("{name}")  # images are float [B, {about.channels}, H, W] in [0, 1]',
             call.format(steps=""),
-            *([call.format(steps=f", steps={quick}") + "  # the cheapest"] if len(model.choices) > 1 else []),
+            *([call.format(steps=f", steps={quick}") + "  # the cheapest"] if len(model.settings) > 1 else []),
             "```",
         ],
         "## Cost and quality": [*["![What each setting costs and reaches](dial.png)\n"] * pictured, *_table(model)],
@@ -129,15 +128,15 @@ def model_card(model: RecurrentNet, name: str, pictured: bool = False) -> str:
 def _table(model: RecurrentNet) -> Iterator[str]:
     """A line for each measurement, a column for each setting."""
     size = model.about.size or usual_size(model.about.task)
-    yield f"| | {' | '.join(f'steps {steps_text(n)}' for n in model.choices)} |"
-    yield "|---" * (len(model.choices) + 1) + "|"
-    costs = (f"{macs(model, n, size) / 1e9:.3g}" for n in model.choices)
+    yield f"| | {' | '.join(f'steps {n}' for n in model.settings)} |"
+    yield "|---" * (len(model.settings) + 1) + "|"
+    costs = (f"{macs(model, n, size) / 1e9:.3g}" for n in model.settings)
     yield f"| GMAC, {size[1]}x{size[0]} pixels | {' | '.join(costs)} |"
     results, task = model.metadata.get("results", []), TASKS.get(model.about.task)
     for result in results:
-        rows = {choice(row["steps"]): row for row in result["rows"]}
+        rows = rows_of(model, result)
         for label, (metric, digits) in task.columns.items() if task else ():
-            values = [f"{rows[n][metric]:.{digits}f}" if metric in rows.get(n, {}) else "" for n in model.choices]
+            values = [f"{rows[n][metric]:.{digits}f}" if metric in rows.get(n, {}) else "" for n in model.settings]
             if any(values):
                 yield f"| {result_name(result)}: {label} | {' | '.join(values)} |"
     if not results:

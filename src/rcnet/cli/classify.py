@@ -11,7 +11,7 @@ from rcnet.cli.text import Budget, Json
 from rcnet.errors import InputError
 
 if TYPE_CHECKING:
-    from rcnet.cell import Choice
+    from rcnet.setting import Setting
 
 DEFAULT = "r2.cifar10"
 BATCH = 64  # images at a time
@@ -71,9 +71,9 @@ def classify(
     import torch
     from tqdm import tqdm
 
-    from rcnet.cli.text import count, others_go_on, read_cost, table
-    from rcnet.cost import macs, steps_for
-    from rcnet.cost.budget import steps_text
+    from rcnet.cli.text import check_cost, count, others_go_on, read_steps, table
+    from rcnet.cost import macs
+    from rcnet.cost.budget import setting_for
     from rcnet.data.images import list_images
     from rcnet.deploy.classify import (
         adaptive_macs,
@@ -89,17 +89,18 @@ def classify(
 
     files = [file for path in inputs for file in (list_images(path) if path.is_dir() else [path])]
     network = load(model).to(best_device())
-    names, own = class_names(network), network.per_cell(read_cost(steps, budget))
+    check_cost(steps, budget)
+    names, setting = class_names(network), read_steps(steps, network)
     if confidence is not None and (steps is not None or budget is not None):
         raise InputError("give one of --confidence, --steps and --budget")
     sure = None if confidence is None else cascade_of(network, read_confidence(confidence))
     resolve_precision(precision, best_device())
     if budget is not None:
         size = (image_size(network), image_size(network))
-        own = network.per_cell(steps_for(network, budget, size, precision=precision))
+        setting = setting_for(network, budget, size, precision=precision)
     at_a_time = BATCH if budget is None else 1
     rows: list[tuple[Path, list[tuple[str, float]]]] = []
-    taken: list[Choice] = []
+    taken: list[Setting] = []
     failed: list[InputError] = []
     for first in tqdm(range(0, len(files), at_a_time), disable=None if len(files) > BATCH else True, unit="batch", leave=False):
         read = []
@@ -109,7 +110,7 @@ def classify(
         if read:
             images = torch.stack([x for _, x in read])
             if sure is None:
-                probabilities = run(network, images, own, precision=precision)
+                probabilities = run(network, images, setting, precision=precision)
             else:
                 probabilities, settings = classify_adaptively(network, images, *sure, precision=precision)
                 taken += settings
@@ -117,17 +118,17 @@ def classify(
             rows += zip([file for file, _ in read], best, strict=True)
     if json_output:
         found = [{"file": str(f), "classes": [{"class": c, "probability": p} for c, p in best]} for f, best in rows]
-        print(json.dumps([{**row, "steps": n} for row, n in zip(found, taken, strict=True)] if taken else found))
+        print(json.dumps([{**row, "steps": n.to_json()} for row, n in zip(found, taken, strict=True)] if taken else found))
     else:
         lines = [
-            (file if i == 0 else "", name, f"{100 * p:.1f}%", *([steps_text(taken[k]) if i == 0 else ""] if taken else []))
+            (file if i == 0 else "", name, f"{100 * p:.1f}%", *([taken[k] if i == 0 else ""] if taken else []))
             for k, (file, best) in enumerate(rows)
             for i, (name, p) in enumerate(best)
         ]
         print(table(("file", "class", "probability", *(["steps"] if taken else [])), lines))
     if sure is not None and taken:
         size = (image_size(network), image_size(network))
-        work, whole = adaptive_macs(network, sure[1], taken, size), macs(network, network.choices[-1], size)
+        work, whole = adaptive_macs(network, sure[1], taken, size), macs(network, network.settings[-1], size)
         print(f"{count(work)} MACs an image; {count(whole)} at the largest setting", file=sys.stderr)
     if failed:
         raise InputError(f"{len(failed)} of {len(files)} images could not be read; the others are above")

@@ -75,14 +75,14 @@ def convert(
 
     from rcnet.about import About
     from rcnet.cell import unroll
-    from rcnet.cli.text import count, parse_steps, table
+    from rcnet.cli.text import count, table
     from rcnet.conversion.convert import SIDE
     from rcnet.cost import macs, parameters
-    from rcnet.cost.budget import steps_text
     from rcnet.cost.counting import counted
     from rcnet.models import save
     from rcnet.models.converted import LIBRARIES, about_of, read_original
     from rcnet.models.converted import convert as run
+    from rcnet.setting import parse_numbers
     from rcnet.tasks import TASKS, find_task
     from rcnet.training.recipe import read_overrides
 
@@ -99,7 +99,7 @@ def convert(
     find_task(about.task)
     net = run(
         original.model,
-        "all" if steps == "all" else parse_steps(steps),
+        "all" if steps == "all" else parse_numbers(steps),
         init,
         None if regions is None else regions.split(","),
         rank,
@@ -112,12 +112,12 @@ def convert(
     height, width = sides or (SIDE, SIDE)
     whole = original.normalized().eval()
     before = counted(lambda: whole(torch.zeros(1, about.channels, height, width)))
-    cost = {n: (parameters(unroll(net, n)), macs(net, n, (height, width))) for n in net.choices}
+    cost = {n: (parameters(unroll(net, n)), macs(net, n, (height, width))) for n in net.settings}
     save(net, output)
     done = net.conversion
     if json_output:
         size_before = {"parameters": done.before, "macs": before}
-        rows = [{"steps": n, "parameters": size, "macs": work} for n, (size, work) in cost.items()]
+        rows = [{"steps": n.to_json(), "parameters": size, "macs": work} for n, (size, work) in cost.items()]
         print(json.dumps({"output": str(output), **dataclasses.asdict(done), "original": size_before, "rows": rows}, indent=1))
         return
     lines = [(r.cell, f"{r.blocks} x {r.what}", r.name, f"{r.before:,}", f"{r.after:,}") for r in done.replaced]
@@ -126,7 +126,7 @@ def convert(
         print()
         print(table(("kept", "what", "parameters", "why"), [(k.name, k.what, f"{k.parameters:,}", k.reason) for k in done.kept]))
     print()
-    costs = [("before", (done.before, before)), *((steps_text(n), figures) for n, figures in cost.items())]
+    costs = [("before", (done.before, before)), *((str(n), figures) for n, figures in cost.items())]
     print(table(("steps", "parameters", f"MACs, {height}x{width}"), [(n, f"{size:,}", count(work)) for n, (size, work) in costs]))
     print(f"\n{output}: {done.before:,} parameters became {done.after:,}")
     teacher = "" if ":" in network else f" teacher={network}"

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from rcnet.cell import Choice, Steps
     from rcnet.data.imagefile import ImageFile
     from rcnet.deploy.files import Job
     from rcnet.deploy.optimize import Optimized
@@ -117,13 +116,14 @@ def denoise(
         raise InputError(f"--threads {threads} is not valid: give a whole number from 1")
     import torch
 
-    from rcnet.cli.text import others_go_on, read_cost
+    from rcnet.cli.text import check_cost, others_go_on
     from rcnet.deploy.denoise import TILE, check_options
 
     if threads:
         torch.set_num_threads(threads)
     tile = TILE if tile is None else tile
-    how = How(model, read_cost(steps, budget), budget, sigma, sigma_map, strength, white, tile, precision)
+    check_cost(steps, budget)
+    how = How(model, steps, budget, sigma, sigma_map, strength, white, tile, precision)
     check_options(tile, strength)
     sessions: dict[str, Optimized] = {}
     if model is not None:
@@ -142,7 +142,7 @@ class How(NamedTuple):
     """What the options say, the same for every image."""
 
     model: str | None
-    steps: "Steps"
+    steps: str | None
     budget: str | None
     sigma: float | None
     sigma_map: Path | None
@@ -154,6 +154,7 @@ class How(NamedTuple):
 
 def weights(name: str, how: How, sessions: "dict[str, Optimized]") -> "Optimized":
     """The sessions of these weights, made when they are first asked for."""
+    from rcnet.cli.text import read_steps
     from rcnet.deploy.denoise import network_of
     from rcnet.deploy.optimize import optimize
     from rcnet.device import best_device
@@ -162,7 +163,7 @@ def weights(name: str, how: How, sessions: "dict[str, Optimized]") -> "Optimized
     if name not in sessions:
         network = load(name).to(best_device())
         network_of(network)
-        network.per_cell(how.steps)
+        read_steps(how.steps, network)
         if (how.sigma is not None or how.sigma_map) and not network.about.takes_level:
             raise InputError(
                 f"{name} takes no noise level: leave out --sigma and --sigma-map, or take weights that do, e.g. {COLOUR}"
@@ -177,9 +178,9 @@ def denoise_file(job: "Job", how: How, sessions: "dict[str, Optimized]") -> None
 
     from tqdm import tqdm
 
-    from rcnet.cell import choice
+    from rcnet.cli.text import read_steps
     from rcnet.data.imagefile import upright
-    from rcnet.deploy.denoise import count_tiles, denoise_pixels, denoise_steps_for
+    from rcnet.deploy.denoise import count_tiles, denoise_pixels, denoise_setting_for
     from rcnet.deploy.files import PIPE, prepare, read, write
     from rcnet.figures.side_by_side import in_rows, save_picture, side_by_side
 
@@ -192,12 +193,12 @@ def denoise_file(job: "Job", how: How, sessions: "dict[str, Optimized]") -> None
     model = weights(how.model or (GRAY if pixels.shape[2] == 1 else COLOUR), how, sessions)
     white = white_of(job.file, image, how.white)
     shape = (1, pixels.shape[2], *pixels.shape[:2])
-    steps = how.steps
+    network = model.network
+    setting = read_steps(how.steps, network)
     if how.budget:
-        steps = denoise_steps_for(model, how.budget, shape, tile=how.tile)
-    steps = choice(model.network.per_cell(steps))
+        setting = denoise_setting_for(model, how.budget, shape, tile=how.tile)
     warn_of_level(job.file, model, pixels, white)
-    runs = [steps, *(n for n in model.steps if job.picture and n != steps)]
+    runs = [setting, *(n for n in network.settings if job.picture and n != setting)]
     tiles = count_tiles(model, (1, 1, *shape[2:]), how.tile)
     sigma = how.sigma if how.sigma_map is None else read_map(how.sigma_map, pixels.shape[:2])
     results = {}
@@ -207,17 +208,17 @@ def denoise_file(job: "Job", how: How, sessions: "dict[str, Optimized]") -> None
             results[n], found = denoise_pixels(
                 model, pixels, n, sigma=sigma, strength=how.strength, white=white, tile=how.tile, each=bar.update
             )
-            if n == steps:
+            if n == setting:
                 level = found
-    result = results[steps] if pixels.shape[2] == channels else results[steps].repeat(channels, axis=2)
+    result = results[setting] if pixels.shape[2] == channels else results[setting].repeat(channels, axis=2)
     image = dataclasses.replace(image, pixels=result)
     write(job, image)
     if job.target != PIPE:
-        print(f"{job.target} ({steps_label(steps)})" if how.budget else job.target)
+        print(f"{job.target} (steps {setting})" if how.budget else job.target)
     almost = "nearly no noise found: " if level < NOTHING else ""
     print(f"{job.file}: {almost}removed what amounts to sigma {level:.1f} (of 255)", file=sys.stderr)
     if job.picture:
-        panels = [("input", pixels), *((steps_label(n), results[n]) for n in model.steps)]
+        panels = [("input", pixels), *((f"steps {n}", results[n]) for n in network.settings)]
         shown = [(label, upright(image, panel / white)) for label, panel in panels]
         save_picture(job.picture, side_by_side(in_rows(shown)))
         print(job.picture)
@@ -281,19 +282,11 @@ def warn_of_level(file: Path, model: "Optimized", pixels: "np.ndarray", white: f
         )
 
 
-def steps_label(steps: "Choice") -> str:
-    """1 step, 4 steps, steps 3,2,2."""
-    from rcnet.cost.budget import steps_text
-
-    return f"{steps} step{'s' if steps != 1 else ''}" if isinstance(steps, int) else f"steps {steps_text(steps)}"
-
-
 def run_demo(picture: Path) -> None:
     """The table and the picture of `rcnet denoise --demo`."""
     from tqdm import tqdm
 
     from rcnet.cli.text import count, table
-    from rcnet.cost.budget import steps_text
     from rcnet.figures.demo import ROUNDS, demo
     from rcnet.figures.side_by_side import save_picture
 
@@ -304,8 +297,7 @@ def run_demo(picture: Path) -> None:
     with tqdm(total=1 + ROUNDS, desc="denoising at every step", disable=None, leave=False) as bar:
         rows, image, about = demo(bar.update)
     lines = [
-        (r["model"], steps_text(r["steps"]), f"{r['parameters']:,}", count(r["macs"]), f"{r['ms']:.0f}", f"{r['psnr']:.2f}")
-        for r in rows
+        (r["model"], r["steps"], f"{r['parameters']:,}", count(r["macs"]), f"{r['ms']:.0f}", f"{r['psnr']:.2f}") for r in rows
     ]
     print(about)
     print(table(("model", "steps", "parameters", "MACs", "ms", "PSNR dB"), lines))

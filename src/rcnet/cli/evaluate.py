@@ -89,20 +89,19 @@ def evaluate(
     """
     from tqdm import tqdm
 
-    from rcnet.cli.text import read_cost, table
-    from rcnet.cost import steps_for
+    from rcnet.cli.text import check_cost, read_steps, table
+    from rcnet.cost.budget import setting_for
     from rcnet.device import best_device, resolve_precision
     from rcnet.evaluation.record import record_result
     from rcnet.models import load
+    from rcnet.setting import Setting
     from rcnet.tasks import find_task
 
     if (data is None) == (noisy is None and clean is None) or (noisy is None) != (clean is None):
         raise InputError("give --data FOLDER, or --noisy FOLDER and --clean FOLDER")
     network = load(model)
-    asked = read_cost(None if steps == "all" else steps, budget)
-    counts = network.choices if asked is None else (asked,)
-    for n in counts:
-        network.per_cell(n)
+    check_cost(None if steps == "all" else steps, budget)
+    settings = network.settings if steps == "all" else (read_steps(steps, network),)
     precision = resolve_precision(precision, best_device())
     network.to(best_device())
     task = find_task(network.about.task)
@@ -121,9 +120,9 @@ def evaluate(
     if on.note:
         print(f"rcnet: {on.note}", file=sys.stderr)
     if budget is not None:
-        counts = (steps_for(network, budget, on.size, precision=precision),)
-    with tqdm(total=len(counts) * on.about["images"], unit="image", disable=None, leave=False) as bar:
-        rows = on.rows(counts, precision=precision, each=bar.update)
+        settings = (setting_for(network, budget, on.size, precision=precision),)
+    with tqdm(total=len(settings) * on.about["images"], unit="image", disable=None, leave=False) as bar:
+        rows = on.rows(settings, precision=precision, each=bar.update)
     result = {**on.about, "precision": precision, "rows": rows}
     if json_output:
         print(json.dumps({"model": model, **result}, indent=1))
@@ -131,7 +130,7 @@ def evaluate(
         about = (f", sigma {result['sigma']:g}" if "sigma" in result else "") + ", blind" * result.get("blind", False)
         print(f"{model} on {result['images']} images of {result['data']}{about}")
         columns = {name: column for name, column in task.columns.items() if column[0] in rows[0]}
-        lines = [(row["steps"], *(f"{row[key]:.{digits}f}" for key, digits in columns.values())) for row in rows]
+        lines = [(Setting.of(row["steps"]), *(f"{row[key]:.{digits}f}" for key, digits in columns.values())) for row in rows]
         print(table(("steps", *columns), lines))
     if record:
         print(f"recorded in {record_result(network, model, result)}", file=sys.stderr)
@@ -144,26 +143,25 @@ def measure_adaptive(
     from tqdm import tqdm
 
     from rcnet.cli.text import count, table
-    from rcnet.cost.budget import steps_text
     from rcnet.evaluation.adaptive import adaptive_results
     from rcnet.evaluation.record import record_cascade
+    from rcnet.setting import Setting
     from rcnet.tasks.classify import read_matching
 
     test = read_matching(data, "test", network)
-    with tqdm(total=len(network.choices) * len(test.labels), unit="image", disable=None, leave=False) as bar:
+    with tqdm(total=len(network.settings) * len(test.labels), unit="image", disable=None, leave=False) as bar:
         result = adaptive_results(network, test.images, test.labels, risk / 100, precision=precision, each=bar.update)
     result = {"data": test.name, "precision": precision, **result}
     if json_output:
         print(json.dumps({"model": model, **result}, indent=1))
     else:
-        *fixed, own = result["rows"]
-        lines = [(steps_text(row["steps"]), count(row["macs"]), f"{row['error']:.2f}") for row in fixed]
-        lines.append((" then ".join(map(steps_text, own["steps"])), count(own["macs"]), f"{own['error']:.2f}"))
+        *fixed, cascade = result["rows"]
+        ran = [Setting.of(n) for n in cascade["steps"]]
+        lines = [(str(Setting.of(row["steps"])), count(row["macs"]), f"{row['error']:.2f}") for row in fixed]
+        lines.append((" then ".join(map(str, ran)), count(cascade["macs"]), f"{cascade['error']:.2f}"))
         print(f"{model} on {result['images']} images of {test.name}, calibrated on {result['calibrated_on']} others")
         print(table(("steps", "MACs an image", "error %"), lines))
-        shares = ", ".join(
-            f"{100 * share:.0f}% end at {steps_text(n)}" for n, share in zip(own["steps"], own["ends"], strict=True)
-        )
+        shares = ", ".join(f"{100 * share:.0f}% end at {n}" for n, share in zip(ran, cascade["ends"], strict=True))
         print(f"taken from a probability of {result['confidence']:.5f}: {shares}")
         verdict = "cost by the image pays" if result["pays"] else "cost by the image does not pay"
         print(f"fixed settings at the same mean cost: {result['fixed']:.2f}%: {verdict}")

@@ -51,20 +51,18 @@ def export(
         Of int8 kernels: 7 is right on every processor, and 8 more exact, but wrong on x86 without VNNI. What suits this machine
         unless given.
     """
-    from rcnet.cli.text import parse_steps
+    from rcnet.cli.text import read_steps
     from rcnet.deploy.export import export as run
     from rcnet.deploy.export import read_exported
     from rcnet.deploy.int8 import calibration_images
     from rcnet.models import load
 
     network = load(model)
-    asked = None if steps == "all" else parse_steps(steps)
-    if asked is not None:
-        network.per_cell(asked)
+    settings = () if steps == "all" else (read_steps(steps, network),)
     if output.is_dir():
         raise InputError(f"{output} cannot be written: it is a folder")
     images = None if int8 is None else calibration_images(network, int8)
-    path = run(network, output, to, () if asked is None else (asked,), images, kernel_bits)
+    path = run(network, output, to, settings, images, kernel_bits)
     if int8 and kernel_bits is None and read_exported(path)["kernel_bits"] == 7:
         print("kernels of 7 bits, as this processor saturates sums of 8; --kernel-bits 8 for one that does not", file=sys.stderr)
     files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]

@@ -24,8 +24,8 @@ def models(name: str | None = None, /, *, json_output: Json = False) -> None:
         Print JSON.
     """
     from rcnet.cli.text import count, table
-    from rcnet.cost.budget import steps_text
     from rcnet.models import bundled, list_models
+    from rcnet.setting import Setting
     from rcnet.tasks import TASKS
     from rcnet.tasks.catalogue import describe_architecture, describe_weights
 
@@ -41,13 +41,15 @@ def models(name: str | None = None, /, *, json_output: Json = False) -> None:
         for i, step in enumerate(row["steps"]):
             first = (row["name"], row["task"]) if i == 0 else ("", "")
             results = [f"{value:.2f} {TASKS[row['task']].unit}, {data}" for data, value in step.get("results", {}).items()]
-            lines.append((*first, step["steps"], f"{step['parameters']:,}", count(step["macs"]), "".join(results[:1])))
+            lines.append(
+                (*first, Setting.of(step["steps"]), f"{step['parameters']:,}", count(step["macs"]), "".join(results[:1]))
+            )
     print(table(("name", "task", "steps", "parameters", "MACs", "result"), lines))
     if name is None:
         print("\nA name with a dot is a set of trained weights: rcnet denoise (or classify) IN --model NAME --steps N")
         print("All that was measured of it: rcnet models NAME")
     elif measured := dict.fromkeys(data for step in rows[0]["steps"] for data in step.get("results", {})):
-        counts = [f"steps {steps_text(step['steps'])}" for step in rows[0]["steps"]]
+        counts = [f"steps {Setting.of(step['steps'])}" for step in rows[0]["steps"]]
         values = [[step.get("results", {}).get(data) for step in rows[0]["steps"]] for data in measured]
         shown = [["" if value is None else f"{value:.2f}" for value in line] for line in values]
         print(f"\n{TASKS[rows[0]['task']].unit}:")

@@ -56,6 +56,7 @@ def profile(
     from rcnet.cost.latency import ROUNDS, WARM_UP
     from rcnet.cost.profiling import profile as measure
     from rcnet.device import best_device, hardware
+    from rcnet.setting import Setting
 
     network = named_network(model)
     height, width = parse_size(size, network)
@@ -74,7 +75,7 @@ def profile(
     header = ("steps", "MACs", "parameters", "memory MiB", "ms", "p95 ms", "times/most", "MACs/most")
     lines = [
         (
-            row["steps"],
+            Setting.of(row["steps"]),
             count(row["macs"]),
             f"{row['parameters']:,}",
             f"{row['memory'] / 2**20:.1f}",

@@ -1,21 +1,25 @@
-"""Text for people: tables, counts, and the reading of --steps."""
+"""Text for people: tables, counts; and what --steps and --budget may say."""
 
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from rcnet.errors import InputError
+from rcnet.setting import Setting
+
+if TYPE_CHECKING:
+    from rcnet.cell import RecurrentNet
 
 Budget = Annotated[str | None, Parameter(allow_leading_hyphen=True)]  # so that -5ms is a bad budget, not an unknown option
 Json = Annotated[bool, Parameter(name="--json")]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Aligned columns: text to the left, numbers to the right; settings as they are typed, `3,2,2`."""
-    cells = [[",".join(map(str, cell)) if isinstance(cell, tuple) else str(cell) for cell in row] for row in rows]
+    """Aligned columns: text to the left, numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
     right = [bool(cells) and all(row[i][:1].isdigit() or row[i] in ("", "-") for row in cells) for i in range(len(header))]
 
@@ -34,24 +38,21 @@ def count(number: float) -> str:
     return str(number)
 
 
-def parse_steps(text: str) -> int | tuple[int, ...]:
-    """`4` or, one number a cell, `4,3,3`."""
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"--steps {text} is not valid: give a number, e.g. 2, or several, e.g. 4,3,3") from None
-    return numbers[0] if len(numbers) == 1 else numbers
-
-
-def read_cost(steps: str | None, budget: str | None) -> int | tuple[int, ...] | None:
-    """The steps, None for the largest or those that the budget will name; `InputError` if there are both or a bad budget."""
+def check_cost(steps: str | None, budget: str | None) -> None:
+    """`InputError` if there are both, or one that is none, whatever the network."""
     from rcnet.cost.budget import parse_budget
 
     if steps is not None and budget is not None:
         raise InputError("give either --steps or --budget")
     if budget is not None:
         parse_budget(budget)
-    return None if steps is None else parse_steps(steps)
+    if steps is not None:
+        Setting.parse(steps)
+
+
+def read_steps(steps: str | None, network: "RecurrentNet") -> Setting:
+    """The setting of the network that the text names, the largest by None. Raises `InputError` for others."""
+    return network.per_cell(None if steps is None else Setting.parse(steps, len(network.recurrent_cells())))
 
 
 @contextmanager

@@ -6,19 +6,19 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 
 from rcnet.calling import device_of, ready
-from rcnet.cell import Choice, RecurrentNet
+from rcnet.cell import RecurrentNet
 from rcnet.cost.counting import macs
 from rcnet.cost.latency import interleaved, measured_once, summary
 from rcnet.device import resolve_precision
 from rcnet.errors import InputError
 from rcnet.models.results import best_of, setting_quality
+from rcnet.setting import Setting
 
-Step = TypeVar("Step", bound=Choice)
 UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "MAC": 1.0, "kMAC": 1e3, "MMAC": 1e6, "GMAC": 1e9, "TMAC": 1e12}
 
 
@@ -47,11 +47,6 @@ def parse_budget(text: str) -> Budget:
     return Budget(float(match[1]) * UNITS[unit], not unit.endswith("MAC"), text.strip())
 
 
-def steps_text(steps: Choice) -> str:
-    """`4`, or `4,3,3` of one number a cell."""
-    return str(steps) if isinstance(steps, int) else ",".join(map(str, steps))
-
-
 def fingerprint(model: RecurrentNet) -> str:
     """What tells a network's cost from that of others: its modules, their options and code, its tensors' shapes, its steps."""
     parts: list[object] = [sorted(model.settings), [(k, list(v.shape), str(v.dtype)) for k, v in model.state_dict().items()]]
@@ -74,8 +69,8 @@ def latencies(
     batch: int = 1,
     precision: str = "fp32",
     each: Callable[[], object] = lambda: None,
-) -> dict[Choice, dict[str, float]]:
-    """`ms` (median) and `p95` of a call at each step count, warm, measured interleaved once and then remembered.
+) -> dict[Setting, dict[str, float]]:
+    """`ms` (median) and `p95` of a call at each setting, warm, measured interleaved once and then remembered.
 
     Args:
         size: height and width of the input in pixels.
@@ -88,11 +83,11 @@ def latencies(
 
     def measure() -> dict[str, dict[str, float]]:
         x = torch.rand(batch, model.about.channels, *size, device=device).contiguous(memory_format=torch.channels_last)
-        calls = {n: torch.inference_mode()(partial(ready(model, n, precision), x)) for n in model.choices}
-        return {steps_text(n): summary(values) for n, values in interleaved(calls, each=each).items()}
+        calls = {n: torch.inference_mode()(partial(ready(model, n, precision), x)) for n in model.settings}
+        return {str(n): summary(values) for n, values in interleaved(calls, each=each).items()}
 
     kept = measured_once(what, device, measure)
-    return {n: kept[steps_text(n)] for n in model.choices}
+    return {n: kept[str(n)] for n in model.settings}
 
 
 def time_text(ms: float) -> str:
@@ -100,7 +95,7 @@ def time_text(ms: float) -> str:
     return f"{ms / 1000:.3g} s" if ms >= 1000 else f"{ms:.3g} ms"
 
 
-def refuse_at_once(budget: Budget, call: Callable[[], object], times: float, steps: Choice, what: str) -> None:
+def refuse_at_once(budget: Budget, call: Callable[[], object], times: float, setting: Setting, what: str) -> None:
     """`InputError` if even the cheapest call, of which the whole takes `times`, is far from fitting: no long measurement then."""
     call()
     best = float("inf")
@@ -109,12 +104,16 @@ def refuse_at_once(budget: Budget, call: Callable[[], object], times: float, ste
         call()
         best = min(best, 1000 * times * (time.perf_counter() - before))
     if best > 1.3 * budget.amount:
-        raise InputError(f"no step count fits {budget.text} {what}: the cheapest, {steps}, takes {time_text(best)}")
+        raise InputError(f"no step count fits {budget.text} {what}: the cheapest, {setting}, takes {time_text(best)}")
 
 
-def choose_steps(
-    budget: Budget, cost: Mapping[Step, float], what: str, metric: str = "", quality: Mapping[Step, float] = MappingProxyType({})
-) -> Step:
+def choose_setting(
+    budget: Budget,
+    cost: Mapping[Setting, float],
+    what: str,
+    metric: str = "",
+    quality: Mapping[Setting, float] = MappingProxyType({}),
+) -> Setting:
     """Of the settings whose cost (milliseconds or MACs, as the budget counts) fits, the best by quality: the highest `psnr`, the
     lowest `error`. Where that is not known, the one that `cost` names last.
 
@@ -131,8 +130,8 @@ def choose_steps(
 
 def steps_for(
     model: RecurrentNet, budget: str, size: tuple[int, int], *, batch: int = 1, precision: str = "fp32", **each: Any
-) -> Choice:
-    """The best setting of the model, as one number or one a cell, whose call fits the budget, by this machine's measurements
+) -> int | tuple[int, ...]:
+    """The best setting of the model, as one number or one per cell, whose call fits the budget, by this machine's measurements
     (95th percentile of a call) and by the results in the file of weights; without results, the one of most steps.
 
     The first question about a model, size and batch measures for some seconds; the answer is kept (`latency.kept_measurements`).
@@ -144,9 +143,18 @@ def steps_for(
     Raises:
         InputError: not a budget, or one that no step count fits.
     """
+    return setting_for(model, budget, size, batch=batch, precision=precision, **each).to_json()
+
+
+def setting_for(
+    model: RecurrentNet, budget: str, size: tuple[int, int], *, batch: int = 1, precision: str = "fp32", **each: Any
+) -> Setting:
+    """As `steps_for`, a setting; `each` is that of `latencies`."""
     asked = parse_budget(budget)
     if asked.timed:
         cost = {n: value["p95"] for n, value in latencies(model, size, batch, precision, **each).items()}
     else:
-        cost = {n: float(macs(model, n, size, batch)) for n in model.choices}
-    return choose_steps(asked, cost, f"at {size[1]}x{size[0]} pixels" + f", batch {batch}" * (batch > 1), *setting_quality(model))
+        cost = {n: float(macs(model, n, size, batch)) for n in model.settings}
+    return choose_setting(
+        asked, cost, f"at {size[1]}x{size[0]} pixels" + f", batch {batch}" * (batch > 1), *setting_quality(model)
+    )

@@ -6,7 +6,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rcnet.calling import plain, ready, refused
-from rcnet.cell import RecurrentNet, Steps, unroll
+from rcnet.cell import RecurrentNet, unroll
+from rcnet.setting import Steps
 
 
 def parameters(model: torch.nn.Module) -> int:

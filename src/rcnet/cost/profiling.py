@@ -1,4 +1,4 @@
-"""What each step count of a network costs."""
+"""What each setting of a network costs."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,19 +20,19 @@ def profile(
     precision: str = "fp32",
     each: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """A row a step count: `steps`, `macs`, `parameters` (that the call touches), `memory` (bytes, of a fp32 call's tensors),
+    """A row for each setting: `steps`, `macs`, `parameters` (that the call touches), `memory` (bytes, of a fp32 call's tensors),
     `ms` and `p95` (milliseconds of a warm call, median and 95th percentile; see `latencies`).
     """
-    counted = {n: macs(model, n, size, batch) for n in model.choices}
+    counted = {n: macs(model, n, size, batch) for n in model.settings}
     times = latencies(model, size, batch, precision, each)
     x = torch.rand(batch, model.about.channels, *model.about.called_with(size), device=device_of(model))
     return [
         {
-            "steps": n,
+            "steps": n.to_json(),
             "macs": counted[n],
             "parameters": parameters(unroll(model, n)),
             "memory": peak_memory(partial(ready(model, n), x)),
             **times[n],
         }
-        for n in model.choices
+        for n in model.settings
     ]

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from rcnet.calling import check_range, device_of, ready
-from rcnet.cell import Choice, RecurrentNet, Steps, choice
+from rcnet.cell import RecurrentNet
 from rcnet.cost.counting import macs
 from rcnet.data.images import read_image
 from rcnet.data.labelled import fit
 from rcnet.errors import InputError
 from rcnet.evaluation.adaptive import Cascade, mean_macs
+from rcnet.setting import Setting, Steps
 from rcnet.tasks.classify import image_size
 
 
@@ -57,7 +58,7 @@ class Adaptive(NamedTuple):
     """
 
     probabilities: Tensor
-    steps: list[Choice]
+    steps: list[Setting]
 
 
 def classify_adaptively(
@@ -88,12 +89,12 @@ def classify_adaptively(
         if not len(unsure):
             break
         probabilities[unsure] = classify(model, images[unsure], n, precision=precision)
-        for place in unsure.tolist():
-            taken[place] = n
+        for i in unsure.tolist():
+            taken[i] = n
     return Adaptive(probabilities, taken)
 
 
-def adaptive_macs(model: RecurrentNet, settings: Sequence[Choice], taken: Sequence[Choice], size: tuple[int, int]) -> float:
+def adaptive_macs(model: RecurrentNet, settings: Sequence[Setting], taken: Sequence[Setting], size: tuple[int, int]) -> float:
     """Multiply-accumulates an image, the mean: every setting that ran counts whole, as nothing before it is used again."""
     ran, cost = np.array([settings.index(n) + 1 for n in taken]), {n: macs(model, n, size) for n in settings}
     return mean_macs(ran, Cascade(tuple(settings), 1.0), cost)
@@ -101,7 +102,7 @@ def adaptive_macs(model: RecurrentNet, settings: Sequence[Choice], taken: Sequen
 
 def cascade_of(
     model: RecurrentNet, confidence: float | None = None, settings: Sequence[Steps] | None = None
-) -> tuple[float, tuple[Choice, ...]]:
+) -> tuple[float, tuple[Setting, ...]]:
     """The probability at which an answer is taken and the settings that run, as asked for, else as calibrated."""
     if confidence is None:
         found = model.metadata.get("adaptive")
@@ -112,7 +113,7 @@ def cascade_of(
         confidence, settings = float(found["confidence"]), settings or found["steps"]
     if not 0 < confidence <= 1:
         raise InputError(f"confidence={confidence:g} is not valid: a probability above 0, at most 1, e.g. 0.9")
-    return confidence, tuple(choice(model.per_cell(n)) for n in settings or model.choices)
+    return confidence, tuple(model.per_cell(n) for n in settings or model.settings)
 
 
 def best_classes(probabilities: Tensor, names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:

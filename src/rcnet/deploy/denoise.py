@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rcnet.calling import Call, check_range, device_of, ready
-from rcnet.cell import Choice, RecurrentNet, Steps
-from rcnet.cost.budget import choose_steps, fingerprint, parse_budget, refuse_at_once, steps_text
+from rcnet.cell import RecurrentNet
+from rcnet.cost.budget import choose_setting, fingerprint, parse_budget, refuse_at_once
 from rcnet.cost.counting import macs
 from rcnet.cost.latency import interleaved, measured_once, summary
 from rcnet.deploy.optimize import Optimized
@@ -21,6 +21,7 @@ from rcnet.errors import InputError
 from rcnet.models.denoise import Sigma, filling
 from rcnet.models.judge import level_map
 from rcnet.models.results import setting_quality
+from rcnet.setting import Setting, Steps
 
 TILE, SMALLEST_TILE = 512, 16  # pixels a side
 LOOK = 1024  # pixels a side, the most that a judge sees of a picture: its time is bounded, and levels no longer change
@@ -309,11 +310,10 @@ def tiles(net: RecurrentNet, steps: Steps, tile: int, height: int, width: int) -
             yield rows, columns, (seen[0], seen[1]), (inner[0], inner[1])
 
 
-def denoise_steps_for(
+def denoise_setting_for(
     model: RecurrentNet | Optimized, budget: str, shape: tuple[int, ...], *, tile: int = TILE, precision: str = "fp32"
-) -> Choice:
-    """The best setting, as one number or one a cell, with which `denoise` stays within the budget for images of this shape
-    [B, C, H, W], e.g. `"50ms"`.
+) -> Setting:
+    """The best setting with which `denoise` stays within the budget for images of this shape [B, C, H, W], e.g. `"50ms"`.
 
     As `rcnet.steps_for`, but for the whole image: its channels and its tiles, of which the largest is measured.
 
@@ -326,30 +326,30 @@ def denoise_steps_for(
     channels = net.about.channels
     planes = shape[0] * (shape[1] if channels == 1 else 1)
     taken = net.about.called_with
-    seen = {n: Counter(taken(size_of(place)) for _, _, place, _ in tiles(net, n, tile, height, width)) for n in net.choices}
+    seen = {n: Counter(taken(size_of(place)) for _, _, place, _ in tiles(net, n, tile, height, width)) for n in net.settings}
     where = f"for {width}x{height} pixels, {shape[1]} channel{'s' * (shape[1] > 1)}"
     if not asked.timed:
         by_macs = {
             n: float(planes * sum(count * macs(net, n, size) for size, count in sizes.items())) for n, sizes in seen.items()
         }
-        return choose_steps(asked, by_macs, where, *setting_quality(net))
+        return choose_setting(asked, by_macs, where, *setting_quality(net))
     largest = {n: max(sizes, key=lambda size: size[0] * size[1]) for n, sizes in seen.items()}
     times = {  # how many of the largest tile the image amounts to
         n: planes * sum(count * h * w for (h, w), count in sizes.items()) / (largest[n][0] * largest[n][1])
         for n, sizes in seen.items()
     }
     how = model.precision if isinstance(model, Optimized) else resolve_precision(precision, device_of(net))
-    session, first = isinstance(model, Optimized), net.choices[0]
+    session, first = isinstance(model, Optimized), net.settings[0]
     what = {"network": fingerprint(net), "tiles": list(largest.values()), "session": session, "precision": how}
 
     def measure() -> dict[str, float]:
-        calls = {n: partial(denoise, model, torch.rand(1, channels, *largest[n]), n, tile=0, precision=how) for n in net.choices}
+        calls = {n: partial(denoise, model, torch.rand(1, channels, *largest[n]), n, tile=0, precision=how) for n in net.settings}
         refuse_at_once(asked, calls[first], times[first], first, where)
-        return {steps_text(n): summary(values)["p95"] for n, values in interleaved(calls).items()}
+        return {str(n): summary(values)["p95"] for n, values in interleaved(calls).items()}
 
     measured = measured_once(what, device_of(net), measure)
-    cost = {n: measured[steps_text(n)] * times[n] for n in net.choices}
-    return choose_steps(asked, cost, where, *setting_quality(net))
+    cost = {n: measured[str(n)] * times[n] for n in net.settings}
+    return choose_setting(asked, cost, where, *setting_quality(net))
 
 
 def size_of(place: Place) -> tuple[int, int]:

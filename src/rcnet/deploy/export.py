@@ -16,8 +16,7 @@ import torch
 from torch import nn
 
 from rcnet.calling import plain, ready, refused
-from rcnet.cell import Choice, RecurrentNet, Steps, choice, evaluating, unroll
-from rcnet.cost.budget import steps_text
+from rcnet.cell import RecurrentNet, evaluating, unroll
 from rcnet.deploy import running, writing
 from rcnet.deploy.graphs import text_of
 from rcnet.deploy.optimize import chosen, optimize
@@ -26,6 +25,7 @@ from rcnet.deploy.writing import Calibration, EveryStep
 from rcnet.device import sums_8_bits
 from rcnet.errors import InputError, unknown
 from rcnet.replacing import naming
+from rcnet.setting import Setting, Steps, listed
 
 
 class Format(NamedTuple):
@@ -66,11 +66,6 @@ class Exported(Protocol):
     """What `load_exported` gives."""
 
     def __call__(self, image: np.ndarray, sigma: Level = None) -> np.ndarray: ...
-
-
-def output_name(steps: Steps) -> str:
-    """`steps2`, or `steps4_3_3` of one number a cell."""
-    return "steps" + steps_text(choice(steps)).replace(",", "_")
 
 
 def export(
@@ -119,19 +114,19 @@ def export(
         raise InputError(f"kernel_bits={kernel_bits!r} is not valid: 7 or 8")
     if kernel_bits and calibration is None:
         raise InputError(f"kernel_bits={kernel_bits} is for int8, which takes images to calibrate on: name some, or leave it out")
-    counts, about = chosen(model, steps or None), model.about
-    check_sides(model, counts)
+    settings, about = chosen(model, steps or None), model.about
+    check_sides(model, settings)
     metadata = {**model.metadata, "architecture": model.architecture, "task": about.task, "preprocessing": about.to_json()}
-    metadata |= {"inputs": about.inputs, "outputs": {output_name(n): n for n in counts}, "multiple": about.multiple}
+    metadata |= {"inputs": about.inputs, "outputs": {n.name: n.to_json() for n in settings}, "multiple": about.multiple}
     metadata["precision"] = "fp32" if calibration is None else "int8"
     if calibration is not None:
         metadata["kernel_bits"] = kernel_bits or (8 if sums_8_bits() else 7)
     nets: list[nn.Module]
     if calibration is None and not kind.folded:
         still = plain(evaluating(model))
-        nets = [unroll(still, n) for n in counts]
+        nets = [unroll(still, n) for n in settings]
     else:  # folded: nothing may change the scale of a channel after an int8 convolution; ExecuTorch folds shared kernels wrongly
-        sessions = optimize(model, counts, precision="fp32").sessions.values()
+        sessions = optimize(model, settings, precision="fp32").sessions.values()
         nets = [session.to(memory_format=torch.contiguous_format) for session in sessions]  # type: ignore[call-overload]
     net = EveryStep(nets, about.sub).eval()
     with naming(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -142,10 +137,10 @@ def export(
 
 
 @torch.no_grad()
-def check_sides(model: RecurrentNet, counts: Iterable[Choice]) -> None:
+def check_sides(model: RecurrentNet, settings: Iterable[Setting]) -> None:
     """`InputError` if the network does not take the images that it says it takes."""
     size = (3 * model.about.multiple, 5 * model.about.multiple)
-    for n in counts:
+    for n in settings:
         try:
             ready(model, n)(torch.rand(2, model.about.channels, *size))
         except RuntimeError as error:
@@ -188,10 +183,10 @@ def load_exported(path: str | Path, steps: Steps = None, *, threads: int | None 
     """
     path = Path(path)
     metadata = read_exported(path)
-    held = {choice(value): name for name, value in metadata["outputs"].items()}
-    key = next(reversed(held)) if steps is None else choice(steps)
-    if key not in held:
-        raise InputError(f"steps={steps!r} is not in {path}: valid: {', '.join(map(str, held))}")
+    outputs = metadata["outputs"]
+    name = next(reversed(outputs)) if steps is None else Setting.of(steps).name
+    if name not in outputs:
+        raise InputError(f"steps={steps!r} is not in {path}: valid: {listed(map(Setting.of, outputs.values()))}")
     kind = next(kind for kind in FORMATS.values() if kind.suffix == path.suffix)
     if kind.session is None:
         raise InputError(f"{path} is not a .onnx, .xml or .pte file; torch.export.load reads a .pt2 file")
@@ -199,7 +194,7 @@ def load_exported(path: str | Path, steps: Steps = None, *, threads: int | None 
         raise unknown("precision", precision, kind.precisions)
     if metadata.get("precision") == "int8" and metadata.get("kernel_bits", 8) == 8 and not sums_8_bits():
         warnings.warn(f"{path}: this processor saturates sums of 8-bit kernels; export with kernel_bits=7 for it", stacklevel=2)
-    run = kind.session(path, held[key], threads, kind.precisions[precision])
+    run = kind.session(path, name, threads, kind.precisions[precision])
     takes_level = "sigma" in metadata.get("inputs", ())
 
     def call(image: np.ndarray, sigma: Level = None) -> np.ndarray:

@@ -9,10 +9,11 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rcnet.calling import Call, caller, check_range, device_of, plain
-from rcnet.cell import Choice, RecurrentNet, Steps, choice, evaluating, unroll
+from rcnet.cell import RecurrentNet, evaluating, unroll
 from rcnet.device import channels_last, resolve_precision
 from rcnet.errors import InputError
 from rcnet.models.denoise import Sigma
+from rcnet.setting import Setting, Steps, listed
 
 LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)  # what a session in bf16 casts by itself
 
@@ -21,14 +22,15 @@ class Optimized:
     """Ready sessions, called as the network that they were made from: `session(x)`, `session(x, steps=n, sigma=25)`.
 
     Attributes:
-        steps: the step counts that there are sessions for.
+        sessions: by setting, the cheapest first.
+        steps: the settings that there are sessions for, as in `RecurrentNet.choices`.
         network: the one that they were made from.
         precision: `fp32` or `bf16`.
     """
 
-    def __init__(self, sessions: dict[Choice, nn.Module], network: RecurrentNet, precision: str) -> None:
+    def __init__(self, sessions: dict[Setting, nn.Module], network: RecurrentNet, precision: str) -> None:
         self.sessions, self.network, self.precision = sessions, network, precision
-        self.steps = tuple(sessions)
+        self.steps = tuple(setting.to_json() for setting in sessions)
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, steps: Steps = None, sigma: Sigma = None) -> Tensor:
@@ -43,10 +45,11 @@ class Optimized:
 
     def at(self, steps: Steps = None) -> Call:
         """As `rcnet.calling.ready`: what one session is called by."""
-        key = self.steps[-1] if steps is None else choice(steps)
-        if key not in self.sessions:
-            raise InputError(f"steps={steps!r} is not optimized: valid: {', '.join(map(str, self.steps))}")
-        return caller(self.sessions[key], device_of(self.network))
+        cells = len(self.network.recurrent_cells())
+        setting = next(reversed(self.sessions)) if steps is None else Setting.of(steps, cells)
+        if setting not in self.sessions:
+            raise InputError(f"steps={steps!r} is not optimized: valid: {listed(self.sessions)}")
+        return caller(self.sessions[setting], device_of(self.network))
 
 
 def optimize(
@@ -69,27 +72,27 @@ def optimize(
         InputError: unsupported steps, or an unknown precision.
     """
     precision = resolve_precision(precision, device_of(model))
-    sessions: dict[Choice, nn.Module] = {}
-    for key in chosen(model, steps):
-        net = plain(evaluating(unroll(model, key)))
+    sessions: dict[Setting, nn.Module] = {}
+    for setting in chosen(model, steps):
+        net = plain(evaluating(unroll(model, setting)))
         session = net.over(traced(net, precision)).eval().requires_grad_(False)
         channels_last(session)
         if compile:  # sessions share the code of their classes, and so its limit of graphs
             torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1 << 16
-            sessions[key] = torch.compile(session, fullgraph=True, dynamic=False)  # type: ignore[assignment]
+            sessions[setting] = torch.compile(session, fullgraph=True, dynamic=False)  # type: ignore[assignment]
         else:
-            sessions[key] = session
+            sessions[setting] = session
     return Optimized(sessions, model, precision)
 
 
-def chosen(model: RecurrentNet, steps: Steps | Iterable[Steps] = None) -> list[Choice]:
-    """The step counts that are asked for, one or several, as keys in order of cost; all supported ones for None. A tuple that is
-    a setting of the model, one number a cell, is that one. `InputError` for others."""
+def chosen(model: RecurrentNet, steps: Steps | Iterable[Steps] = None) -> list[Setting]:
+    """The settings that are asked for, one or several, the cheapest first; all of the model for None. A tuple that is one of its
+    settings is that one. `InputError` for others."""
     if steps is None:
-        return list(model.choices)
+        return list(model.settings)
     one = not isinstance(steps, Iterable) or (isinstance(steps, tuple) and steps in model.settings)
-    asked = {choice(model.per_cell(n)) for n in ([steps] if one else steps)}  # type: ignore[union-attr, list-item, arg-type]
-    return [n for n in model.choices if n in asked]
+    asked = {model.per_cell(n) for n in ([steps] if one else steps)}  # type: ignore[union-attr, list-item, arg-type]
+    return [setting for setting in model.settings if setting in asked]
 
 
 def traced(net: RecurrentNet, precision: str) -> nn.Module:

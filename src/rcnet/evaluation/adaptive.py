@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from rcnet.calling import device_of, ready
-from rcnet.cell import Choice, RecurrentNet
+from rcnet.cell import RecurrentNet
 from rcnet.cost.counting import macs
 from rcnet.errors import InputError
+from rcnet.setting import Setting
 
 # From the safest: one minus the probability of the likeliest class above which a setting's answer is taken.
 DOUBTS = tuple(np.geomspace(1e-5, 0.8, 80))
@@ -27,14 +28,14 @@ CHANCE = 0.1  # that the risk is larger than stated
 class Cascade(NamedTuple):
     """Settings, cheapest first. The first whose likeliest class has a probability of `confidence` answers, else the last."""
 
-    steps: tuple[Choice, ...]
+    steps: tuple[Setting, ...]
     confidence: float
 
 
 class Answers(NamedTuple):
     """What each setting answers to each image: the class and its probability, [settings, images]."""
 
-    steps: tuple[Choice, ...]
+    steps: tuple[Setting, ...]
     best: np.ndarray
     sure: np.ndarray
 
@@ -55,14 +56,14 @@ def answers(
         each: called with the number of images after each batch, for a progress bar.
     """
     device, best, sure = device_of(model), [], []
-    for n in model.choices:
+    for n in model.settings:
         call, parts = ready(model, n, precision), []
         for pixels in torch.split(images, batch):
             parts.append(call(pixels.to(device).float() / 255).softmax(1).max(1))
             each(len(pixels))
         sure.append(torch.cat([part.values for part in parts]).cpu().numpy())
         best.append(torch.cat([part.indices for part in parts]).cpu().numpy())
-    return Answers(model.choices, np.stack(best), np.stack(sure))
+    return Answers(model.settings, np.stack(best), np.stack(sure))
 
 
 def choose(given: Answers, cascade: Cascade) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +75,7 @@ def choose(given: Answers, cascade: Cascade) -> tuple[np.ndarray, np.ndarray]:
     return np.take_along_axis(given.best[rows], first[None], 0)[0], first + 1
 
 
-def mean_macs(ran: np.ndarray, cascade: Cascade, cost: dict[Choice, int]) -> float:
+def mean_macs(ran: np.ndarray, cascade: Cascade, cost: dict[Setting, int]) -> float:
     """Multiply-accumulates an image: every setting that ran counts whole, as nothing of the one before is used again."""
     sums = np.cumsum([cost[n] for n in cascade.steps])
     return float(sums[ran - 1].mean())
@@ -89,7 +90,7 @@ def chance_of(bad: int, count: int, rate: float) -> float:
     return total
 
 
-def calibrate(given: Answers, labels: np.ndarray, cost: dict[Choice, int], risk: float, chance: float = CHANCE) -> Cascade:
+def calibrate(given: Answers, labels: np.ndarray, cost: dict[Setting, int], risk: float, chance: float = CHANCE) -> Cascade:
     """The cascade of least cost whose error is at most `risk` (a part, 0.005) above the full setting's, but with that chance.
 
     What is bounded is the rate of images that the full setting gets right and the cascade wrong: the errors' difference is less.
@@ -149,15 +150,17 @@ def adaptive_results(
     Raises:
         InputError: one setting only, or what `calibrate` raises.
     """
-    if len(model.choices) < 2:
+    if len(model.settings) < 2:
         raise InputError("this network has one setting: there is none that costs less")
     size = (images.shape[-2], images.shape[-1])
-    cost, target = {n: macs(model, n, size) for n in model.choices}, labels.numpy()
+    cost, target = {n: macs(model, n, size) for n in model.settings}, labels.numpy()
     given = answers(model, images, precision=precision, each=each)
     halves = [Answers(given.steps, given.best[:, k::2], given.sure[:, k::2]) for k in (0, 1)]
     cascade = calibrate(halves[0], target[0::2], cost, risk)
     rest, truth = halves[1], target[1::2]
-    fixed = [{"steps": n, "macs": cost[n], "error": _error(row, truth)} for n, row in zip(rest.steps, rest.best, strict=True)]
+    fixed = [
+        {"steps": n.to_json(), "macs": cost[n], "error": _error(row, truth)} for n, row in zip(rest.steps, rest.best, strict=True)
+    ]
 
     def measured(at: Cascade) -> dict[str, Any]:
         answer, ran = choose(rest, at)
@@ -169,18 +172,19 @@ def adaptive_results(
             "ends": shares,
         }
 
-    own = measured(cascade)
-    expected = _between(fixed, own["macs"])
+    reached, steps = measured(cascade), tuple(n.to_json() for n in cascade.steps)
+    expected = _between(fixed, reached["macs"])
     return {
-        **cascade._asdict(),
+        "steps": steps,
+        "confidence": cascade.confidence,
         "risk": risk,
         "chance": CHANCE,
         "calibrated_on": len(target[0::2]),
         "images": len(truth),
-        "rows": [*fixed, {"steps": cascade.steps, **own}],
+        "rows": [*fixed, {"steps": steps, **reached}],
         "curve": [measured(Cascade(cascade.steps, 1 - float(doubt))) for doubt in DOUBTS],
         "fixed": expected,
-        "pays": own["error"] < expected,
+        "pays": reached["error"] < expected,
     }
 
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rcnet.calling import device_of, ready
-from rcnet.cell import RecurrentNet, Steps
+from rcnet.cell import RecurrentNet
+from rcnet.setting import Steps
 
 
 @torch.inference_mode()
@@ -35,7 +36,7 @@ def classification_results(
     """
     device = device_of(model)
     rows = []
-    for n in steps:
+    for n in map(model.per_cell, steps):
         call = ready(model, n, precision)
         wrong, wrong5, loss = 0, 0, 0.0
         for pixels, target in zip(torch.split(images, batch), torch.split(labels, batch), strict=True):
@@ -47,5 +48,5 @@ def classification_results(
             each(len(target))
         count = len(labels)
         top5 = {"top5_error": round(100 * wrong5 / count, 3)} if logits.shape[1] > 5 else {}
-        rows.append({"steps": n, "error": round(100 * wrong / count, 3), **top5, "loss": round(loss / count, 5)})
+        rows.append({"steps": n.to_json(), "error": round(100 * wrong / count, 3), **top5, "loss": round(loss / count, 5)})
     return rows

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rcnet.calling import device_of, ready
-from rcnet.cell import RecurrentNet, Steps
+from rcnet.cell import RecurrentNet
 from rcnet.data.images import to_tensor
 from rcnet.data.noise import protocol_noise
 from rcnet.errors import InputError
 from rcnet.models.denoise import filling
+from rcnet.setting import Steps
 
 
 def psnr(image: Tensor, reference: Tensor) -> float:
@@ -170,7 +171,7 @@ def _rows(
     """A row a step count, of what `scores` says of the network called at it."""
     told = {} if sigma is None else {"sigma": sigma}
     rows = []
-    for n in steps:
+    for n in map(model.per_cell, steps):
         db, similarity = scores(partial(filling(ready(model, n, precision), model.about.multiple), **told))
-        rows.append({"steps": n, "psnr": round(db, 4), "ssim": round(similarity, 5)})
+        rows.append({"steps": n.to_json(), "psnr": round(db, 4), "ssim": round(similarity, 5)})
     return rows

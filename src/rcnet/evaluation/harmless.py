@@ -7,11 +7,12 @@ import numpy as np
 import torch
 
 from rcnet.calling import Call, device_of, ready
-from rcnet.cell import RecurrentNet, Steps
+from rcnet.cell import RecurrentNet
 from rcnet.data.drawn import draw_page
 from rcnet.data.images import to_tensor
 from rcnet.evaluation.denoise import psnr, to_uint8_levels
 from rcnet.models.denoise import filling
+from rcnet.setting import Steps
 
 FLAT = (0, 32, 128, 224, 255)  # levels
 SIDE = 96  # pixels of a flat area and of the ramp
@@ -46,7 +47,7 @@ def harm_results(
     """
     drawn, told = cards(model.about.channels), {"sigma": sigma} if model.about.takes_level else {}
     rows = []
-    for n in steps:
+    for n in map(model.per_cell, steps):
         call = filling(ready(model, n, precision), model.about.multiple)
 
         def pair(image: np.ndarray, call: Call = call) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,7 +64,7 @@ def harm_results(
             each()
         rows.append(
             {
-                "steps": n,
+                "steps": n.to_json(),
                 "flat": round(max(change for name, change in changes.items() if name != "page"), 3),
                 "page": round(kept(drawn["page"]), 2),
                 **({"clean": round(float(np.mean(clean)), 2), "clean_worst": round(min(clean), 2)} if clean else {}),

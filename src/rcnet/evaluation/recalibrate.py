@@ -19,10 +19,10 @@ def recalibrate(
 
     Args:
         inputs: batches [B, C, H, W], as training draws them; or pairs of such and what `sigma` tells of their noise.
-        probabilities: of each of `model.choices`; even unless given.
+        probabilities: of each of `model.settings`; even unless given.
     """
-    weights = tuple(probabilities) or (1 / len(model.choices),) * len(model.choices)
-    paths = [(unroll(model, n), weight) for n, weight in zip(model.choices, weights, strict=True)]
+    weights = tuple(probabilities) or (1 / len(model.settings),) * len(model.settings)
+    paths = [(unroll(model, n), weight) for n, weight in zip(model.settings, weights, strict=True)]
     reached = {id(norm): norm for net, _ in paths for norm in batch_norms(net) if norm.track_running_stats}
     totals = {key: [0.0, 0.0, 0.0] for key in reached}  # sums of the weighted means, the variances and the weights
     modes = [(norm, norm.momentum, norm.training) for norm in batch_norms(model)]

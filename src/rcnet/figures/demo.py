@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from rcnet.cell import Choice
 from rcnet.cost import macs, parameters
-from rcnet.cost.budget import steps_text
 from rcnet.data.images import read_image, to_tensor
 from rcnet.data.noise import protocol_noise
 from rcnet.deploy.denoise import denoise
@@ -20,6 +18,7 @@ from rcnet.device import best_device, hardware
 from rcnet.evaluation.denoise import psnr, to_uint8_levels
 from rcnet.figures.side_by_side import Panel, in_rows, side_by_side
 from rcnet.models import load
+from rcnet.setting import Setting
 
 WEIGHTS = ("r3.bsd-gray-25", "r3_fast.bsd-gray-25")
 SIGMA = 25
@@ -37,10 +36,10 @@ def demo(each: Callable[[], Any] = lambda: None) -> tuple[list[dict[str, Any]], 
     clean, noisy = to_tensor(image), protocol_noise(image, SIGMA)
     device = best_device()
     models = {name: load(name).to(device) for name in WEIGHTS}
-    calls = [(name, n) for name, model in models.items() for n in model.choices]
+    calls = [(name, n) for name, model in models.items() for n in model.settings]
     each()
     outputs = {(name, n): denoise(models[name], noisy, n) for name, n in calls}  # also the warm-up
-    times: dict[tuple[str, Choice], list[float]] = {call: [] for call in calls}
+    times: dict[tuple[str, Setting], list[float]] = {call: [] for call in calls}
     for _ in range(ROUNDS):
         each()
         for name, n in calls:
@@ -68,7 +67,7 @@ def demo(each: Callable[[], Any] = lambda: None) -> tuple[list[dict[str, Any]], 
     for name in models:
         family = name.partition(".")[0]
         results = [
-            panel(f"{family}, steps {steps_text(row['steps'])}: {row['psnr']:.2f} dB", outputs[name, row["steps"]])
+            panel(f"{family}, steps {row['steps']}: {row['psnr']:.2f} dB", outputs[name, row["steps"]])
             for row in rows
             if row["model"] == name
         ]

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from rcnet.cell import RecurrentNet, Steps
-from rcnet.cost.budget import steps_text
+from rcnet.cell import RecurrentNet
 from rcnet.data.images import to_tensor
 from rcnet.data.noise import protocol_noise
 from rcnet.deploy.denoise import denoise
 from rcnet.evaluation.denoise import psnr, to_uint8_levels
 from rcnet.figures.side_by_side import Panel, centre, in_rows, side_by_side
+from rcnet.setting import Steps
 
 SHOWN = 160  # pixels a side of the part that is shown, enlarged
 COLUMNS = 3
@@ -43,7 +43,7 @@ def denoised(networks: Mapping[str, tuple[RecurrentNet, Steps]], images: Sequenc
 
 def denoised_by_steps(model: RecurrentNet, images: Sequence[np.ndarray], sigma: float) -> Image.Image:
     """As `denoised`, by one network at each of its step counts."""
-    return denoised({f"steps {steps_text(n)}": (model, n) for n in model.choices}, images, sigma)
+    return denoised({f"steps {n}": (model, n) for n in model.settings}, images, sigma)
 
 
 def _panel(label: str, image: np.ndarray) -> Panel:

@@ -5,9 +5,9 @@ from typing import Any
 
 from PIL import Image
 
-from rcnet.cost.budget import steps_text
 from rcnet.figures.plots import page, style, to_image
 from rcnet.models.results import UNITS
+from rcnet.setting import Setting
 
 
 def dial(
@@ -23,14 +23,14 @@ def dial(
     """
     metric = next(metric for metric in UNITS if metric in rows[0])
     timed = "ms" in rows[0]
-    points = {steps_text(row["steps"]): (row["ms"] if timed else row["macs"] / 1e9, row[metric]) for row in rows}
+    points = {str(Setting.of(row["steps"])): (row["ms"] if timed else row["macs"] / 1e9, row[metric]) for row in rows}
     with page(3.8) as figure:
         figure.suptitle(title)
         panel = figure.subplots()
         panel.margins(0.09)
-        front = [points[steps_text(row["steps"])] for row in rows if row["front"]]
+        front = [point for point, row in zip(points.values(), rows, strict=True) if row["front"]]
         panel.plot(*zip(*front, strict=True), **style(0), markersize=5, label="worth having")
-        if behind := [points[steps_text(row["steps"])] for row in rows if not row["front"]]:
+        if behind := [point for point, row in zip(points.values(), rows, strict=True) if not row["front"]]:
             panel.plot(
                 *zip(*behind, strict=True),
                 **(style(1) | {"linestyle": ""}),

@@ -8,11 +8,12 @@ from torch import Tensor, fx, nn
 
 from rcnet.about import INPUTS, About
 from rcnet.calling import Call
-from rcnet.cell import NormMode, RecurrentCell, RecurrentNet, Steps, supported_steps, untie
+from rcnet.cell import NormMode, RecurrentCell, RecurrentNet, supported_steps, untie
 from rcnet.errors import InputError
 from rcnet.models.judge import SMOOTH, level_map
 from rcnet.models.layers import ConvBody, conv3x3, init_weights
 from rcnet.models.registry import register
+from rcnet.setting import Steps
 
 UNKNOWN = -0.25  # what the plane of the noise level holds where the level is not known; levels are in [0, 1] there
 SLIGHT = 2 / 255  # less noise than the networks' own error

@@ -1,32 +1,39 @@
 """What a file of weights says that each setting reached."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
-from rcnet.cell import Choice, RecurrentNet, choice
+from rcnet.cell import RecurrentNet
+from rcnet.setting import Setting
 
-Step = TypeVar("Step", bound=Choice)
 UNITS = {"psnr": "dB", "error": "% error"}  # of the metrics of tasks
 HIGHER = {"psnr"}  # those whose larger values are the better ones
 
 
-def setting_quality(model: RecurrentNet) -> tuple[str, dict[Choice, float]]:
-    """`psnr` in dB or `error` in %, and that of each of `model.choices`, by the first of its results that has all of them.
+def setting_quality(model: RecurrentNet) -> tuple[str, dict[Setting, float]]:
+    """`psnr` in dB or `error` in %, and that of each of `model.settings`, by the first of its results that has all of them.
 
     Nothing, ("", {}), if it has none.
     """
     metric, result = complete_result(model)
-    return metric, {choice(row["steps"]): row[metric] for row in result.get("rows", []) if choice(row["steps"]) in model.choices}
+    rows = rows_of(model, result)
+    return metric, {n: rows[n][metric] for n in model.settings if metric}
 
 
 def complete_result(model: RecurrentNet) -> tuple[str, Mapping[str, Any]]:
     """The first of the recorded results that tells the quality of every setting, and by which metric; ("", {}) if none does."""
     for result in model.metadata.get("results", []):
-        rows: dict[Choice, Mapping[str, Any]] = {choice(row["steps"]): row for row in result.get("rows", [])}
+        rows = rows_of(model, result)
         for metric in UNITS:
-            if all(metric in rows.get(n, {}) for n in model.choices):
+            if all(metric in rows.get(n, {}) for n in model.settings):
                 return metric, result
     return "", {}
+
+
+def rows_of(model: RecurrentNet, result: Mapping[str, Any]) -> dict[Setting, Mapping[str, Any]]:
+    """The rows of a recorded result by their setting."""
+    cells = len(model.recurrent_cells())
+    return {Setting.of(row["steps"], cells): row for row in result.get("rows", [])}
 
 
 def result_name(result: Mapping[str, Any]) -> str:
@@ -36,8 +43,8 @@ def result_name(result: Mapping[str, Any]) -> str:
     return str(result["data"]) + noise + f", {result['precision']}" * (result["precision"] != "fp32")
 
 
-def best_of(choices: Sequence[Step], metric: str, quality: Mapping[Step, float]) -> Step:
+def best_of(settings: Sequence[Setting], metric: str, quality: Mapping[Setting, float]) -> Setting:
     """The best of these by quality, of equals the first; the last where nothing is known."""
     if not metric:
-        return choices[-1]
-    return (max if metric in HIGHER else min)(choices, key=lambda n: quality[n])
+        return settings[-1]
+    return (max if metric in HIGHER else min)(settings, key=lambda n: quality[n])

@@ -1,7 +1,8 @@
 """What a call takes, learned from the calls themselves while they run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 COLD = 1e-11  # seconds a MAC before anything was measured
 ERROR = 1.0  # of a prediction, in nats: a larger one counts as this
@@ -18,15 +19,15 @@ class Costs:
     def __init__(self) -> None:
         self.slow = 1.0
         self.spread = 0.1  # the usual error of a prediction, in nats
-        self._macs: dict[str, tuple[float, ...]] = {}
-        self._pace: dict[str, dict[tuple[int, int, int], tuple[float, float]]] = {}
+        self._macs: dict[str, Mapping[Hashable, float]] = {}
+        self._pace: dict[str, dict[tuple[Hashable, int, int], tuple[float, float]]] = {}
 
-    def add(self, model: str, macs: Sequence[float]) -> None:
+    def add(self, model: str, macs: Mapping[Any, float]) -> None:
         """`macs`: of one pixel at each setting."""
-        self._macs[model] = tuple(macs)
+        self._macs[model] = macs
         self._pace.setdefault(model, {})
 
-    def seconds(self, model: str, setting: int, pixels: int, batch: int = 1) -> float:
+    def seconds(self, model: str, setting: Hashable, pixels: int, batch: int = 1) -> float:
         """The time of a call that gives every image of a batch, each of so many pixels."""
         work = self._macs[model][setting] * pixels * batch
         known = self._pace[model]
@@ -35,11 +36,11 @@ class Costs:
             found = min(known.values(), key=lambda other: abs(math.log(other[1] / work)))
         return self.slow * work * (found[0] if found else COLD)
 
-    def measured(self, model: str, setting: int, pixels: int, batch: int = 1) -> bool:
+    def measured(self, model: str, setting: Hashable, pixels: int, batch: int = 1) -> bool:
         """Whether such a call was ever measured."""
         return _key(setting, pixels, batch) in self._pace[model]
 
-    def observe(self, model: str, setting: int, pixels: int, batch: int, seconds: float, trust: float = 0.3) -> None:
+    def observe(self, model: str, setting: Hashable, pixels: int, batch: int, seconds: float, trust: float = 0.3) -> None:
         """A call took this long; `trust`: the part of an error of the prediction that is laid to the machine's speed."""
         known, key = self._pace[model], _key(setting, pixels, batch)
         work = self._macs[model][setting] * pixels * batch
@@ -52,5 +53,5 @@ class Costs:
         known[key] = (before + 0.1 * (pace - before), work)
 
 
-def _key(setting: int, pixels: int, batch: int) -> tuple[int, int, int]:
+def _key(setting: Hashable, pixels: int, batch: int) -> tuple[Hashable, int, int]:
     return setting, batch, round(4 * math.log2(pixels))

@@ -88,7 +88,7 @@ class Desk:
         self._threads = ThreadPoolExecutor(THREADS, "images")
         self._writing = Costs()  # seconds from a result to the last byte of its response
         for kind in codec.ANSWERS:
-            self._writing.add(kind, (1.0,))
+            self._writing.add(kind, {None: 1.0})
 
     def model(self, task: str, name: str | None) -> Served:
         """The model of this name, or the first of this task."""
@@ -112,7 +112,7 @@ class Desk:
         if visit.objective > max(self.limits.deadline, self.engine.objective):
             raise Failure(422, f"deadline_ms: give at most {1000 * self.limits.deadline:.0f}")
         if steps is not None:
-            about.place(steps)
+            about.setting(steps)
         if self.open > self.limits.requests:
             raise Failure(429, "too many requests at once", self.engine.scheduler.load(self.engine.clock()), "busy")
         return about
@@ -126,9 +126,10 @@ class Desk:
         """The engine's answer, in time to be sent before the deadline; the place is freed if the client goes away."""
         visit = request.scope["rcnet"]
         visit.kind, visit.pixels = kind, work.pixels.shape[0] * work.pixels.shape[1]
-        writing = (1 + 2 * self._writing.spread) * self._writing.seconds(kind, 0, visit.pixels)
+        writing = (1 + 2 * self._writing.spread) * self._writing.seconds(kind, None, visit.pixels)
         deadline = visit.arrived + visit.objective - min(writing, visit.objective / 2)
-        answer = await unless_gone(request, self.engine.submit(about.name, work, deadline, steps))
+        setting = None if steps is None else about.setting(steps)
+        answer = await unless_gone(request, self.engine.submit(about.name, work, deadline, setting))
         visit.computed = self.engine.clock()
         return answer
 
@@ -139,7 +140,7 @@ class Desk:
     def leave(self, visit: "Visit") -> None:
         """A response was sent: what it took to encode and send it is learned."""
         if visit.computed:
-            self._writing.observe(visit.kind, 0, visit.pixels, 1, self.engine.clock() - visit.computed)
+            self._writing.observe(visit.kind, None, visit.pixels, 1, self.engine.clock() - visit.computed)
 
     def load(self, demonstration: Literal["off", "idle", "running"]) -> Load:
         """What `GET /v1/load` says."""
@@ -150,8 +151,8 @@ class Desk:
             load_ms=round(1000 * scheduler.load(engine.clock()), 1),
             slowness=round(scheduler.costs.slow, 3),
             restarts=engine.restarts,
-            settings={name: engine.models[name].labels[place] for name, place in scheduler.settings().items()},
-            served={about.name: {label: served[about.name, label] for label in about.labels} for about in engine.models.values()},
+            settings={name: str(setting) for name, setting in scheduler.settings().items()},
+            served={about.name: {str(n): served[about.name, n] for n in about.settings} for about in engine.models.values()},
             refused=self.metrics.refused,
             demonstration=demonstration,
         )
@@ -202,8 +203,8 @@ def facts(about: Served, answer: Answer, pixels: int) -> dict[str, Any]:
     """The fields of `schemas.Facts`."""
     return {
         "model": about.name,
-        "setting": answer.setting,
-        "macs": about.macs[about.place(answer.setting)] * pixels,
+        "setting": str(answer.setting),
+        "macs": about.macs[answer.setting] * pixels,
         "queue_ms": round(1000 * answer.queued, 3),
         "compute_ms": round(1000 * answer.computing, 3),
         "batch": answer.batch,

@@ -13,6 +13,7 @@ from rcnet.serve.policies import Policy, fixed
 from rcnet.serve.scheduler import Batch, Dials, Refused, Request, Scheduler
 from rcnet.serve.served import Served, Work, name_of
 from rcnet.serve.worker import Job, Plan, Worker, WorkerDied
+from rcnet.setting import Setting
 
 PATIENCE = 30.0  # seconds, and 20 times the expected ones, after which a worker that gives no answer is ended
 TRIES = 3  # of a worker to start, one after the other, before those who wait are refused
@@ -21,10 +22,10 @@ log = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
-    """A result, the label of its setting, and the seconds in the queue and of computing (of its whole batch)."""
+    """A result, its setting, and the seconds in the queue and of computing (of its whole batch)."""
 
     result: Any
-    setting: str
+    setting: Setting
     queued: float
     computing: float
     batch: int
@@ -37,10 +38,10 @@ class Engine:
         workers: what each worker loads: the same models, one worker a device.
         policy: see `rcnet.serve.policies`.
         objective: seconds in which an answer is promised.
-        least: by model, the label of the least setting that the policy may take.
+        least: by model, the least setting that the policy may take.
         bound: requests that may wait.
         most: requests in one batch.
-        each: called after each batch, with its (model, label of the setting, requests, seconds).
+        each: called after each batch, with its (model, setting, requests, seconds).
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Engine:
         least: dict[str, str] | None = None,
         bound: int = 256,
         most: int = 8,
-        each: Callable[[str, str, int, float], object] = lambda *_: None,
+        each: Callable[[str, Setting, int, float], object] = lambda *_: None,
     ) -> None:
         self.workers = [Worker(plan) for plan in workers]
         self.policy, self.objective, self.least = policy, objective, least or {}
@@ -114,13 +115,13 @@ class Engine:
         return not self.stopping and bool(self._tasks) and math.isfinite(min(self.scheduler.free))
 
     async def submit(
-        self, model: str, work: Work, deadline: float, setting: str | None = None, shape: tuple[int, ...] | None = None
+        self, model: str, work: Work, deadline: float, setting: Setting | None = None, shape: tuple[int, ...] | None = None
     ) -> Answer:
         """The result for one image. To cancel the task frees the request's place in the queue.
 
         Args:
             deadline: when the answer is due, by `clock`.
-            setting: its label, to take this one whatever the policy says.
+            setting: to take this one whatever the policy says.
 
         Raises:
             Refused: it was not admitted, or could not be computed in time.
@@ -129,9 +130,8 @@ class Engine:
         about = self.models[model]
         size = about.size
         pixels = size * size if size else work.pixels.shape[0] * work.pixels.shape[1] * about.planes(work)
-        pinned = None if setting is None else about.place(setting)
         shape = (size,) if size else (*work.pixels.shape, work.pixels.itemsize)
-        request = Request(model, shape, pixels, deadline, work, pinned)
+        request = Request(model, shape, pixels, deadline, work, setting)
         request.answer = asyncio.get_running_loop().create_future()
         self.scheduler.submit(request, self.clock())
         self._work.set()
@@ -154,10 +154,7 @@ class Engine:
                 self._work.clear()
                 await self._work.wait()
             expected = scheduler.free[place] - batch.started
-            about = self.models[batch.model]
-            job = Job(
-                self._places.index(batch.model), about.settings[batch.setting], [request.payload for request in batch.requests]
-            )
+            job = Job(self._places.index(batch.model), batch.setting, [request.payload for request in batch.requests])
             try:
                 results, seconds = await worker.run(job, PATIENCE + 20 * expected)
             except WorkerDied:
@@ -168,7 +165,7 @@ class Engine:
                 scheduler.free[place] = now
             else:
                 scheduler.done(batch, now - batch.started, now, place)
-                self.each(batch.model, about.labels[batch.setting], len(batch.requests), seconds)
+                self.each(batch.model, batch.setting, len(batch.requests), seconds)
             self._resolve(batch, results, seconds)
 
     def _take(self, place: int) -> Batch | None:
@@ -182,8 +179,7 @@ class Engine:
             self.scheduler.put_back(batch)
             self._work.set()
             return
-        label = self.models[batch.model].labels[batch.setting]
-        for place, request in enumerate(batch.requests):
+        for i, request in enumerate(batch.requests):
             if isinstance(results, InputError):
                 _refuse(request, results)
             elif isinstance(results, Exception):
@@ -191,7 +187,7 @@ class Engine:
                 _refuse(request, Refused("failed", "the image could not be computed"))
             elif not request.answer.done():
                 queued = batch.started - request.arrived
-                request.answer.set_result(Answer(results[place], label, queued, seconds, len(batch.requests)))
+                request.answer.set_result(Answer(results[i], batch.setting, queued, seconds, len(batch.requests)))
 
     async def _revive(self, place: int, batch: Batch) -> None:
         """After a worker's death: its requests wait again, once and alone, and the worker is started anew."""

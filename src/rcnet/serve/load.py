@@ -29,7 +29,7 @@ async def make_load(engine: Engine, model: str) -> None:
     about = engine.models[model]
     work = Work(noisy_picture(about.channels))
     pixels = about.size**2 or SIDE**2
-    rate = min(3 / engine.scheduler.costs.seconds(model, len(about.settings) - 1, pixels), MOST / SECONDS)
+    rate = min(3 / engine.scheduler.costs.seconds(model, about.settings[-1], pixels), MOST / SECONDS)
     rng, tasks, end = random.Random(0), set(), engine.clock() + SECONDS
 
     async def ask() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from rcnet.serve.engine import Engine
+from rcnet.setting import Setting
 
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30)
 
@@ -20,7 +21,7 @@ class Metrics:
 
     def __init__(self, engine: Engine) -> None:
         self.registry = one = CollectorRegistry()
-        self.served: Count[tuple[str, str]] = Count()
+        self.served: Count[tuple[str, Setting]] = Count()
         self.refused = 0
         times: Any = {"buckets": SECONDS, "registry": one}
         self._requests = Counter("rcnet_requests", "Requests, by their answer.", ["route", "model", "status"], registry=one)
@@ -38,11 +39,11 @@ class Metrics:
         ]:
             Gauge(name, text, registry=one).set_function(value)
 
-    def batch(self, model: str, setting: str, images: int, seconds: float) -> None:
+    def batch(self, model: str, setting: Setting, images: int, seconds: float) -> None:
         """One batch was computed."""
         self.served[model, setting] += images
-        self._settings.labels(model, setting).inc(images)
-        self._computing.labels(model, setting).observe(seconds)
+        self._settings.labels(model, str(setting)).inc(images)
+        self._computing.labels(model, str(setting)).observe(seconds)
 
     def request(self, route: str, model: str, status: int, seconds: float, objective: float | None) -> None:
         """One request was answered."""

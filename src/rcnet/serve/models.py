@@ -2,14 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from rcnet.cell import choice
 from rcnet.cost.counting import macs, parameters
 from rcnet.data.images import in_channels
 from rcnet.data.labelled import fit
@@ -19,7 +18,8 @@ from rcnet.deploy.optimize import Optimized, optimize
 from rcnet.errors import InputError
 from rcnet.models import load
 from rcnet.models.results import setting_quality
-from rcnet.serve.served import Classification, Denoised, Served, Work, label, name_of
+from rcnet.serve.served import Classification, Denoised, Served, Work, name_of
+from rcnet.setting import Setting
 from rcnet.tasks.classify import class_names, image_size
 
 ASSUMED = 0.05  # relative error that a setting is taken to remove more than the one before, where no results are known
@@ -30,7 +30,7 @@ class Model(NamedTuple):
     """A loaded network: its description, and `run(setting, work)` that gives a result for each piece of work."""
 
     about: Served
-    run: Callable[[tuple[int, ...], Sequence[Work]], list[Any]]
+    run: Callable[[Setting, Sequence[Work]], list[Any]]
     sides: tuple[tuple[int, int], ...]
 
 
@@ -41,8 +41,8 @@ def open_model(source: str, device: str, precision: str) -> Model:
         InputError: what `rcnet.load` raises; weights of a task that is not served.
     """
     network = load(source).to(torch.device(device))
-    session = optimize(network, list(network.settings), precision=precision)
-    run: Callable[[tuple[int, ...], Sequence[Work]], list[Any]]
+    session = optimize(network, precision=precision)
+    run: Callable[[Setting, Sequence[Work]], list[Any]]
     sides: tuple[tuple[int, int], ...]
     if network.about.task == "denoise":
         side, size, names, run, sides = 64, 0, [], partial(denoise, session), WARM_UP
@@ -53,18 +53,15 @@ def open_model(source: str, device: str, precision: str) -> Model:
     else:
         raise InputError(f"{source} is not served: a server denoises and classifies")
     cost = {setting: macs(network, setting, (side, side)) / side**2 for setting in network.settings}
-    settings = tuple(sorted(cost, key=lambda setting: cost[setting]))
-    metric, by_setting = setting_quality(network)
-    results = tuple(by_setting[choice(setting)] for setting in settings) if metric else ()
+    cost = dict(sorted(cost.items(), key=lambda item: item[1]))
+    metric, results = setting_quality(network)
     about = Served(
         name=name_of(source),
         task=network.about.task,
-        settings=settings,
-        labels=tuple(map(label, settings)),
-        macs=tuple(cost[setting] for setting in settings),
+        macs=cost,
         metric=metric,
         results=results,
-        quality=quality(metric, results, len(settings)),
+        quality=quality(metric, results, cost),
         parameters=parameters(network),
         channels=network.about.channels,
         noise_level=network.about.takes_level,
@@ -75,17 +72,17 @@ def open_model(source: str, device: str, precision: str) -> Model:
     return Model(about, run, sides)
 
 
-def quality(metric: str, results: Sequence[float], count: int) -> tuple[float, ...]:
+def quality(metric: str, results: Mapping[Setting, float], settings: Iterable[Setting]) -> dict[Setting, float]:
     """Minus the logarithm of the error at each setting, up to a constant: what `policies.Dial` compares."""
     if metric == "psnr":
-        return tuple(value * math.log(10) / 10 for value in results)
+        return {n: results[n] * math.log(10) / 10 for n in settings}
     if metric == "error":
-        return tuple(-math.log(max(value, 1e-3)) for value in results)
-    return tuple(ASSUMED * place for place in range(count))
+        return {n: -math.log(max(results[n], 1e-3)) for n in settings}
+    return {n: ASSUMED * i for i, n in enumerate(settings)}
 
 
 @torch.inference_mode()
-def denoise(session: Optimized, setting: tuple[int, ...], work: Sequence[Work]) -> list[Denoised]:
+def denoise(session: Optimized, setting: Setting, work: Sequence[Work]) -> list[Denoised]:
     """Each picture without its noise; several of one small shape go through the network at once."""
     height, width, channels = work[0].pixels.shape
     if len(work) == 1 or max(height, width) > TILE or channels != session.network.about.channels:
@@ -106,9 +103,7 @@ def denoise(session: Optimized, setting: tuple[int, ...], work: Sequence[Work]) 
     return done
 
 
-def classify(
-    session: Optimized, names: Sequence[str], side: int, setting: tuple[int, ...], work: Sequence[Work]
-) -> list[Classification]:
+def classify(session: Optimized, names: Sequence[str], side: int, setting: Setting, work: Sequence[Work]) -> list[Classification]:
     """The likeliest classes of each picture, uint8 [H, W, 1 or 3] of any size."""
     images = [fit(in_channels(item.pixels, session.network.about.channels), side) for item in work]
     x = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) / 255)
@@ -119,15 +114,15 @@ def classify(
     ]
 
 
-def warm_up(model: Model) -> list[tuple[int, int, int, float]]:
+def warm_up(model: Model) -> list[tuple[Setting, int, int, float]]:
     """Calls of every setting, each timed: (setting, pixels, batch, seconds). Without the first of each kind, which prepares."""
     rng, timed, seen = np.random.default_rng(0), [], set()
     for batch, side in model.sides:
-        for place, setting in enumerate(model.about.settings):
+        for setting in model.about.settings:
             work = [Work(rng.integers(0, 256, (side, side, model.about.channels), np.uint8)) for _ in range(batch)]
             started = time.perf_counter()
             model.run(setting, work)
-            if (batch, side, place) in seen or batch > 1:
-                timed.append((place, side * side, batch, time.perf_counter() - started))
-            seen.add((batch, side, place))
+            if (batch, side, setting) in seen or batch > 1:
+                timed.append((setting, side * side, batch, time.perf_counter() - started))
+            seen.add((batch, side, setting))
     return timed

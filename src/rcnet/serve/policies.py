@@ -1,8 +1,8 @@
 """Which setting each model takes: pure functions of the observed state.
 
-A policy is any function of a `State` that returns a setting for each model, an index into its settings from the least. The
-slack-based one is after SuperServe's SlackFit (Khare et al., arXiv 2312.16733), here with several models on one machine: time
-that is left over goes where it buys the most measured quality.
+A policy is any function of a `State` that returns a setting for each model, one of its `Dial.quality`. The slack-based one is
+after SuperServe's SlackFit (Khare et al., arXiv 2312.16733), here with several models on one machine: time that is left over goes
+where it buys the most measured quality.
 """
 
 import heapq
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from rcnet.errors import InputError, unknown
 from rcnet.models.registry import import_named
+from rcnet.setting import Setting
 
 FULL, DRAIN = 0.85, 1.5  # the part of the workers' time that what arrives may take; objectives until the queue is empty
 HIGH, LOW, HOLD = 0.6, 0.25, 5.0  # of the hysteresis: shares of the objective; objectives between two steps up
@@ -33,15 +34,28 @@ class Dial(NamedTuple):
     """One model.
 
     Attributes:
-        quality: of each setting that the policy may choose, rising: minus the logarithm of the measured error (mean square for
-            images, share of wrong answers for classes), so that models of different tasks compare.
+        quality: of each setting that the policy may choose, the least first, rising: minus the logarithm of the measured error
+            (mean square for images, share of wrong answers for classes), so that models of different tasks compare.
         setting: of the batch before.
         since: when it was taken.
     """
 
-    quality: tuple[float, ...]
-    setting: int
+    quality: Mapping[Setting, float]
+    setting: Setting
     since: float
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """Those that the policy may choose, the least first."""
+        return tuple(self.quality)
+
+    def lower(self, setting: Setting) -> Setting:
+        """The next one down, or the least."""
+        return self.settings[max(self.settings.index(setting) - 1, 0)]
+
+    def higher(self, setting: Setting) -> Setting:
+        """The next one up, or the best."""
+        return self.settings[min(self.settings.index(setting) + 1, len(self.settings) - 1)]
 
 
 class Stream(NamedTuple):
@@ -69,22 +83,22 @@ class State(NamedTuple):
     models: Mapping[str, Dial]
     waiting: Sequence[Ask]
     free: Sequence[float]
-    cost: Callable[[str, int, int], float]
+    cost: Callable[[str, Setting, int], float]
     streams: Mapping[str, Stream]
 
 
-Chosen = Mapping[str, int]
+Chosen = Mapping[str, Setting]
 Policy = Callable[[State], Chosen]
 
 
 def fixed(state: State) -> Chosen:
     """The best setting, always."""
-    return {name: len(dial.quality) - 1 for name, dial in state.models.items()}
+    return {name: dial.settings[-1] for name, dial in state.models.items()}
 
 
 def least(state: State) -> Chosen:
     """The least setting, always."""
-    return dict.fromkeys(state.models, 0)
+    return {name: dial.settings[0] for name, dial in state.models.items()}
 
 
 def hysteresis(state: State) -> Chosen:
@@ -92,9 +106,9 @@ def hysteresis(state: State) -> Chosen:
     chosen = {name: dial.setting for name, dial in state.models.items()}
     load = (finish(state, chosen) - state.now) / state.objective
     if load > HIGH:
-        return {name: max(setting - 1, 0) for name, setting in chosen.items()}
-    ripe = {name for name, dial in state.models.items() if state.now - dial.since > HOLD * state.objective}
-    up = {name: min(n + (name in ripe), len(state.models[name].quality) - 1) for name, n in chosen.items()}
+        return {name: dial.lower(dial.setting) for name, dial in state.models.items()}
+    ripe = {name: dial for name, dial in state.models.items() if state.now - dial.since > HOLD * state.objective}
+    up = chosen | {name: dial.higher(dial.setting) for name, dial in ripe.items()}
     return up if (finish(state, up) - state.now) / state.objective < LOW else chosen
 
 
@@ -103,24 +117,25 @@ def slack(state: State) -> Chosen:
 
     From the least, the model whose next setting gains most quality for a second is raised, as long as both hold.
     """
-    chosen = dict.fromkeys(state.models, 0)
+    chosen = least(state)
     typical = {name: stream.pixels for name, stream in state.streams.items()} | {ask.model: ask.pixels for ask in state.waiting}
     open_ = {name for name in typical if len(state.models[name].quality) > 1}
     while open_:
         name = max(open_, key=lambda name: _gain(state, name, chosen[name], typical[name]))
-        higher = chosen | {name: chosen[name] + 1}
+        higher = {**chosen, name: state.models[name].higher(chosen[name])}
         if drains(state, higher) and in_time(state, higher):
             chosen = higher
-        if chosen != higher or chosen[name] + 1 == len(state.models[name].quality):
+        if chosen != higher or chosen[name] == state.models[name].settings[-1]:
             open_.remove(name)
     return chosen
 
 
-def _gain(state: State, name: str, setting: int, pixels: int) -> float:
+def _gain(state: State, name: str, setting: Setting, pixels: int) -> float:
     """Quality that the next setting gains, a second."""
-    quality = state.models[name].quality
-    extra = state.cost(name, setting + 1, pixels) - state.cost(name, setting, pixels)
-    return (quality[setting + 1] - quality[setting]) / max(extra, 1e-9)
+    dial = state.models[name]
+    higher = dial.higher(setting)
+    extra = state.cost(name, higher, pixels) - state.cost(name, setting, pixels)
+    return (dial.quality[higher] - dial.quality[setting]) / max(extra, 1e-9)
 
 
 def drains(state: State, chosen: Chosen) -> bool:

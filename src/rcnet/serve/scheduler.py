@@ -3,12 +3,14 @@
 import bisect
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from rcnet.errors import InputError
 from rcnet.serve.costs import Costs
 from rcnet.serve.policies import Ask, Dial, Policy, State, Stream, ends
+from rcnet.setting import Setting, listed
 
 RECENT, LONGEST = 4.0, 1.0  # objectives over which the rate of arrivals is averaged, and seconds at most
 GAPS = 3.0  # mean gaps between two arrivals: a longer silence says that their rate fell
@@ -21,11 +23,11 @@ log = logging.getLogger(__name__)
 
 
 class Dials(NamedTuple):
-    """What the scheduler knows of a model: MACs a pixel and quality of each setting, and the settings a policy may choose."""
+    """What the scheduler knows of a model: MACs a pixel and quality by setting, and those that a policy may choose."""
 
-    macs: tuple[float, ...]
-    quality: tuple[float, ...]
-    offered: tuple[int, ...]
+    macs: Mapping[Setting, float]
+    quality: Mapping[Setting, float]
+    offered: tuple[Setting, ...]
 
 
 @dataclass(eq=False)
@@ -36,7 +38,7 @@ class Request:
         shape: requests of one model and shape can run in one batch.
         pixels: of the image.
         deadline: when the answer is due.
-        pinned: the setting, if the client named one: an index into all of the model's.
+        pinned: the setting, if the client named one.
         alone: not in a batch with others, which died of something that may have been this one.
         probe: admitted to measure again, and never dropped as late.
         answer: where the engine puts the result.
@@ -47,7 +49,7 @@ class Request:
     pixels: int
     deadline: float
     payload: Any = None
-    pinned: int | None = None
+    pinned: Setting | None = None
     alone: bool = False
     probe: bool = False
     arrived: float = 0.0
@@ -56,10 +58,10 @@ class Request:
 
 @dataclass(eq=False)
 class Batch:
-    """Requests of one model and shape that run together at one setting, an index into all of the model's."""
+    """Requests of one model and shape that run together at one setting."""
 
     model: str
-    setting: int
+    setting: Setting
     requests: list[Request]
     started: float
 
@@ -97,7 +99,7 @@ class Scheduler:
         for name, model in self.models.items():
             self.costs.add(name, model.macs)
         self.free = self.free or [0.0] * self.workers
-        self._dials = {name: (len(model.offered) - 1, -math.inf) for name, model in self.models.items()}
+        self._dials = {name: (model.offered[-1], -math.inf) for name, model in self.models.items()}
         self._recent = min(RECENT * self.objective, LONGEST)
         self._arrived = {name: (0.0, 0.0, 0.0) for name in self.models}
         self._demand = {name: (0.0, 0.0) for name in self.models}
@@ -176,9 +178,9 @@ class Scheduler:
         free = max(min(self.free) - now, 0.0)
         return (free if math.isfinite(free) else 0.0) + sum(self._mean(r) for r in self.waiting) / len(self.free)
 
-    def settings(self) -> dict[str, int]:
-        """The setting that each model took last, an index into all of its settings."""
-        return {name: self.models[name].offered[place] for name, (place, _) in self._dials.items()}
+    def settings(self) -> dict[str, Setting]:
+        """The setting that each model took last."""
+        return {name: setting for name, (setting, _) in self._dials.items()}
 
     def claims(self, now: float) -> dict[str, float]:
         """The part of the machine that each model may count on: what was asked of it lately, or its fair share if that is less.
@@ -187,8 +189,8 @@ class Scheduler:
         """
         wanted = sorted((self._decayed(name, now), name) for name in self.models)
         left, claim = 1.0, {}
-        for place, (demand, name) in enumerate(wanted):
-            claim[name] = min(demand, left / (len(wanted) - place))
+        for i, (demand, name) in enumerate(wanted):
+            claim[name] = min(demand, left / (len(wanted) - i))
             left -= claim[name]
         return claim
 
@@ -196,16 +198,15 @@ class Scheduler:
         """What a policy sees; `cautious` multiplies the mean cost."""
         factor = cautious or self._cautious
         dials = {
-            name: Dial(tuple(model.quality[n] for n in model.offered), *self._dials[name]) for name, model in self.models.items()
+            name: Dial({n: model.quality[n] for n in model.offered}, *self._dials[name]) for name, model in self.models.items()
         }
         asks = sorted([*map(self._ask, self.waiting), *more], key=lambda ask: ask.deadline)
-        known: dict[tuple[str, int, int], float] = {}
+        known: dict[tuple[str, Setting, int], float] = {}
         count = {name: sum(ask.model == name for ask in asks) for name in self.models}
 
-        def cost(name: str, place: int, pixels: int) -> float:
-            key = name, place, pixels
+        def cost(name: str, setting: Setting, pixels: int) -> float:
+            key = name, setting, pixels
             if key not in known:
-                setting = self.models[name].offered[place]
                 known[key] = factor * self._share(name, setting, pixels, count[name])
             return known[key]
 
@@ -229,7 +230,7 @@ class Scheduler:
         """What a request takes at the least, cautiously."""
         return self._cautious * self._mean(request)
 
-    def _share(self, name: str, setting: int, pixels: int, waiting: int) -> float:
+    def _share(self, name: str, setting: Setting, pixels: int, waiting: int) -> float:
         """What one request takes where so many wait: its share of the best batch."""
         best = self.costs.seconds(name, setting, pixels)
         size, most, short = 2, min(waiting, self.most), BLOCK * self.objective / self._cautious
@@ -238,7 +239,7 @@ class Scheduler:
             size *= 2
         return best
 
-    def _size(self, head: Request, setting: int, count: int, now: float) -> int:
+    def _size(self, head: Request, setting: Setting, count: int, now: float) -> int:
         """How many to take: more only where that takes less time for each, or was never measured, and the first stays in time."""
         best, share = 1, self.costs.seconds(head.model, setting, head.pixels)
         for size in (1 << k for k in range(min(count, self.most).bit_length())):
@@ -250,21 +251,26 @@ class Scheduler:
                 best, share = size, seconds / size
         return best
 
-    def _together(self, head: Request, other: Request, chosen: Mapping[str, int]) -> bool:
+    def _together(self, head: Request, other: Request, chosen: Mapping[str, Setting]) -> bool:
         same = (head.model, head.shape) == (other.model, other.shape) and not head.alone and not other.alone
         return same and self._setting(head, chosen) == self._setting(other, chosen)
 
-    def _setting(self, request: Request, chosen: Mapping[str, int]) -> int:
-        return self.models[request.model].offered[chosen[request.model]] if request.pinned is None else request.pinned
+    def _setting(self, request: Request, chosen: Mapping[str, Setting]) -> Setting:
+        return chosen[request.model] if request.pinned is None else request.pinned
 
-    def _choose(self, now: float) -> dict[str, int]:
-        """What the policy says, within what each model offers; the least of all where it fails."""
+    def _least(self) -> dict[str, Setting]:
+        return {name: model.offered[0] for name, model in self.models.items()}
+
+    def _choose(self, now: float) -> dict[str, Setting]:
+        """What the policy says, the least where it says nothing; the least of all where it fails."""
         try:
             said = self.policy(self.state(now))
-            chosen = {n: min(max(int(said.get(n, 0)), 0), len(m.offered) - 1) for n, m in self.models.items()}
+            chosen = {n: Setting.of(said.get(n, m.offered[0]), len(m.offered[0])) for n, m in self.models.items()}
+            if wrong := [n for n, setting in chosen.items() if setting not in self.models[n].offered]:
+                raise InputError(f"{wrong[0]} does not offer {chosen[wrong[0]]}: valid: {listed(self.models[wrong[0]].offered)}")
         except Exception:
             log.exception("the policy failed: the least settings are taken")
-            chosen = dict.fromkeys(self.models, 0)
+            return self._least()
         return chosen
 
     def _fits(self, request: Request, ask: Ask, now: float) -> bool:
@@ -280,9 +286,9 @@ class Scheduler:
                 within = self._seconds(request) / len(self.free) <= room
             elif claim > UNUSED:
                 kept += max(room, 0.0)
-        plan = ends(self.state(now, ask, cautious=1.0 if within else self._cautious), dict.fromkeys(self.models, 0))
-        place = next(place for place, (other, _) in enumerate(plan) if other is ask)
-        return plan[place][1] + kept <= request.deadline and all(end <= other.deadline for other, end in plan[place:])
+        plan = ends(self.state(now, ask, cautious=1.0 if within else self._cautious), self._least())
+        i = next(i for i, (other, _) in enumerate(plan) if other is ask)
+        return plan[i][1] + kept <= request.deadline and all(end <= other.deadline for other, end in plan[i:])
 
     def _room(self, name: str, claim: float, window: float) -> float:
         """Seconds that a model's claim comes to: one request at least, and up to an even share two deviations of their number."""
@@ -294,7 +300,7 @@ class Scheduler:
 
     def _drain(self, now: float) -> float:
         """Seconds until there is likely to be room again."""
-        done = [end for _, end in ends(self.state(now), dict.fromkeys(self.models, 0))]
+        done = [end for _, end in ends(self.state(now), self._least())]
         return max([now, *done, min(self.free)]) - now
 
     def _decayed(self, name: str, now: float) -> float:
@@ -325,10 +331,10 @@ class Scheduler:
         }
 
 
-def pareto(quality: Sequence[float]) -> tuple[int, ...]:
-    """The settings, the least first, that are better than every lesser one."""
-    kept: list[int] = []
-    for place, value in enumerate(quality):
+def pareto(quality: Mapping[Setting, float]) -> tuple[Setting, ...]:
+    """Of settings, the least first, those that are better than every lesser one."""
+    kept: list[Setting] = []
+    for setting, value in quality.items():
         if not kept or value > quality[kept[-1]]:
-            kept.append(place)
+            kept.append(setting)
     return tuple(kept)

@@ -91,12 +91,12 @@ def model_info(about: Served, engine: Engine) -> ModelInfo:
     offered = engine.scheduler.models[about.name].offered
     settings = [
         Setting(
-            setting=label,
-            macs_per_pixel=about.macs[place],
-            offered=place in offered,
-            **({about.metric: about.results[place]} if about.metric else {}),
+            setting=str(setting),
+            macs_per_pixel=work,
+            offered=setting in offered,
+            **({about.metric: about.results[setting]} if about.metric else {}),
         )
-        for place, label in enumerate(about.labels)
+        for setting, work in about.macs.items()
     ]
     known = {key: getattr(about, key) for key in ("name", "task", "channels", "noise_level", "parameters", "precision", "size")}
     return ModelInfo(**known, classes=list(about.classes), settings=settings)

@@ -1,6 +1,6 @@
 """What goes between the server and its workers. Imports no torch: a server that only passes images on starts at once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,33 +8,36 @@ import numpy as np
 
 from rcnet.errors import InputError
 from rcnet.serve.scheduler import Dials, pareto
+from rcnet.setting import Setting, listed
 
 
 class Served(NamedTuple):
     """What a model says of itself.
 
     Attributes:
-        settings: steps of each cell, the cheapest first; `labels` name them.
-        macs: of a pixel of the input, at each setting.
+        macs: of a pixel of the input, by setting, the cheapest first.
         metric: `psnr` in dB or `error` in percent of `results`, by setting; empty if the weights name none.
-        quality: see `policies.Dial`.
+        quality: by setting; see `policies.Dial`.
         size: side of the images that a classifier takes; others are resized to it.
     """
 
     name: str
     task: str
-    settings: tuple[tuple[int, ...], ...]
-    labels: tuple[str, ...]
-    macs: tuple[float, ...]
+    macs: Mapping[Setting, float]
     metric: str
-    results: tuple[float, ...]
-    quality: tuple[float, ...]
+    results: Mapping[Setting, float]
+    quality: Mapping[Setting, float]
     parameters: int
     channels: int
     noise_level: bool
     size: int
     classes: tuple[str, ...]
     precision: str
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """The cheapest first."""
+        return tuple(self.macs)
 
     def planes(self, work: "Work") -> int:
         """How many images of the network one image is: a gray denoiser takes the channels of a picture one by one."""
@@ -46,15 +49,15 @@ class Served(NamedTuple):
         Raises:
             InputError: the model has no such setting.
         """
-        first = 0 if least is None else self.place(least)
-        offered = tuple(first + place for place in pareto(self.quality[first:]))
-        return Dials(self.macs, self.quality, offered)
+        first = 0 if least is None else self.settings.index(self.setting(least))
+        return Dials(self.macs, self.quality, pareto({n: self.quality[n] for n in self.settings[first:]}))
 
-    def place(self, setting: str) -> int:
-        """Where the setting of this label stands, or `InputError` that names the valid ones."""
-        if setting not in self.labels:
-            raise InputError(f"{self.name} has no setting {setting}: valid: {'; '.join(self.labels)}")
-        return self.labels.index(setting)
+    def setting(self, steps: str) -> Setting:
+        """The setting of this text, or `InputError` that names the valid ones."""
+        setting = Setting.parse(steps, len(self.settings[0]))
+        if setting not in self.macs:
+            raise InputError(f"{self.name} has no setting {steps}: valid: {listed(self.settings)}")
+        return setting
 
 
 class Work(NamedTuple):
@@ -83,8 +86,3 @@ class Classification(NamedTuple):
 def name_of(source: str) -> str:
     """The name under which bundled weights or a file of weights are served."""
     return Path(source).name.removesuffix(".safetensors")
-
-
-def label(setting: Sequence[int]) -> str:
-    """`2` for unified steps, `1,1,0` for steps of each cell."""
-    return str(setting[0]) if len(set(setting)) == 1 else ",".join(map(str, setting))

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from rcnet.errors import InputError
 from rcnet.serve.served import Served, Work
+from rcnet.setting import Setting
 
 LENGTH = struct.Struct(">Q")
 
@@ -28,7 +29,7 @@ class Job(NamedTuple):
     """A batch: the model by its place, the setting, the images."""
 
     model: int
-    setting: tuple[int, ...]
+    setting: Setting
     work: Sequence[Work]
 
 
@@ -57,7 +58,7 @@ class Worker:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.served: list[Served] = []
-        self.timed: list[list[tuple[int, int, int, float]]] = []
+        self.timed: list[list[tuple[Setting, int, int, float]]] = []
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

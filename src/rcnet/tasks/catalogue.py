@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from rcnet.cell import choice
 from rcnet.cost.counting import macs, parameters
 from rcnet.models import load
 from rcnet.models.registry import build_shapes, entry
-from rcnet.models.results import result_name
+from rcnet.models.results import result_name, rows_of
 from rcnet.tasks import TASKS, usual_size
 
 
@@ -22,18 +21,17 @@ def describe_architecture(name: str) -> dict[str, Any]:
 
 
 def describe_weights(name: str) -> dict[str, Any]:
-    """A row for each supported step count, with what was measured."""
+    """A row for each setting, with what was measured."""
     model = load(name)
     task, steps = model.about.task, []
     size, metric = usual_size(task), TASKS[task].metric if task in TASKS else ""
-    for n in model.choices:
+    for n in model.settings:
         results = {
-            result_name(result): row[metric]
+            result_name(result): rows[n][metric]
             for result in model.metadata["results"]
-            for row in result["rows"]
-            if choice(row["steps"]) == n and metric in row
+            if metric in (rows := rows_of(model, result)).get(n, {})
         }
-        steps.append({"steps": n, "parameters": parameters(model), "macs": macs(model, n, size), "results": results})
+        steps.append({"steps": n.to_json(), "parameters": parameters(model), "macs": macs(model, n, size), "results": results})
     return {
         "name": name,
         "kind": "weights",

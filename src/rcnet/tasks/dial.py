@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from rcnet.cell import Choice, RecurrentNet
-from rcnet.cost.budget import choose_steps, latencies, parse_budget
+from rcnet.cell import RecurrentNet
+from rcnet.cost.budget import choose_setting, latencies, parse_budget
 from rcnet.cost.counting import macs
 from rcnet.errors import InputError
 from rcnet.models.results import HIGHER, best_of, setting_quality
+from rcnet.setting import Setting
 from rcnet.tasks import find_task, usual_size
 
 
@@ -49,27 +50,27 @@ def best_settings(
     if data is not None:
         kind = find_task(model.about.task)
         told = {key: value for key, value in {"sigma": sigma, "blind": blind}.items() if key in kind.options}
-        measured = kind.measuring(model, data, **told).rows(model.choices, precision=precision, each=each)
-        metric, quality = kind.metric, {n: row[kind.metric] for n, row in zip(model.choices, measured, strict=True)}
+        measured = kind.measuring(model, data, **told).rows(model.settings, precision=precision, each=each)
+        metric, quality = kind.metric, {n: row[kind.metric] for n, row in zip(model.settings, measured, strict=True)}
     else:
         metric, quality = setting_quality(model)
     if not metric:
         raise InputError("the file of these weights holds no results for every setting: give data to measure them on")
-    cost: dict[Choice, Mapping[str, float]] = {n: {"macs": macs(model, n, size)} for n in model.choices}
+    cost: dict[Setting, Mapping[str, float]] = {n: {"macs": macs(model, n, size)} for n in model.settings}
     if timed or (asked and asked.timed):
         cost = {n: {**cost[n], **times} for n, times in latencies(model, size, precision=precision).items()}
-    by = "ms" if "ms" in cost[model.choices[0]] else "macs"
-    ordered = sorted(model.choices, key=lambda n: (cost[n][by], model.choices.index(n)))
+    by = "ms" if "ms" in cost[model.settings[0]] else "macs"
+    ordered = sorted(model.settings, key=lambda n: (cost[n][by], n.order))
     where = f"at {size[1]}x{size[0]} pixels"
     if asked is None:
         best = best_of(ordered, metric, quality)
     else:
         counted = "p95" if asked.timed else "macs"
-        best = choose_steps(asked, {n: cost[n][counted] for n in ordered}, where, metric, quality)
+        best = choose_setting(asked, {n: cost[n][counted] for n in ordered}, where, metric, quality)
     rows, sign = [], 1 if metric in HIGHER else -1
     reached = -np.inf
     for n in ordered:
         better = sign * quality[n] > reached
         reached = max(reached, sign * quality[n])
-        rows.append({"steps": n, **cost[n], metric: round(quality[n], 4), "front": bool(better), "best": n == best})
+        rows.append({"steps": n.to_json(), **cost[n], metric: round(quality[n], 4), "front": bool(better), "best": n == best})
     return rows

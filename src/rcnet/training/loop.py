@@ -22,13 +22,14 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rcnet.cell import Choice, RecurrentNet, batch_norms, evaluating
+from rcnet.cell import RecurrentNet, batch_norms, evaluating
 from rcnet.cost.counting import macs
 from rcnet.device import autocast, best_device, channels_last, keep_freed_memory, resolve_precision
 from rcnet.errors import InputError
 from rcnet.evaluation.recalibrate import recalibrate
 from rcnet.models.files import save
 from rcnet.replacing import replacing
+from rcnet.setting import Setting
 from rcnet.tasks import task_of
 from rcnet.tasks.task import Batch, Setup, Task
 from rcnet.training.checkpoint import add_line, cut_log, goes_on, held, read_checkpoint, read_result, write_checkpoint
@@ -109,7 +110,7 @@ class Trainer:
             with torch.no_grad():
                 given = evaluating(self.model)(x[:1])
             self.teacher, self.teacher_macs = make_teacher(recipe.teacher, x[:1], given.shape, self.model.about.classes)
-        self.probabilities = check_probabilities(recipe.probabilities, self.model.choices)
+        self.probabilities = check_probabilities(recipe.probabilities, self.model.settings)
         self.iterations = recipe.iterations
         if recipe.epochs > 0:
             self.iterations = max(1, round(recipe.epochs * self.task.data["images"] / recipe.batch))
@@ -233,7 +234,7 @@ class Trainer:
         rng = np.random.default_rng([recipe.seed, self.iteration])
         # What layers draw (dropout) is the iteration's and the process's own, so that a resumed run draws it again.
         torch.manual_seed(int(np.random.default_rng([recipe.seed, 4, self.iteration, self.world.rank]).integers(2**62)))
-        weights = draw_steps(self.model.choices, self.probabilities, recipe.objective, rng)
+        weights = draw_steps(self.model.settings, self.probabilities, recipe.objective, rng)
         whole = self.task.batch(rng, self.iteration)
         share = len(whole.x) // self.world.size
         own = whole.part(self.world.rank * share, (self.world.rank + 1) * share)
@@ -269,20 +270,20 @@ class Trainer:
                 own.load_state_dict({**own.state_dict(), "running_mean": kept.running_mean, "running_var": kept.running_var})
         self.frozen = True
 
-    def backward(self, batch: Batch, weights: dict[Choice, float]) -> float:
+    def backward(self, batch: Batch, weights: dict[Setting, float]) -> float:
         """Adds the gradients of one part of a batch; returns its share of the loss."""
         x, told = batch.x.contiguous(memory_format=torch.channels_last), {} if batch.sigma is None else {"sigma": batch.sigma}
         taught = None if self.teacher is None else batch._replace(target=self.task.teach(self.teacher(x, **told)))
         total = 0.0
-        for place, (steps, weight) in enumerate(weights.items()):
+        for i, (setting, weight) in enumerate(weights.items()):
             try:
                 with autocast(self.precision, self.device):
-                    output = self.call(x, steps, **told)
+                    output = self.call(x, setting.to_json(), **told)
             except (TorchDynamoException, InductorError) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise InputError(f"compile = true failed (on a CPU it needs a C++ compiler); leave it out: {reason}") from error
             loss = weight / self.recipe.accumulate * self.loss(output, batch, taught)
-            if self.recipe.objective == "sandwich" and place == 0:
+            if self.recipe.objective == "sandwich" and i == 0:
                 batch = batch._replace(target=self.task.teach(output.detach()))
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
@@ -347,7 +348,7 @@ class Trainer:
     def flop(self) -> float:
         """Floating-point operations of the convolutions so far: three times those of the forward, as steps are drawn, and the
         teacher's forward."""
-        cost = [6 * macs(self.model, n, self.size) for n in self.model.choices]
+        cost = [6 * macs(self.model, n, self.size) for n in self.model.settings]
         return self.iteration * self.recipe.batch * (self.expected(cost) + 2 * self.teacher_macs)
 
     def expected(self, cost: Sequence[float]) -> float:

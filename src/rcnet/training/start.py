@@ -61,9 +61,9 @@ def new_network(recipe: Recipe, task: Task, found: Mapping[str, Any]) -> Recurre
 def check_batch(model: RecurrentNet, x: Tensor) -> None:
     """`InputError` if the network cannot train on batches of this shape."""
     net = copy.deepcopy(model).to("meta").train()
-    for n in net.choices:
+    for n in net.settings:
         try:
-            net(torch.empty_like(x, device="meta"), n)
+            net(torch.empty_like(x, device="meta"), n.to_json())
         except (RuntimeError, ValueError) as error:
             shape = "x".join(map(str, x.shape))
             reason = str(error).strip().splitlines()[0]
@@ -107,5 +107,5 @@ def _layers(names: Iterable[str]) -> str:
 
 def compiled(model: RecurrentNet) -> Callable[..., Tensor]:
     """The model with one compiled graph a step count."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(model.choices))
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(model.settings))
     return torch.compile(model, fullgraph=True, dynamic=False)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rcnet.cell import Choice, RecurrentNet
+from rcnet.cell import RecurrentNet
 from rcnet.errors import InputError
+from rcnet.setting import Setting, listed
 
 Settings = str | Sequence[Sequence[int]]
 
@@ -24,11 +25,11 @@ def offer(model: RecurrentNet, settings: Settings) -> None:
     """
     cells = model.recurrent_cells()
     if settings == "staircase":
-        own, stairs = [0] * len(cells), []
+        taken, stairs = [0] * len(cells), []
         for level in range(max(len(cell.steps) for cell in cells)):
-            for place, cell in enumerate(cells):
-                own[place] = cell.steps[min(level, len(cell.steps) - 1)]
-                stairs.append(tuple(own))
+            for i, cell in enumerate(cells):
+                taken[i] = cell.steps[min(level, len(cell.steps) - 1)]
+                stairs.append(tuple(taken))
         settings = [setting for setting in dict.fromkeys(stairs) if model.holds(setting)]
     elif settings == "free":
         settings = list(itertools.product(*(cell.steps for cell in cells)))
@@ -36,21 +37,21 @@ def offer(model: RecurrentNet, settings: Settings) -> None:
         model.offer(settings)
 
 
-def check_probabilities(probabilities: Sequence[float], steps: Sequence[Choice]) -> tuple[float, ...]:
+def check_probabilities(probabilities: Sequence[float], steps: Sequence[Setting]) -> tuple[float, ...]:
     """One probability for each setting, summing to 1; even if none are given or there is nothing to choose."""
     if not probabilities or len(steps) == 1:
         return (1 / len(steps),) * len(steps)
     if len(probabilities) != len(steps) or min(probabilities) < 0 or not math.isclose(sum(probabilities), 1, abs_tol=1e-6):
         raise InputError(
             f"probabilities = {list(probabilities)} is not valid: give {len(steps)} numbers that sum to 1, "
-            f"one for each of the steps {', '.join(map(str, steps))}"
+            f"one for each of the steps {listed(steps)}"
         )
     return tuple(p / sum(probabilities) for p in probabilities)
 
 
 def draw_steps(
-    steps: Sequence[Choice], probabilities: Sequence[float], objective: str, rng: np.random.Generator
-) -> dict[Choice, float]:
+    steps: Sequence[Setting], probabilities: Sequence[float], objective: str, rng: np.random.Generator
+) -> dict[Setting, float]:
     """Setting -> weight of its loss, in the order in which they run; `steps` are from the cheapest to the dearest.
 
     `sampled`: one drawn, with weight 1. `aggregated`: all, with their probabilities. `sandwich`: the largest, the smallest and
