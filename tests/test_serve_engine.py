@@ -254,6 +254,33 @@ def test_an_idle_engine_measures_again_what_it_thinks_too_slow():
     scheduler.submit(Request("a", (1,), PIXELS, 5.4), 5.25)
 
 
+@pytest.mark.parametrize(("has", "probe"), [(0.3, True), (0.1, False)])
+def test_what_would_take_far_too_long_is_not_tried(has, probe):
+    """Thought to take 0.825 s, a bit less than three times, or more than eight times, what the request has."""
+    scheduler = of(slack)
+    scheduler.costs.observe("a", 0, PIXELS, 1, 0.75)
+    request = Request("a", (1,), PIXELS, 5 + has)
+    if probe:
+        scheduler.submit(request, 5.0)
+    else:
+        with pytest.raises(Refused, match="give a later deadline"):
+            scheduler.submit(request, 5.0)
+    assert request.probe is probe
+
+
+def test_one_call_that_hung_counts_as_a_slow_one():
+    costs = Costs()
+    costs.add("a", (100.0,))
+    costs.observe("a", 0, 1000, 1, 0.01)
+    costs.observe("a", 0, 1000, 1, 10.0)  # a thousand times as long: the prediction is off by e, as far as the factor goes
+    assert costs.slow == pytest.approx(math.exp(0.3))
+    assert costs.spread == pytest.approx(0.1 + 0.05 * (1 - 0.1))
+    costs.slow, costs.spread = 1.0, 0.1
+    costs.observe("a", 0, 1000, 1, 1e-6)
+    assert costs.slow == pytest.approx(math.exp(-0.3))
+    assert costs.spread == pytest.approx(0.1 + 0.05 * (1 - 0.1))
+
+
 def test_costs_learn_sizes_batches_and_a_busy_machine():
     costs = Costs()
     costs.add("a", (100.0, 300.0))

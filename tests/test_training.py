@@ -284,6 +284,20 @@ def test_frozen_statistics_stand_still_while_all_else_trains(tmp_path, monkeypat
     assert all(scale for _, scale in moved[3:])
 
 
+def test_statistics_are_frozen_at_those_of_the_average(tmp_path):
+    run = Trainer(tiny("frozen=0.5", "ema=0.9"), DATA, tmp_path / "run", False)
+    own, kept = batch_norms(run.model)[0], batch_norms(run.average.module)[0]
+    kept.running_mean.fill_(0.25)
+    kept.running_var.fill_(4.0)
+    weight = own.weight.clone()
+    run.freeze()
+    assert (own.training, own.running_mean.unique().tolist(), own.running_var.unique().tolist()) == (False, [0.25], [4.0])
+    assert torch.equal(own.weight, weight)
+    kept.running_mean.fill_(9.0)  # what the average reads later is frozen, too
+    run.freeze()
+    assert own.running_mean.unique().tolist() == [0.25]
+
+
 @pytest.mark.parametrize(
     ("progress", "warmup", "decay", "factor"),
     [(0, 0.1, 1, 0), (0.05, 0.1, 0, 0.5), (0.5, 0, 1, 0.5), (0.5, 0, 0.5, 1), (0.75, 0, 0.5, 0.5), (1, 0.1, 1, 0)],
@@ -382,6 +396,7 @@ def test_steps_are_drawn_with_their_probabilities():
     assert expected_cost((10, 20, 40), (0.5, 0.25, 0.25), "sampled") == 20
     assert expected_cost((10, 20, 40), (0.5, 0.5, 0), "aggregated") == 30
     assert expected_cost((10, 20, 40), (0.5, 0.25, 0.25), "sandwich") == 70
+    assert expected_cost((10, 20, 30, 60), (0.25,) * 4, "sandwich") == 95
     assert expected_cost((40,), (1.0,), "sandwich") == 40
     with pytest.raises(InputError, match="3 numbers that sum to 1"):
         check_probabilities((0.5, 0.5), (2, 3, 4))
