@@ -418,7 +418,7 @@ def test_calibration_takes_the_cheapest_that_is_safe(given):
 
 
 def test_cascades_share_the_chance():
-    """One of 60 images wrong has a chance of 0.19 at a rate of 5 %, of none 0.046: enough for one cascade, not for each of six."""
+    """That none of 60 images is wrong has a chance of 0.046 at a rate of 5 %: enough for one cascade, not for each of six."""
     count, cost = 60, {1: 1, 2: 2, 3: 3, 4: 4}
     right = Answers((1, 4), np.zeros((2, count), int), np.ones((2, count)))
     labels = np.zeros(count, int)
