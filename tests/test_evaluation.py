@@ -168,8 +168,8 @@ def test_a_folder_that_is_divided_is_not_taken_whole(tmp_path):
 
 
 BUNDLED = {name: rcnet.load(name).about for name in rcnet.models.bundled()}
-# By how many dB at sigma 25 the slices of 160x160 and 160x128 pixels in tests/images are harder than all of BSD68 and CBSD68. It is
-# the same to 0.06 dB for every network and setting that was measured.
+# By how many dB at sigma 25 the slices in tests/images (160x160 and 160x128 pixels) are harder than all of BSD68 and CBSD68: the
+# same to 0.06 dB for every network and setting that was measured.
 HARDER = {1: 1.57, 3: 1.46}
 
 

@@ -281,6 +281,22 @@ def test_one_call_that_hung_counts_as_a_slow_one():
     assert costs.spread == pytest.approx(0.1 + 0.05 * (1 - 0.1))
 
 
+def test_costs_take_the_pace_of_the_measured_call_nearest_in_work():
+    costs = Costs()
+    costs.add("a", (100.0,))
+    costs.observe("a", 0, 1000, 1, 0.01)  # 1e5 MACs at 1e-7 s
+    costs.observe("a", 0, 100_000, 2, 0.4)  # 2e7 at 2e-8
+    assert costs.seconds("a", 0, 3000) == pytest.approx(0.03)
+    assert costs.seconds("a", 0, 100_000) == pytest.approx(0.2)
+    assert costs.seconds("a", 0, 1000, 64) == pytest.approx(0.128)
+    assert costs.measured("a", 0, 1000)
+    assert costs.measured("a", 0, 940)  # as many, to a quarter octave
+    assert costs.measured("a", 0, 1110)
+    assert costs.measured("a", 0, 100_000, 2)
+    assert not costs.measured("a", 0, 1000, 2)
+    assert not costs.measured("a", 0, 1500)
+
+
 def test_costs_learn_sizes_batches_and_a_busy_machine():
     costs = Costs()
     costs.add("a", (100.0, 300.0))
