@@ -6,7 +6,7 @@ endif
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fast interop lint docs dist clean
+.PHONY: demo test fast mutants interop lint docs dist clean
 
 demo: $(VENV)/installed
 	$(BIN)/rcnet denoise --demo
@@ -16,6 +16,9 @@ test: lint # a process a core; each takes a half of the tests, and then from the
 
 fast: $(VENV)/installed # a minute of tests, without those that conftest.py calls slow
 	$(BIN)/python -m pytest -m "not slow"
+
+mutants: $(VENV)/installed # which small changes of the code no test notices; hours
+	$(BIN)/python tools/mutants.py $(MODULES)
 
 interop: # the examples with other libraries, in an environment of their own
 	$(PYTHON) -m venv .venv-interop

@@ -103,6 +103,22 @@ def names_of(example):
     return runpy.run_path(str(EXAMPLES / f"{example}.py"))
 
 
+# The training of a process that goes no further than this, so that it cannot be over before it is interrupted.
+HELD = """
+import time
+from rcnet.training.loop import Trainer
+
+step = Trainer.step
+Trainer.step = lambda run: step(run) if run.iteration < {} else time.sleep(600)
+"""
+
+
+def that_wait(folder, iteration):
+    """The environment of processes whose training stops for ten minutes after so many iterations."""
+    (folder / "sitecustomize.py").write_text(HELD.format(iteration))
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
 def snapshot():
     return {
         os.path.join(folder, name): os.stat(os.path.join(folder, name)).st_mtime_ns

@@ -417,6 +417,17 @@ def test_calibration_takes_the_cheapest_that_is_safe(given):
             adaptive.calibrate(answers, labels, cost, risk)
 
 
+def test_cascades_share_the_chance():
+    """That none of 60 images is wrong has a chance of 0.046 at a rate of 5 %: enough for one cascade, not for each of six."""
+    count, cost = 60, {1: 1, 2: 2, 3: 3, 4: 4}
+    right = Answers((1, 4), np.zeros((2, count), int), np.ones((2, count)))
+    labels = np.zeros(count, int)
+    assert adaptive.calibrate(right, labels, cost, 0.05).steps == (1, 4)
+    more = Answers((1, 2, 3, 4), np.zeros((4, count), int), np.ones((4, count)))
+    assert adaptive.calibrate(more, labels, cost, 0.05) == Cascade((4,), 1.0)
+    assert adaptive.calibrate(more, labels, cost, 0.08).steps == (1, 4)
+
+
 def test_adaptive_classification_is_the_cascade(weights, cifar_folder):
     model, images = load(weights), read_labelled(cifar_folder, "test").images
     probabilities, steps = classify_adaptively(model, images, 0.6, (2, 4))

@@ -210,16 +210,18 @@ def test_pipes_that_cannot_be(tmp_path):
 
 
 def test_control_c_says_interrupted_and_leaves_no_half_file(tmp_path):
-    Image.fromarray(np.tile(CLEAN, (10, 10, 1))).save(tmp_path / "a.png")
-    command = [sys.executable, "-m", "rcnet", "denoise", "a.png", "--threads", "1"]
+    Image.fromarray(CLEAN).save(tmp_path / "a.png")
+    Image.fromarray(np.tile(CLEAN, (10, 10, 1))).save(tmp_path / "b.png")
+    command = [sys.executable, "-m", "rcnet", "denoise", "a.png", "b.png", "--threads", "1"]
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a script starts in the background would not hear it
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=heard) as process:
-        time.sleep(4)
+        while process.poll() is None and not (tmp_path / "a-denoised.png").exists():  # then it is at the large one
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate()
     assert process.returncode == 130, err
     assert err.endswith(b"rcnet: interrupted\n")
-    assert os.listdir(tmp_path) == ["a.png"]
+    assert sorted(os.listdir(tmp_path)) == ["a-denoised.png", "a.png", "b.png"]
 
 
 def test_what_a_format_does_not_keep_is_said(run, tmp_path):

@@ -5,9 +5,10 @@ import pytest
 
 import rcnet
 from rcnet.errors import InputError
-from rcnet.evaluation import denoising_results
+from rcnet.evaluation import classification_results, denoising_results
 from rcnet.models import create_model, load, save
 from rcnet.models.results import setting_quality
+from rcnet.tasks.classify import read_matching
 
 from .conftest import IMAGES
 
@@ -66,8 +67,11 @@ def test_quality_is_measured_on_pictures():
 
 
 def test_quality_of_a_classifier_is_its_error(cifar_folder):
-    rows = rcnet.best_settings(load("r2.cifar10"), cifar_folder)
-    assert all(0 <= row["error"] <= 100 for row in rows)
+    model = load("r2.cifar10")
+    rows = rcnet.best_settings(model, cifar_folder)
+    test = read_matching(cifar_folder, "test", model)
+    measured = classification_results(model, test.images, test.labels, model.choices)
+    assert [(row["steps"], row["error"]) for row in rows] == [(row["steps"], row["error"]) for row in measured]
     best = min(row["error"] for row in rows)
     assert [row["error"] for row in rows if row["best"]] == [best]
 

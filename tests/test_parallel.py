@@ -15,6 +15,7 @@ from rcnet.models import load
 from rcnet.training import train
 from rcnet.training.loop import Trainer
 
+from .conftest import that_wait
 from .test_classify import SMALL, small
 
 # Four iterations of this process's share, then the network that each process holds.
@@ -35,9 +36,9 @@ torch.save(state, f"{out}.{run.world.rank}")
 """
 
 
-def torchrun(*arguments, **options):
+def torchrun(*arguments, environment=None, **options):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **(environment or {})}
     return subprocess.Popen(
         [*command, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
@@ -57,7 +58,7 @@ def test_two_processes_end_equal_and_as_one_with_the_same_batch(cifar_folder, tm
     overrides = [*SMALL, "iterations=4", f"objective={objective}", "optimizer.name=sgd", "optimizer.lr=0.05"]
     (tmp_path / "worker.py").write_text(WORKER)
     process = torchrun(str(tmp_path / "worker.py"), str(cifar_folder), str(tmp_path / "two"), *overrides)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     first, second = (torch.load(tmp_path / f"two.{rank}") for rank in range(2))
     assert first["losses"] == second["losses"]
@@ -74,15 +75,15 @@ def test_killing_one_process_ends_the_run_and_another_number_goes_on(cifar_folde
     out = tmp_path / "run"
     overrides = [*SMALL, "iterations=60", "checkpoint_minutes=0"]
     arguments = ["train", "cifar_fast", *overrides, "--data", str(cifar_folder), "--out", str(out)]
-    process = torchrun("-m", "rcnet", *arguments)
-    log, deadline = out / "log.jsonl", time.monotonic() + 90
+    process = torchrun("-m", "rcnet", *arguments, environment=that_wait(tmp_path, 40))
+    log, deadline = out / "log.jsonl", time.monotonic() + 300
     while not (log.exists() and len(log.read_text().splitlines()) >= 5):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
     os.kill(int(workers[-1]), signal.SIGKILL)
-    process.communicate(timeout=90)
+    process.communicate(timeout=300)
     assert process.returncode != 0
     assert not (out / "weights.safetensors").exists()
     reached = torch.load(out / "checkpoint.pt", weights_only=True)["iteration"]
@@ -92,7 +93,7 @@ def test_killing_one_process_ends_the_run_and_another_number_goes_on(cifar_folde
     assert result["processes"] == 1
     load(out / "weights.safetensors")
     process = torchrun("-m", "rcnet", *arguments, "--resume", "--json")
-    out_text, errors = process.communicate(timeout=90)
+    out_text, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert json.loads(out_text[out_text.index("{") :])["iterations"] == 60  # once, not once a process; older Gloo talks first
 

@@ -9,6 +9,7 @@ import rcnet
 from benchmarks import adaptive, conversion, cost_dial, denoise, int8, photos, training
 from benchmarks.readme import PICTURES, ROOT, TABLES, insert, picture, version
 from rcnet.models import registry
+from tools import mutants
 
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 BLOCKS = [
@@ -31,7 +32,7 @@ def test_pictures_show_the_bundled_weights(name):
         assert image.text["weights"] == version(PICTURES[name])  # else: python -m benchmarks.readme --pictures
 
 
-RENDERED = [adaptive, conversion, cost_dial, denoise, int8, photos, training]
+RENDERED = [adaptive, conversion, cost_dial, denoise, int8, mutants, photos, training]
 
 
 @pytest.mark.parametrize("benchmark", RENDERED, ids=lambda module: module.__name__)

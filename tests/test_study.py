@@ -636,6 +636,11 @@ def test_seeds_decide_by_their_spread(worse, better, text):
     assert judge(claim("R2^4 beats the deeper S2^2, CIFAR-10"), values).text == text
 
 
+@pytest.mark.parametrize(("errors", "holds"), [(1.9, None), (2.1, True), (-2.1, False)])
+def test_a_difference_counts_beyond_two_standard_errors(errors, holds):
+    assert claims.beyond(0.3 * errors, 0.3) is holds
+
+
 @pytest.mark.parametrize(("psnr", "holds"), [((15, 25, 31), True), ((math.nan, 31, 31.2), True), ((31, 30, 31.5), False)])
 def test_higher_psnr_is_better(psnr, holds):
     networks = ("r3-4-shared", "r3-4-none", "r3-4")

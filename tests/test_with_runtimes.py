@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from torch import nn
@@ -16,11 +15,11 @@ import paper  # noqa: F401 (registers the networks with exits)
 import rcnet
 from rcnet.cell import batch_norms
 from rcnet.data.images import read_folder
-from rcnet.deploy.export import export, load_exported, read_exported
+from rcnet.deploy.export import FORMATS, export, load_exported, read_exported
 from rcnet.deploy.graphs import cut
 from rcnet.deploy.int8 import Convolution, calibration_images, windows_read
 from rcnet.deploy.optimize import optimize
-from rcnet.deploy.running import sigma_input
+from rcnet.deploy.running import openvino_compiled, sigma_input
 from rcnet.errors import InputError
 from rcnet.evaluation import denoising_results, denoising_scores
 from rcnet.tasks.classify import read_matching
@@ -284,8 +283,7 @@ def test_int8_kernels_run_and_are_stored_once(in_int8, denoiser, tmp_path):
     onnxruntime.InferenceSession(cut(to_onnx, "steps3"), options, providers=["CPUExecutionProvider"])
     run = [node.op_type for node in onnx.load(tmp_path / "run.onnx").graph.node if "Conv" in node.op_type]
     assert run == ["Conv"] + ["QLinearConv"] * 19  # the stem in fp32; two in each of three cells, three times, and the head
-    model = openvino.Core().read_model(to_openvino)
-    compiled = openvino.Core().compile_model(openvino.Model([model.output("steps3")], model.get_parameters()), "CPU")
+    compiled = openvino_compiled(to_openvino, "steps3", 1, FORMATS["openvino"].precisions["fp32"])
     told = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
     run = [about for about in told if "layerType" in about and about["layerType"].astype(str) == "Convolution"]
     convolutions = [str(about["primitiveType"].astype(str)) for about in run]

@@ -63,7 +63,8 @@ def onnx_session(path: Path, output: str, threads: int | None, _: str) -> Runner
     return lambda fed: session.run(None, fed)[0]
 
 
-def openvino_session(path: Path, output: str, threads: int | None, precision: str) -> Runner:
+def openvino_compiled(path: Path, output: str, threads: int | None, precision: str) -> Any:
+    """One output of a file, compiled. OpenVINO 2026.4 reads no precision from the file: each caller has to ask for it."""
     openvino = needed("openvino")
     core = openvino.Core()
     model = core.read_model(path)
@@ -71,7 +72,11 @@ def openvino_session(path: Path, output: str, threads: int | None, precision: st
     config = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         config["INFERENCE_NUM_THREADS"] = str(threads)
-    compiled, own = core.compile_model(part, "CPU", config), threading.local()
+    return core.compile_model(part, "CPU", config)
+
+
+def openvino_session(path: Path, output: str, threads: int | None, precision: str) -> Runner:
+    compiled, own = openvino_compiled(path, output, threads, precision), threading.local()
 
     def run(fed: dict[str, np.ndarray]) -> np.ndarray:
         if not hasattr(own, "request"):  # one holds one call's images: each thread needs its own
