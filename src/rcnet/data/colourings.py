@@ -1,27 +1,38 @@
-"""The same picture in other colours: what a network knows of colours from photographs in place of what it knows of pictures."""
+"""The same picture in other colours, which show whether a network knows colours from photographs alone."""
+
+from collections.abc import Callable
 
 import numpy as np
 
 from rcnet.data.images import GRAY_WEIGHTS
 
+GAINS = np.array([1.4, 0.7, 0.4])  # of red, green and blue, as under a coloured lamp
+
 
 def colourings(image: np.ndarray) -> dict[str, np.ndarray]:
-    """Four versions of RGB uint8 [H, W, 3], by name; the same at every call.
+    """The four `COLOURINGS` of RGB uint8 [H, W, 3], by name, uint8; the same at every call."""
+    return {name: recoloured(image, name) for name in COLOURINGS}
 
-    `permuted`: red, green and blue become green, blue and red. `saturated`: three times as far from gray. `gains`: red times 1.4,
-    green times 0.7, blue times 0.4, as under a coloured lamp. `all`: permuted, 2.5 times as far from gray, the gains turned round.
-    """
-    permuted = image[:, :, [2, 0, 1]].astype(float)
-    gains = np.array([1.4, 0.7, 0.4])
-    versions = {
-        "permuted": permuted,
-        "saturated": _saturated(image, 3),
-        "gains": image * gains,
-        "all": _saturated(permuted, 2.5) * gains[::-1],
-    }
-    return {name: np.rint(version.clip(0, 255)).astype(np.uint8) for name, version in versions.items()}
+
+def recoloured(image: np.ndarray, name: str) -> np.ndarray:
+    """One of the `COLOURINGS` of RGB uint8 [H, W, 3], uint8."""
+    return np.rint(COLOURINGS[name](image.astype(float)).clip(0, 255)).astype(np.uint8)
+
+
+def _permuted(image: np.ndarray) -> np.ndarray:
+    """Red becomes green, green blue, blue red."""
+    return image[:, :, [2, 0, 1]]
 
 
 def _saturated(image: np.ndarray, factor: float) -> np.ndarray:
+    """So many times as far from gray."""
     gray = (image @ GRAY_WEIGHTS)[:, :, None]
     return gray + factor * (image - gray)
+
+
+COLOURINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "permuted": _permuted,
+    "saturated": lambda image: _saturated(image, 3),
+    "gains": lambda image: image * GAINS,
+    "all": lambda image: _saturated(_permuted(image), 2.5) * GAINS[::-1],
+}
