@@ -53,6 +53,7 @@ def harm_results(
         each: called after each photograph at each step count.
     """
     channels, rows = model.about.channels, []
+    flat_areas, noisy_areas, pictures = flat_cards(channels), noisy_cards(channels), picture_cards(channels)
     for n in steps:
         call = filling(ready(model, n, precision), model.about.multiple)
 
@@ -63,16 +64,10 @@ def harm_results(
         def kept(image: np.ndarray, denoised: Callable[..., torch.Tensor] = denoised) -> float:
             return min(UNCHANGED, psnr(denoised(image, sigma), to_tensor(image)))
 
-        flat = {
-            name: max(_shift(denoised(card, sigma), to_tensor(card)) for card in cards)
-            for name, cards in flat_cards(channels).items()
-        }
+        flat = {name: max(_shift(denoised(card, sigma), to_tensor(card)) for card in cards) for name, cards in flat_areas.items()}
         told = None if sigma is None else float(SIGMA)
-        noisy = {
-            name: _shift(denoised(card.image, told), torch.tensor(card.level / 255))
-            for name, card in noisy_cards(channels).items()
-        }
-        drawn = {kind: {name: kept(card) for name, card in cards.items()} for kind, cards in picture_cards(channels).items()}
+        noisy = {name: _shift(denoised(card.image, told), torch.tensor(card.level / 255)) for name, card in noisy_areas.items()}
+        drawn = {kind: {name: kept(card) for name, card in cards.items()} for kind, cards in pictures.items()}
         clean = []
         for image in images:
             clean.append(kept(image))
