@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 SHORT = 0.25  # seconds: a shorter call is made twice and timed then, for threads of the runtime before it may still spin
-# NLM's h in levels of 255 and total variation's weight, from weakest to strongest, for "at its best" settings.
+# From weakest to strongest, for each at its best: NLM's h in levels of 255, total variation's weight, and the sigma that wavelets
+# and BM3D are told, as a multiple of the root mean square of the noise. Noise that is not white wants more than there is of it.
 NLM_STRENGTHS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 25, 35, 50)
 TV_WEIGHTS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
+WAVELET_MULTIPLES = (0.5, 0.75, 1, 1.25, 1.5, 2, 3)
+BM3D_MULTIPLES = (1, 1.5, 2.5)  # it takes seconds to a minute per picture
 
 Array = np.ndarray
 Item = TypeVar("Item")
@@ -70,6 +73,19 @@ def estimated_sigma(x: Array) -> float:
     from skimage.restoration import estimate_sigma
 
     return 255 * float(estimate_sigma(x, channel_axis=_channels(x), average_sigmas=True))
+
+
+def automatic_h(x: Array) -> float:
+    """NLM's h as scikit-image's documents give it, for the noise that is estimated; OpenCV estimates none."""
+    return 0.8 * estimated_sigma(x)
+
+
+def automatic_weight(x: Array) -> float:
+    """Total variation's weight of the least self-supervised loss, by scikit-image (Batson & Royer 2019, "Noise2Self")."""
+    from skimage.restoration import calibrate_denoiser, denoise_tv_chambolle
+
+    parameters = {"weight": TV_WEIGHTS, "channel_axis": [_channels(x)]}
+    return calibrate_denoiser(x, denoise_tv_chambolle, parameters, approximate_loss=True).keywords["denoiser_kwargs"]["weight"]
 
 
 def _channels(x: Array) -> int | None:

@@ -2,13 +2,15 @@
 
     pip install 'rcnet[bench]'
     python -m benchmarks.photos --bsd BSD/test [--images N] [--pairs DIR] [--model NAME_OR_FILE] [--threads N]
-    python -m benchmarks.photos --large      # only 24 megapixels from file to file: time and memory; added to the results
+    python -m benchmarks.photos --quick [--without CBM3D]  # minutes: one small picture of each group, fewer strengths
+    python -m benchmarks.photos --large      # only 12 and 24 megapixels from file to file: time and memory; added to the results
     python -m benchmarks.photos --picture    # only draws the picture again, and
-    python -m benchmarks.photos --render     # only the table, from results/photos.json
+    python -m benchmarks.photos --render     # only the tables, from results/photos.json
 
-Every picture is 8-bit RGB before and after. The network is told nothing of the noise. Non-local means and total variation run at
-many strengths, and the best for a row of the table counts; the wavelets and CBM3D are told sigma where the noise is Gaussian, and
-get scikit-image's estimate elsewhere. One picture after the other goes through all of them in turns, with the same number of
+Every picture is 8-bit RGB before and after. All run twice: as they come, told nothing (`automatic`), and at several strengths, of
+which the best for a row of the table counts (`best`). The network is told nothing, then the sigmas of a short list. CBM3D,
+wavelets and non-local means get scikit-image's estimate of the noise, total variation what scikit-image calibrates, then the
+strengths of `benchmarks.classical`. One picture after the other goes through all of them in turns, with the same number of
 threads. results/photos.json is written after each; Ctrl-C keeps what is there.
 
 DIR of --pairs holds pairs NAME_real.JPG and NAME_mean.JPG, the same scene with a camera's noise and without, as the PolyU set has
@@ -39,7 +41,8 @@ from tqdm import tqdm
 
 import rcnet
 from benchmarks import classical
-from benchmarks.classical import NLM_STRENGTHS, SHORT, TV_WEIGHTS, Array, evenly, timed
+from benchmarks.classical import SHORT, Array, evenly, timed
+from rcnet.data.colourings import COLOURINGS, recoloured
 from rcnet.data.drawn import draw_page
 from rcnet.data.images import list_images, read_image, to_tensor
 from rcnet.data.noise import protocol_noise
@@ -53,80 +56,107 @@ from rcnet.training.provenance import commit
 
 RESULTS = Path(__file__).parent.parent / "results"
 SHIPPED = ("astronaut", "chelsea", "coffee", "rocket")  # in scikit-image's package itself, CC0 or of the public domain
+COLOURED = SHIPPED[:3:2]  # in four colourings each
 PAGES, PAGE = 4, (480, 640)  # so many; rows and columns
-LARGE = (4000, 6000)  # rows and columns of 24 megapixels
+LARGE = ((3000, 4000), (4000, 6000))  # rows and columns of 12 and 24 megapixels
+SIGMAS = (3, 5, 10, 15, 25, 50)  # that the network is told, in levels of 255
+QUICK = 128  # pixels a side of the quick mode's pictures
 
 
 class Noise(NamedTuple):
-    """Gaussian noise of `sigma` levels, clipped and rounded, then JPEG of that quality."""
+    """`sigma` levels of noise of a kind, clipped and rounded, then JPEG of that quality.
+
+    `white`: Gaussian. `gray`: the same in all channels. `coarse`: smoothed, so that neighbours are alike. `grain`: a film's,
+    coarse, nearly the same in all channels, strongest in middle tones. `night`: shot and read noise of a dark exposure, which
+    has no `sigma`.
+    """
 
     name: str
     sigma: float
     quality: int | None = None
+    kind: str = "white"
 
 
 CLEAN = Noise("none", 0)
-PHOTO_NOISES = (CLEAN, *(Noise(f"sigma {s}", s) for s in (5, 10, 25, 50)), Noise("sigma 15, JPEG 85", 15, 85))
+PHOTO_NOISES = (
+    CLEAN,
+    *(Noise(f"sigma {s}", s) for s in (5, 10, 25, 50)),
+    Noise("sigma 15, JPEG 85", 15, 85),
+    Noise("gray, sigma 15", 15, kind="gray"),
+    Noise("coarse, sigma 10", 10, kind="coarse"),
+    Noise("grain", 15, kind="grain"),
+)
+COLOUR_NOISES = (CLEAN, Noise("sigma 10", 10), Noise("sigma 25", 25))
 PAGE_NOISES = (CLEAN, Noise("sigma 10", 10))
+NIGHT = Noise("a sensor's", 0, kind="night")
 CAMERA = "a camera's"
 # What the picture shows: group, picture, noise, and the corner of the part that is enlarged.
-SHOWN = (
-    ("scikit-image", "coffee", "sigma 25", (180, 330)),
-    ("scikit-image", "astronaut", "sigma 50", (60, 160)),
-    ("scikit-image", "chelsea", "sigma 15, JPEG 85", (60, 120)),
-    ("pages", "page 1", "sigma 10", (40, 60)),
-)
+SHOWN = {
+    ("scikit-image", "coffee", "sigma 25"): (180, 330),
+    ("colourings", "astronaut, all", "sigma 25"): (60, 160),
+    ("scikit-image", "chelsea", "grain"): (60, 120),
+    ("pages", "page 1", "sigma 10"): (40, 60),
+}
 SIDE = 128  # pixels of that part
 
 
 class Case(NamedTuple):
-    """A picture with noise: uint8 [H, W, 3] both. `sigma` is its level, or None where nobody can know it."""
+    """A picture with noise: uint8 [H, W, 3] both."""
 
-    group: str
-    noise: str
-    picture: str
     clean: Array
     noisy: Array
-    sigma: float | None
 
 
 class Method(NamedTuple):
-    """Denoises float32 [H, W, 3] in [0, 1]: call(x, setting, sigma); `unit` names the setting, of which the best counts."""
+    """Denoises float32 [H, W, 3] in [0, 1]: call(x, strength), or call(x, None) by itself; `unit` names the strength.
+
+    Where `relative`, `strengths` are multiples of the root mean square of the noise, and `call` takes levels of 255.
+    """
 
     name: str
-    call: Callable[[Array, Any, float], Array]
-    settings: tuple[float | None, ...] = (None,)
+    call: Callable[[Array, float | None], Array]
+    strengths: tuple[float, ...] = ()
     unit: str = ""
+    relative: bool = False
 
 
 def network(model: rcnet.RecurrentNet, precision: str) -> list[Method]:
-    """One method a step count, each picture whole; a gray network takes the channels one by one."""
+    """One method per step count, each picture whole; a gray network takes the channels one by one."""
     session = rcnet.optimize(model, precision=precision)
 
-    def call(x: Array, _: None, __: float, steps: int) -> Array:
+    def call(x: Array, sigma: float | None, steps: int) -> Array:
         image = torch.from_numpy(x).permute(2, 0, 1)[None]
-        return rcnet.denoise(session, image, steps, tile=0)[0].permute(1, 2, 0).numpy()
+        return rcnet.denoise(session, image, steps, sigma=sigma, tile=0)[0].permute(1, 2, 0).numpy()
 
-    return [Method(step_label(n), partial(call, steps=n)) for n in model.steps]
+    sigmas = SIGMAS if model.about.takes_level else ()
+    return [Method(step_label(n), partial(call, steps=n), sigmas, "told") for n in model.steps]
 
 
 def step_label(steps: int) -> str:
     return f"rcnet, {steps} step{'s' * (steps > 1)}"
 
 
+def either(call: Callable[[Array, float], Array], automatic: Callable[[Array], float]) -> Callable[[Array, float | None], Array]:
+    """The denoiser at a strength, or at the one that `automatic` finds."""
+    return lambda x, strength: call(x, automatic(x) if strength is None else strength)
+
+
 CLASSICAL = (
-    Method("NLM, OpenCV", lambda x, h, _: classical.opencv_nlm(x, h), NLM_STRENGTHS, "h"),
-    Method("TV", lambda x, weight, _: classical.total_variation(x, weight), TV_WEIGHTS, "weight"),
-    Method("wavelets", lambda x, _, sigma: classical.wavelet(x, sigma)),
-    Method("CBM3D", lambda x, _, sigma: classical.bm3d(x, sigma)),
+    Method("NLM, OpenCV", either(classical.opencv_nlm, classical.automatic_h), classical.NLM_STRENGTHS, "h"),
+    Method("TV", either(classical.total_variation, classical.automatic_weight), classical.TV_WEIGHTS, "weight"),
+    Method("wavelets", either(classical.wavelet, classical.estimated_sigma), classical.WAVELET_MULTIPLES, "RMS x", relative=True),
+    Method("CBM3D", either(classical.bm3d, classical.estimated_sigma), classical.BM3D_MULTIPLES, "RMS x", relative=True),
 )
 
 
 def spoiled(image: Array, noise: Noise) -> Array:
     """uint8 [H, W, 3] with that noise; the same for the same image."""
-    if noise.sigma:
-        noisy = protocol_noise(image, noise.sigma, as_8bit=True)
-        image = np.rint(noisy[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    if noise.kind == "night":
+        image = sensed(image)
+    elif noise.sigma and noise.kind == "white":
+        image = rounded(255 * protocol_noise(image, noise.sigma, as_8bit=True)[0].permute(1, 2, 0).numpy())
+    elif noise.sigma:
+        image = rounded(image + noise.sigma * unit_noise(image, noise.kind))
     if noise.quality:
         file = io.BytesIO()
         Image.fromarray(image).save(file, "JPEG", quality=noise.quality)
@@ -134,10 +164,48 @@ def spoiled(image: Array, noise: Noise) -> Array:
     return image
 
 
-def with_noises(group: str, picture: str, image: Array, noises: Sequence[Noise]) -> Iterator[Case]:
-    for noise in noises:
-        gaussian = noise.sigma if noise.sigma and noise.quality is None else None
-        yield Case(group, noise.name, picture, image, spoiled(image, noise), gaussian)
+def unit_noise(image: Array, kind: str) -> Array:
+    """Noise of a kind, float [H, W, 3], of unit variance; `grain` where it is strongest."""
+    from scipy.ndimage import gaussian_filter
+
+    rng, (height, width, _) = np.random.default_rng(0), image.shape
+    if kind == "gray":
+        return rng.standard_normal((height, width, 1)).repeat(3, 2)
+    # Blurred by these pixels, neighbours correlate by 0.84 (coarse) and 0.6 (grain), as in pictures of phones and scans of film.
+    blur = 1.2 if kind == "coarse" else 0.7
+    noise = gaussian_filter(rng.standard_normal((height, width, 4)), (blur, blur, 0), mode="wrap")
+    noise /= noise.std((0, 1))
+    if kind == "coarse":
+        return noise[:, :, :3]
+    tone = image.mean(2, keepdims=True) / 255
+    return (math.sqrt(0.95) * noise[:, :, 3:] + math.sqrt(0.05) * noise[:, :, :3]) * np.sqrt(4 * tone * (1 - tone))
+
+
+def exposed(image: Array) -> Array:
+    """The same scene with a twelfth of the light: uint8 [H, W, 3], by sRGB's curve."""
+    return encoded(linear(image) / 12)
+
+
+def sensed(image: Array) -> Array:
+    """With a sensor's noise at high gain: of variance 0.001 per light, of which white is 1, and of a reading's 0.0015."""
+    light = linear(image)
+    return encoded(light + np.random.default_rng(0).standard_normal(light.shape) * np.sqrt(0.001 * light + 0.0015**2))
+
+
+def linear(image: Array) -> Array:
+    """Light in [0, 1] of uint8 in sRGB (IEC 61966-2-1)."""
+    x = image / 255
+    return np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+
+
+def encoded(light: Array) -> Array:
+    """The other way, clipped and rounded."""
+    light = light.clip(0, 1)
+    return rounded(255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055))
+
+
+def rounded(levels: Array) -> Array:
+    return np.rint(levels.clip(0, 255)).astype(np.uint8)
 
 
 def shipped(name: str) -> Array:
@@ -159,20 +227,52 @@ def pairs_in(folder: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def cases(bsd: list[Path], pairs: list[tuple[Path, Path]]) -> Iterator[Case]:
-    """All pictures in order, read and made as they are asked for."""
-    for name in SHIPPED:
-        yield from with_noises("scikit-image", name, shipped(name), PHOTO_NOISES)
-    for path in bsd:
-        yield from with_noises("BSD", path.stem, read_image(path, 3), PHOTO_NOISES)
-    for k in range(PAGES):
-        yield from with_noises("pages", f"page {k + 1}", page(k), PAGE_NOISES)
-    for noisy, clean in pairs:
-        yield Case("pairs", CAMERA, noisy.stem.removesuffix("_real"), read_image(clean, 3), read_image(noisy, 3), None)
+Plan = dict[tuple[str, str, str], Callable[[], Case]]
 
 
-def count_cases(bsd: list[Path], pairs: list[tuple[Path, Path]]) -> int:
-    return len(PHOTO_NOISES) * (len(SHIPPED) + len(bsd)) + len(PAGE_NOISES) * PAGES + len(pairs)
+def plan(bsd: Sequence[Path], pairs: Sequence[tuple[Path, Path]], quick: bool = False) -> Plan:
+    """How to make each case, by group, picture and noise, in order. `quick`: one picture per group, of which the middle."""
+    coloured = {f"{name}, {version}": partial(in_colours, name, version) for name in COLOURED for version in COLOURINGS}
+    groups: dict[str, tuple[dict[str, Callable[[], Array]], Sequence[Noise]]] = {
+        "scikit-image": ({name: partial(shipped, name) for name in SHIPPED}, PHOTO_NOISES),
+        "BSD": ({path.stem: partial(read_image, path, 3) for path in bsd}, PHOTO_NOISES),
+        "colourings": (coloured, COLOUR_NOISES),
+        "night": ({name: partial(dark, name) for name in SHIPPED}, [NIGHT]),
+        "pages": ({f"page {k + 1}": partial(page, k) for k in range(PAGES)}, PAGE_NOISES),
+    }
+    number = 1 if quick else None
+    made: Plan = {
+        (group, picture, noise.name): partial(with_noise, load, noise, quick)
+        for group, (pictures, noises) in groups.items()
+        for picture, load in list(pictures.items())[:number]
+        for noise in noises
+    }
+    for noisy, clean in pairs[:number]:
+        made["pairs", noisy.stem.removesuffix("_real"), CAMERA] = partial(pair, noisy, clean, quick)
+    return made
+
+
+def in_colours(name: str, version: str) -> Array:
+    return recoloured(shipped(name), version)
+
+
+def dark(name: str) -> Array:
+    return exposed(shipped(name))
+
+
+def with_noise(load: Callable[[], Array], noise: Noise, quick: bool) -> Case:
+    image = middle(load(), quick)
+    return Case(image, spoiled(image, noise))
+
+
+def pair(noisy: Path, clean: Path, quick: bool) -> Case:
+    return Case(*(middle(read_image(path, 3), quick) for path in (clean, noisy)))
+
+
+def middle(image: Array, quick: bool) -> Array:
+    """Of a quick run, the middle of a picture."""
+    top, left = (max(side - QUICK, 0) // 2 for side in image.shape[:2])
+    return image[top : top + QUICK, left : left + QUICK] if quick else image
 
 
 def to_8bit(x: Array) -> Array:
@@ -185,47 +285,57 @@ def quality(image: Array, clean: Array) -> float:
 
 
 class Row(NamedTuple):
-    """What was measured of one group and noise, picture by picture; by method and setting: PSNR in dB, seconds."""
+    """What was measured of one group and noise, picture by picture.
+
+    `measured`: PSNR in dB and seconds, by method and strength; None: automatic.
+    """
 
     pictures: list[str]
     before: list[float]
     measured: dict[tuple[str, float | None], list[tuple[float, float]]]
 
 
-def measure_case(case: Case, methods: Sequence[Method], row: Row) -> None:
+def measure_case(picture: str, case: Case, methods: Sequence[Method], row: Row) -> None:
+    """Adds what the methods make of a picture, at every strength."""
     x = np.float32(case.noisy) / 255
-    sigma = classical.estimated_sigma(x) if case.sigma is None else case.sigma
-    row.pictures.append(case.picture)
+    noise = math.sqrt(np.square(case.noisy - np.float64(case.clean)).mean())
+    row.pictures.append(picture)
     row.before.append(quality(case.noisy, case.clean))
     for method in methods:
         twice = method.name.startswith("rcnet")
-        for setting in method.settings:
-            found = row.measured[method.name, setting]
+        for strength in (None, *method.strengths):
+            found = row.measured[method.name, strength]
             known = [seconds for _, seconds in found]
-            short = twice and statistics.median(known or [0]) < SHORT
-            output, seconds = timed(lambda method=method, setting=setting: method.call(x, setting, sigma), short)
+            short = twice and strength is None and statistics.median(known or [0]) < SHORT
+            # Where there is no noise, half a level, the error of rounding.
+            level = strength * max(noise, 0.5) if method.relative and strength is not None else strength
+            output, seconds = timed(lambda method=method, level=level: method.call(x, level), short)
             if not np.isfinite(output).all():
-                raise FloatingPointError(f"{method.name} gives numbers that are not finite: {case.picture}, {case.noise}")
+                raise FloatingPointError(f"{method.name} gives numbers that are not finite: {picture}")
             found.append((quality(to_8bit(output), case.clean), seconds))
 
 
 def summary(key: tuple[str, str], row: Row, methods: Sequence[Method]) -> dict[str, Any]:
-    """A row of the table; an infinite PSNR is None."""
+    """A row of the tables; an infinite PSNR is None."""
 
     def finite(value: float) -> float | None:
         return round(value, 3) if math.isfinite(value) else None
 
-    results = {}
-    for method in methods:
-        of = {setting: row.measured[method.name, setting] for setting in method.settings}
-        best = max(of, key=lambda setting: float(np.mean([score for score, _ in of[setting]])))
-        scores, seconds = zip(*of[best], strict=True)
-        results[method.name] = {
+    def at(method: Method, strength: float | None) -> dict[str, Any]:
+        scores, seconds = zip(*row.measured[method.name, strength], strict=True)
+        return {
             "psnr": finite(float(np.mean(scores))),
             "ms": round(1000 * statistics.median(seconds), 2),
-            "setting": best,
-            "unit": method.unit,
             "each": [finite(score) for score in scores],
+        }
+
+    results = {}
+    for method in methods:
+        tried = {strength: at(method, strength) for strength in (None, *method.strengths)}
+        best = max(tried, key=lambda strength: comparable(tried[strength]["psnr"]))
+        results[method.name] = {
+            "automatic": tried[None],
+            "best": {"strength": best, "unit": method.unit, **tried[best]},
         }
     return {
         "group": key[0],
@@ -234,6 +344,10 @@ def summary(key: tuple[str, str], row: Row, methods: Sequence[Method]) -> dict[s
         "input": finite(float(np.mean(row.before))),
         "methods": results,
     }
+
+
+def comparable(psnr: float | None) -> float:
+    return math.inf if psnr is None else psnr
 
 
 def write(result: dict[str, Any], out: Path) -> None:
@@ -246,22 +360,23 @@ def write(result: dict[str, Any], out: Path) -> None:
 
 def measure(methods: Sequence[Method], args: argparse.Namespace, about: dict[str, Any]) -> dict[str, Any]:
     """All rows, written after each picture; what there is so far after Ctrl-C, and then `complete` is false."""
-    files, pairs = list_images(args.bsd) if args.bsd else [], pairs_in(args.pairs) if args.pairs else []
-    chosen, chosen_pairs = evenly(files, args.images), evenly(pairs, args.pair_images)
-    of = {"scikit-image": len(SHIPPED), "BSD": len(files), "pages": PAGES, "pairs": len(pairs)}
-    names = {"scikit-image": "scikit-image's", "BSD": "BSD test images", "pages": "drawn pages", "pairs": args.pairs_name}
-    result = {**about, "of": of, "names": names, "complete": False, "rows": []}
+    files, pairs, planned = inputs(args)
+    of = {"scikit-image": len(SHIPPED), "BSD": len(files), "colourings": len(COLOURED) * len(COLOURINGS), "night": len(SHIPPED)}
+    of |= {"pages": PAGES, "pairs": len(pairs)}
+    names = {"scikit-image": "scikit-image's", "BSD": "BSD test images", "colourings": "other colours", "night": "dark exposures"}
+    names |= {"pages": "drawn pages", "pairs": args.pairs_name}
+    result = {**about, "of": of, "names": names, "quick": args.quick, "complete": False, "rows": []}
     rows: dict[tuple[str, str], Row] = defaultdict(lambda: Row([], [], defaultdict(list)))
     warm_up = np.random.default_rng(0).random((64, 64, 3), np.float32)
     for method in methods:
-        method.call(warm_up, method.settings[-1], 25.0)
+        method.call(warm_up, None)
     try:
-        with tqdm(total=count_cases(chosen, chosen_pairs), unit="picture", disable=None) as bar:
-            for case in cases(chosen, chosen_pairs):
-                bar.set_postfix_str(f"{case.picture}, {case.noise}")
+        with tqdm(total=len(planned), unit="picture", disable=None) as bar:
+            for (group, picture, noise), make in planned.items():
+                bar.set_postfix_str(f"{picture}, {noise}")
                 row = Row([], [], defaultdict(list))
-                measure_case(case, methods, row)
-                merge(rows[case.group, case.noise], row)
+                measure_case(picture, make(), methods, row)
+                merge(rows[group, noise], row)
                 result["rows"] = [summary(key, row, methods) for key, row in rows.items()]
                 write(result, args.out)
                 bar.update()
@@ -270,6 +385,12 @@ def measure(methods: Sequence[Method], args: argparse.Namespace, about: dict[str
     except KeyboardInterrupt:
         print("stopped: the results hold what was measured", file=sys.stderr)
     return result
+
+
+def inputs(args: argparse.Namespace) -> tuple[list[Path], list[tuple[Path, Path]], Plan]:
+    """All images of BSD, all pairs, and the plan of those that are measured."""
+    files, pairs = list_images(args.bsd) if args.bsd else [], pairs_in(args.pairs) if args.pairs else []
+    return files, pairs, plan(evenly(files, args.images), evenly(pairs, args.pair_images), args.quick)
 
 
 def merge(row: Row, new: Row) -> None:
@@ -290,53 +411,84 @@ def decibels(value: float | None) -> str:
     return "∞" if value is None else f"{value:.2f}"
 
 
-def above(result: dict[str, Any]) -> Iterator[str]:
-    """In how many rows each step count is above each classical denoiser."""
-    rows = [{name: m["psnr"] or math.inf for name, m in row["methods"].items()} for row in result["rows"]]
-    for name in (name for name in rows[0] if name.startswith("rcnet")):
-        counts = [
-            f"{other} in {sum(row[name] > row[other] for row in rows)}" for other in rows[0] if not other.startswith("rcnet")
-        ]
-        yield f"{name}: above {', '.join(counts)} of {len(rows)} rows."
+def above(result: dict[str, Any], kind: str) -> Iterator[str]:
+    """In how many rows each step count is above each classical denoiser, of those that were measured so."""
+    names = list(result["rows"][0]["methods"])
+    for name in (name for name in names if name.startswith("rcnet")):
+        counts = []
+        for other in (other for other in names if not other.startswith("rcnet")):
+            both = [(row["methods"][name].get(kind), row["methods"][other].get(kind)) for row in result["rows"]]
+            won = [comparable(ours["psnr"]) > comparable(theirs["psnr"]) for ours, theirs in both if ours and theirs]
+            counts += [f"{other} in {sum(won)} of {len(won)}"] if won else []
+        if counts:
+            yield f"{name}: above {', '.join(counts)}."
+
+
+def cell(found: dict[str, Any]) -> str:
+    """PSNR, and the strength if it is the best of several."""
+    if "strength" not in found:
+        return decibels(found["psnr"])
+    strength = "automatic" if found["strength"] is None else f"{found['unit']} {found['strength']:g}"
+    return f"{decibels(found['psnr'])} ({strength})"
+
+
+def table(result: dict[str, Any], kind: str, text: Callable[[dict[str, Any]], str], before: bool = True) -> Iterator[str]:
+    """A line per row, a column per method; a dash where a method was not measured so."""
+    names = list(result["rows"][0]["methods"])
+    yield f"| pictures | noise |{' input |' * before} {' | '.join(names)} |"
+    yield f"|---|---|{'---|' * (len(names) + before)}"
+    for row in result["rows"]:
+        cells = [title(result, row), row["noise"], *[decibels(row["input"])] * before]
+        cells += [text(found[kind]) if kind in found else "-" for found in row["methods"].values()]
+        yield f"| {' | '.join(cells)} |"
 
 
 def render(result: dict[str, Any]) -> str:
     weights = result["weights"]
-    packages = ", ".join(f"{name} {number}" for name, number in result["packages"].items())
+    packages = ", ".join(f"{name} {release}" for name, release in result["packages"].items())
     lines = [
         "# Photographs and pages, as files hold them",
         "",
         f"Rendered by `python -m benchmarks.photos`: weights `{weights['name']}` (crc32 {weights['crc32']}),",
         f"{result['precision']}; {result['hardware']}, torch {result['torch']}, {packages}; commit {result['commit']}.",
         "",
-        "8-bit RGB pictures; Gaussian noise is clipped and rounded. PSNR in dB of the 8-bit result over all channels, mean over",
-        "the pictures; ∞: exactly the original. rcnet is told nothing of the noise. NLM (OpenCV) and TV (scikit-image) have the",
-        "strength that is best for the row, which only who holds the original can know; CBM3D (bm3d) and wavelets (scikit-image)",
-        "are told sigma where the noise is Gaussian, and take scikit-image's estimate of it elsewhere.",
+        "8-bit RGB pictures; noise is clipped and rounded. PSNR in dB of the 8-bit result over all channels, mean over the",
+        "pictures; ∞: exactly the original; -: not measured so. NLM is OpenCV's, TV and wavelets are scikit-image's, CBM3D is",
+        "bm3d's.",
         "",
     ]
+    if result.get("quick"):
+        lines += [f"A quick run: one picture of each group, {QUICK} pixels a side, and fewer strengths.", ""]
     if not result["complete"]:
         lines += ["Stopped before all pictures were measured.", ""]
     if result.get("picture"):
         lines += ["![Parts of pictures with noise, denoised by rcnet, NLM and CBM3D](photos.png)", ""]
     if result["rows"]:
-        names = list(result["rows"][0]["methods"])
-        head = f"| pictures | noise | input | {' | '.join(names)} |"
-        lines += [head, f"|---|---|{'---|' * (len(names) + 1)}"]
-        for row in result["rows"]:
-            cells = [title(result, row), row["noise"], decibels(row["input"])]
-            for found in row["methods"].values():
-                setting = f" ({found['unit']} {found['setting']:g})" if found["unit"] else ""
-                cells.append(decibels(found["psnr"]) + setting)
-            lines.append(f"| {' | '.join(cells)} |")
-        lines += ["", *(f"- {line}" for line in above(result))]
-        lines += ["", "## Milliseconds a picture, medians", ""]
-        lines += [f"| pictures | noise | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
-        for row in result["rows"]:
-            cells = [title(result, row), row["noise"], *(f"{found['ms']:.0f}" for found in row["methods"].values())]
-            lines.append(f"| {' | '.join(cells)} |")
-    if result.get("large"):
-        large = result["large"]
+        lines += [
+            "## Automatic",
+            "",
+            "Nothing is known of the noise. rcnet is told nothing; CBM3D and wavelets are told scikit-image's estimate of sigma,",
+            "NLM has 0.8 of it as its h, and TV has the weight that scikit-image's calibration finds.",
+            "",
+            *table(result, "automatic", cell),
+            "",
+            *(f"- {line}" for line in above(result, "automatic")),
+            "",
+            "## At its best",
+            "",
+            "Each has the best of several strengths for the row, in brackets; only who has the original can know it. They are",
+            "the sigma that rcnet is told, NLM's h, TV's weight, and the sigma that wavelets and CBM3D are told, as a multiple",
+            "of the root mean square (RMS) of the noise.",
+            "",
+            *table(result, "best", cell),
+            "",
+            *(f"- {line}" for line in above(result, "best")),
+            "",
+            "## Milliseconds per picture, automatic, medians",
+            "",
+            *table(result, "automatic", lambda found: f"{found['ms']:.0f}", before=False),
+        ]
+    for large in result.get("large", []):
         height, width = large["size"]
         lines += [
             "",
@@ -354,31 +506,23 @@ def render(result: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def draw(methods: Sequence[Method], result: dict[str, Any], path: Path) -> None:
-    """Parts of pictures, each as it came, denoised and clean; PSNR of the whole picture."""
+def draw(methods: Sequence[Method], planned: Plan, path: Path) -> None:
+    """Parts of pictures, each as it came, denoised automatically and clean; PSNR of the whole picture."""
     steps = [method for method in methods if method.name.startswith("rcnet")]
     others = [method for method in methods if method.name in ("NLM, OpenCV", "CBM3D")]
     shown = [*dict.fromkeys((steps[0], steps[-1])), *others]
-    rows = {(row["group"], row["noise"]): row["methods"] for row in result["rows"]}
     panels = []
-    wanted = [place for place in SHOWN if (place[0], place[2]) in rows]
-    for group, picture, noise, (top, left) in tqdm(wanted, unit="picture", disable=None):
-        image = page(int(picture.split()[1]) - 1) if group == "pages" else shipped(picture)
-        kinds = PAGE_NOISES if group == "pages" else PHOTO_NOISES
-        case = next(case for case in with_noises(group, picture, image, kinds) if case.noise == noise)
+    for key in tqdm([key for key in SHOWN if key in planned], unit="picture", disable=None):
+        case = planned[key]()
         x = np.float32(case.noisy) / 255
-        sigma = classical.estimated_sigma(x) if case.sigma is None else case.sigma
-        outputs = {f"{noise}:": case.noisy}
-        for method in shown:
-            setting = rows[group, noise][method.name]["setting"]
-            strength = f", {method.unit} {setting:g}" if method.unit else ""
-            outputs[f"{method.name}{strength}:"] = to_8bit(method.call(x, setting, sigma))
+        outputs = {key[2]: case.noisy, **{method.name: to_8bit(method.call(x, None)) for method in shown}}
+        top, left = (min(corner, side - SIDE) for corner, side in zip(SHOWN[key], case.clean.shape[:2], strict=True))
 
         def part(pixels: Array, top: int = top, left: int = left) -> Array:
             return pixels[top : top + SIDE, left : left + SIDE].repeat(2, 0).repeat(2, 1) / 255
 
-        row = [(f"{label} {decibels(quality(output, image))} dB", part(output)) for label, output in outputs.items()]
-        panels.append([*row, ("clean", part(image))])
+        row = [(f"{label}: {decibels(quality(output, case.clean))} dB", part(output)) for label, output in outputs.items()]
+        panels.append([*row, ("clean", part(case.clean))])
     save_picture(path, side_by_side(panels))
 
 
@@ -405,11 +549,11 @@ print(json.dumps({"cpu": time.process_time(), "wall": time.perf_counter() - star
 """
 
 
-def measure_large(args: argparse.Namespace, precision: str, h: float) -> dict[str, Any]:
+def measure_large(args: argparse.Namespace, precision: str, h: float, size: tuple[int, int]) -> dict[str, Any]:
     """Seconds of processor and of the clock, peak memory in bytes and PSNR of each program; `h` of non-local means."""
-    sigma, (height, width) = 10, LARGE
+    sigma, (height, width) = 10, size
     image = shipped("astronaut")
-    times = [-(-side // there) for side, there in zip(LARGE, image.shape[:2], strict=True)]
+    times = [-(-side // there) for side, there in zip(size, image.shape[:2], strict=True)]
     clean = np.tile(image, (*times, 1))[:height, :width]
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -425,7 +569,7 @@ def measure_large(args: argparse.Namespace, precision: str, h: float) -> dict[st
             found = json.loads(done.stdout.splitlines()[-1])
             rows[name] = {**found, "psnr": quality(np.asarray(Image.open(target)), clean)}
     about = {"hardware": hardware(torch.device("cpu")), "precision": precision, "commit": commit()}
-    return {**about, "weights": weights_name(args.model), "size": LARGE, "sigma": sigma, "h": h, "rows": rows}
+    return {**about, "weights": weights_name(args.model), "size": size, "sigma": sigma, "h": h, "rows": rows}
 
 
 def weights_name(model: str) -> str:
@@ -443,11 +587,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", default="auto", help="fp32, bf16 or auto: bf16 where the processor has it")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--without", nargs="*", default=[], help="methods to leave out, e.g. CBM3D, which takes most of the time")
+    parser.add_argument("--quick", action="store_true", help=f"one picture per group, {QUICK} pixels a side, fewer strengths")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     for mode, what in (
         ("render", "write the table of the results that are there"),
         ("picture", "draw the picture of the results that are there"),
-        ("large", "measure 24 megapixels, and add them to the results that are there"),
+        ("large", "measure 12 and 24 megapixels, and add them to the results that are there"),
     ):
         parser.add_argument(f"--{mode}", action="store_true", help=f"only {what}")
     return parser
@@ -469,11 +614,13 @@ def main() -> None:
     precision = resolve_precision(args.precision, torch.device("cpu"))
     if args.large:
         usual = next(row for row in result["rows"] if (row["group"], row["noise"]) == ("scikit-image", "sigma 10"))
-        h = usual["methods"]["NLM, OpenCV"]["setting"]
-        write({**result, "large": measure_large(args, precision, h)}, args.out)
+        h = usual["methods"]["NLM, OpenCV"]["best"]["strength"] or 8  # 0.8 sigma
+        write({**result, "large": [measure_large(args, precision, h, size) for size in LARGE]}, args.out)
         return
     model = rcnet.load(args.model)
     methods = [method for method in (*network(model, precision), *CLASSICAL) if method.name not in args.without]
+    if args.quick:
+        methods = [method._replace(strengths=tuple(method.strengths[1::3])) for method in methods]
     if not args.picture:
         about = {
             "hardware": hardware(torch.device("cpu")),
@@ -488,7 +635,7 @@ def main() -> None:
         }
         result = measure(methods, args, about)
     if args.picture or result["complete"]:
-        draw(methods, result, args.out / "photos.png")
+        draw(methods, inputs(args)[2], args.out / "photos.png")
         result["picture"] = True
         write(result, args.out)
     print(render(result))

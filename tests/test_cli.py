@@ -202,9 +202,10 @@ def test_eval_of_clean_pictures_and_of_pairs(run, refused, tmp_path):
     weights = ("eval", "r3_fast.gray", "--steps", "1", "--json")
     status, out, err = run(*weights, "--data", BSD, "--harm")
     assert status == 0, err
+    drawn = ("flat", "flat_noisy", "page", "screen", "texture", "night")
     blind, told = json.loads(out), json.loads(run(*weights, "--data", BSD, "--harm", "--sigma", "0")[1])
     assert (blind["blind"], blind["data"], told["told"]) == (True, "test without noise", 0)
-    assert blind["rows"][0].keys() == {"steps", "flat", "page", "clean", "clean_worst"}
+    assert blind["rows"][0].keys() == {"steps", "clean", "clean_worst", "cards", *drawn}
     assert told["rows"][0]["clean"] == 99 > blind["rows"][0]["clean"] > 30  # told of no noise, it changes nothing
     for name in ("noisy", "clean"):
         (tmp_path / name).mkdir()

@@ -67,8 +67,11 @@ def evaluate(
     blind
         Do not tell the noise level to weights that take it.
     harm
-        Add no noise: what becomes of clean photographs, a page of text (PSNR against themselves, at most 99) and of flat areas
-        and ramps (the largest mean change, in levels of 255). Blind, or told the level that --sigma names, e.g. 0.
+        Add no noise: what becomes of clean photographs and of drawn pictures (PSNR against themselves, at most 99). These are
+        a page of text; a screen, the lower of coloured and of subpixel text; texture, the lowest of a halftone, a checkerboard
+        and grass; and a night. flat: the largest mean change of flat grays, flat hues and a ramp, in levels of 255. bias: the
+        largest error of the mean of black, white and gray areas with noise of sigma 10, clipped. --json has the figure of each.
+        Blind, or told the level that --sigma names, e.g. 0 (of the areas with noise, 10).
     risk
         Of a classifier: calibrate cost by the image (rcnet classify --confidence calibrated) on every other image, so that, with
         9 chances of 10, the error is at most so many percentage points above that of the largest setting; and measure it on the

@@ -54,3 +54,11 @@ def models(name: str | None = None, /, *, json_output: Json = False) -> None:
         shown = [["" if value is None else f"{value:.2f}" for value in line] for line in values]
         print(f"\n{TASKS[rows[0]['task']].unit}:")
         print(table(("measured on", *counts), [(data, *line) for data, line in zip(measured, shown, strict=True)]))
+    if name is None:
+        return
+    labels = {key: label for label, (key, _) in TASKS[rows[0]["task"]].columns.items()} if rows[0]["task"] in TASKS else {}
+    for data in dict.fromkeys(data for step in rows[0]["steps"] for data in step.get("other_results", {})):
+        found = [(step["steps"], step["other_results"][data]) for step in rows[0]["steps"] if data in step["other_results"]]
+        lines = [(n, *(f"{value:.2f}" for value in values.values())) for n, values in found]
+        print(f"\n{data}:")
+        print(table(("steps", *(labels[key] for key in found[0][1])), lines))

@@ -1,4 +1,7 @@
-"""Does a denoiser leave alone what has no noise? Flat areas, a ramp, a page of text and clean photographs."""
+"""Does a denoiser leave alone what has no noise? Flat areas, text, screens, fine textures, a night and clean photographs.
+
+And does it find the level of dark and bright areas again, whose noise was clipped?
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,24 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from rcnet.calling import Call, device_of, ready
+from rcnet.calling import device_of, ready
 from rcnet.cell import RecurrentNet
-from rcnet.data.drawn import draw_page
 from rcnet.data.images import to_tensor
+from rcnet.evaluation.cards import SIGMA, flat_cards, noisy_cards, picture_cards
 from rcnet.evaluation.denoise import psnr, to_uint8_levels
 from rcnet.models.denoise import filling
 from rcnet.setting import Steps
 
-FLAT = (0, 32, 128, 224, 255)  # levels
-SIDE = 96  # pixels of a flat area and of the ramp
-
-
-def cards(channels: int) -> dict[str, np.ndarray]:
-    """What has to stay as it is: `flat 0` ... `flat 255`, `ramp` and `page`, uint8 [H, W, channels]."""
-    flat = {f"flat {level}": np.full((SIDE, SIDE, channels), level, np.uint8) for level in FLAT}
-    ramp = np.broadcast_to(np.linspace(0, 255, 2 * SIDE).round().astype(np.uint8)[None, :, None], (SIDE, 2 * SIDE, channels))
-    page = draw_page(240, 360, channels, np.random.default_rng(17), on_white=True)
-    return {**flat, "ramp": ramp, "page": page}
+UNCHANGED = 99.0  # dB
 
 
 @torch.inference_mode()
@@ -36,38 +30,63 @@ def harm_results(
     precision: str = "fp32",
     each: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """One row a step count, of pictures without noise: `flat`, the largest mean change of a flat area or the ramp, in levels of
-    255; `page`, the PSNR of a page of text, and `clean`, the mean PSNR of `images`, in dB, of which 99 stands for unchanged.
+    """One row per step count.
+
+    Of pictures without noise, PSNR in dB against themselves, 99 where unchanged:
+
+    - `page`, black text on white;
+    - `screen`, coloured and subpixel (ClearType) text, the lower of the two;
+    - `texture`, a halftone, a checkerboard and grass, the lowest of the three;
+    - `night`, a dark scene with lights;
+    - `clean` and `clean_worst`, mean and lowest of `images`.
+
+    In levels of 255:
+
+    - `flat`, the largest mean change of a flat area without noise: grays, 12 hues at three tones, and a ramp;
+    - `flat_noisy`, the largest error of the mean of black, white and flat grays with noise of sigma 10 that was clipped.
+
+    `cards` has the figure of each card; of the hues, the largest change for each tone.
 
     Args:
         model: a denoiser.
         images: clean photographs, uint8 [H, W, C].
-        sigma: what a network that takes the noise level is told; None: nothing.
+        sigma: what a network that takes the noise level is told, of the noisy areas theirs; None: nothing.
         each: called after each photograph at each step count.
     """
-    drawn, told = cards(model.about.channels), {"sigma": sigma} if model.about.takes_level else {}
-    rows = []
+    channels, rows = model.about.channels, []
+    flat_areas, noisy_areas, pictures = flat_cards(channels), noisy_cards(channels), picture_cards(channels)
     for n in map(model.per_cell, steps):
         call = filling(ready(model, n, precision), model.about.multiple)
 
-        def pair(image: np.ndarray, call: Call = call) -> tuple[torch.Tensor, torch.Tensor]:
+        def denoised(image: np.ndarray, level: float | None, call: Callable[..., torch.Tensor] = call) -> torch.Tensor:
             x = to_tensor(image).to(device_of(model))
-            return to_uint8_levels(call(x, **told)), x
+            return to_uint8_levels(call(x, **({"sigma": level} if model.about.takes_level else {}))).cpu()
 
-        def kept(image: np.ndarray) -> float:
-            return min(99.0, psnr(*pair(image)))
+        def kept(image: np.ndarray, denoised: Callable[..., torch.Tensor] = denoised) -> float:
+            return min(UNCHANGED, psnr(denoised(image, sigma), to_tensor(image)))
 
-        changes = {name: (torch.sub(*pair(card)).mean(dim=(0, 2, 3)).abs().max() * 255).item() for name, card in drawn.items()}
+        flat = {name: max(_shift(denoised(card, sigma), to_tensor(card)) for card in cards) for name, cards in flat_areas.items()}
+        told = None if sigma is None else float(SIGMA)
+        noisy = {name: _shift(denoised(card.image, told), torch.tensor(card.level / 255)) for name, card in noisy_areas.items()}
+        drawn = {kind: {name: kept(card) for name, card in cards.items()} for kind, cards in pictures.items()}
         clean = []
         for image in images:
             clean.append(kept(image))
             each()
+        figures = [*flat.items(), *noisy.items(), *(item for found in drawn.values() for item in found.items())]
         rows.append(
             {
                 "steps": n.to_json(),
-                "flat": round(max(change for name, change in changes.items() if name != "page"), 3),
-                "page": round(kept(drawn["page"]), 2),
+                "flat": round(max(flat.values()), 3),
+                "flat_noisy": round(max(noisy.values()), 3),
+                **{kind: round(min(found.values()), 2) for kind, found in drawn.items()},
                 **({"clean": round(float(np.mean(clean)), 2), "clean_worst": round(min(clean), 2)} if clean else {}),
+                "cards": {name: round(value, 2) for name, value in figures},
             }
         )
     return rows
+
+
+def _shift(image: torch.Tensor, level: torch.Tensor) -> float:
+    """How far the mean of a channel [1, C, H, W] is off, in levels of 255; the largest of the channels."""
+    return (image - level).mean(dim=(0, 2, 3)).abs().max().item() * 255

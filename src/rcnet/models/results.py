@@ -39,7 +39,7 @@ def rows_of(model: RecurrentNet, result: Mapping[str, Any]) -> dict[Setting, Map
 def result_name(result: Mapping[str, Any]) -> str:
     """The name of a recorded result: its data, its noise, and what differs from the protocols."""
     noise = f" sigma {result['sigma']:g}" + ", 8-bit noise" * result["as_8bit"] if "sigma" in result else ""
-    noise += ", blind" * result.get("blind", False)
+    noise += f", told {result['told']:g}" if "told" in result else ", blind" * result.get("blind", False)
     return str(result["data"]) + noise + f", {result['precision']}" * (result["precision"] != "fp32")
 
 

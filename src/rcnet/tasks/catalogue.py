@@ -23,15 +23,15 @@ def describe_architecture(name: str) -> dict[str, Any]:
 def describe_weights(name: str) -> dict[str, Any]:
     """A row for each setting, with what was measured."""
     model = load(name)
-    task, steps = model.about.task, []
-    size, metric = usual_size(task), TASKS[task].metric if task in TASKS else ""
+    task, measured, steps = model.about.task, model.metadata["results"], []
+    size, kind = usual_size(task), TASKS.get(task)
+    keys = [key for key, _ in kind.columns.values()] if kind else []
     for n in model.settings:
-        results = {
-            result_name(result): rows[n][metric]
-            for result in model.metadata["results"]
-            if metric in (rows := rows_of(model, result)).get(n, {})
-        }
+        rows = {result_name(result): row for result in measured if (row := rows_of(model, result).get(n))}
+        results = {name: row[kind.metric] for name, row in rows.items() if kind and kind.metric in row}
+        others = {name: {key: row[key] for key in keys if key in row} for name, row in rows.items() if name not in results}
         steps.append({"steps": n.to_json(), "parameters": parameters(model), "macs": macs(model, n, size), "results": results})
+        steps[-1] |= {"other_results": others} if others else {}
     return {
         "name": name,
         "kind": "weights",

@@ -167,7 +167,7 @@ def measuring(
         sigma: of the noise, in levels of 255, 25 unless given; a network that takes the level is told it, unless `blind`. Where
             no noise is added: what it is told, nothing unless given.
         as_8bit: the noisy images are clipped and rounded first, as files are.
-        harm: no noise is added: what becomes of these images, of a page of text and of flat areas (`evaluation.harmless`).
+        harm: no noise is added: what becomes of these images and of the cards of `evaluation.harmless`.
         noisy, clean: folders of pairs, matched by name, else by order, instead of data.
     """
     if sigma is not None:
@@ -265,7 +265,11 @@ DENOISE = Kind(
         "clean dB": ("clean", 2),
         "worst dB": ("clean_worst", 2),
         "page dB": ("page", 2),
+        "screen dB": ("screen", 2),
+        "texture dB": ("texture", 2),
+        "night dB": ("night", 2),
         "flat, levels": ("flat", 2),
+        "bias, levels": ("flat_noisy", 2),
     },
     begin,
     measuring,
