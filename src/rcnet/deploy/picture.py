@@ -54,9 +54,8 @@ def without(removed: np.ndarray, pixels: np.ndarray, strength: float, curve: Cur
         removed: what the network adds at strength 1 to what it sees, float [H, W, C].
     """
     values, seen = pixels.astype(np.float32), curve.encode(pixels)
-    changed = values + curve.decode(seen + strength * removed) - curve.decode(seen)
-    changed = np.clip(changed, np.minimum(values, 0), np.maximum(values, curve.white))
-    changed = np.where(values > curve.white, values, changed)
+    changed = values + (curve.decode(seen + strength * removed) - curve.decode(seen))
+    changed = np.where(values > curve.white, values, np.clip(changed, np.minimum(values, 0), curve.white))
     return (changed if pixels.dtype.kind == "f" else np.rint(changed)).astype(pixels.dtype)
 
 
@@ -85,7 +84,7 @@ class Picture(NamedTuple):
             for rows in _chunks(self.original):
                 before, after = (_tinted(part[rows], self.tint) for part in (self.pixels, denoised))
                 values = self.original[rows].astype(after.dtype)
-                changed = np.clip(values + after - before, np.minimum(values, 0), _top(self.original))
+                changed = np.clip(values + (after - before), np.minimum(values, 0), _top(self.original))
                 dust = (np.abs(values - before) > _level(self.original)).any(2, keepdims=True)
                 result[rows] = np.where(dust, values, changed).astype(result.dtype)
         return result if self.visible is None else np.where(self.visible[:, :, None], result, self.original)
@@ -148,7 +147,7 @@ def choose_curve(pages: Sequence[np.ndarray], white: float | None = None) -> tup
     if tail := 0 < limit * TAIL < top:
         found = limit
     root = ", by a square root, as its noise grows with brightness"
-    offset = noise_offset(pages[0], found) if tail or found > 2 and not whole else math.inf
+    offset = noise_offset(pages[0], found) if tail or (found > 2 and not whole) else math.inf
     kind = f"{8 * pages[0].itemsize}-bit pixels" if whole else "floats"
     said = f"{kind} that go to {top:g}{f', {BULK} % of them to {bulk:g}' * tail}: {found:g} is taken for white (--white sets it)"
     said += root * math.isfinite(offset) + "; larger values stay as they are" * tail

@@ -15,8 +15,8 @@ from rcnet.data.images import in_channels
 from rcnet.data.labelled import fit
 from rcnet.deploy.classify import best_classes
 from rcnet.deploy.denoise import TILE, call_of, denoise_pixels
-from rcnet.deploy.picture import Curve, without
 from rcnet.deploy.optimize import Optimized, optimize
+from rcnet.deploy.picture import Curve, without
 from rcnet.errors import InputError
 from rcnet.models import load
 from rcnet.models.results import setting_quality
