@@ -11,10 +11,11 @@ from functools import partial
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from skimage import data
 
-from rcnet.data.imagefile import NAMES
+from rcnet.data.imagefile import NAMES, read
 
 from .conftest import IMAGES
 
@@ -109,6 +110,82 @@ def test_strength_scales_what_is_removed(run, tmp_path):
     assert np.abs(half - (before + after) / 2)[inside].max() <= 1
 
 
+def test_what_is_found_is_not_said_to_be_removed(run, tmp_path):
+    save_noisy("a.png", 25, CLEAN[..., 1])
+    _, _, err = run("denoise", "a.png", "--strength", "0", "--steps", "1")
+    assert re.search(r"a.png: found what amounts to sigma 2\d\.\d \(of 255\), none of it removed", err), err
+    _, _, err = run("denoise", "a.png", "--strength", "0.5", "--steps", "1")
+    assert re.search(r"found what amounts to sigma 2\d\.\d \(of 255\), 0.5 of it removed", err), err
+
+
+def test_half_floats_in_linear_light_gain_and_stay_half(run, tmp_path):
+    clean = (CLEAN / 255.0) ** 2.2
+    clean[:5, :9] = 12
+    noisy = (clean + np.random.default_rng(0).normal(0, 0.02, clean.shape)).astype(np.float16)
+    tifffile.imwrite("a.tif", noisy, photometric="rgb")
+    status, _, err = run("denoise", "a.tif")
+    assert status == 0, err
+    assert err.count("is taken for white") == 1
+    result = tifffile.imread("a-denoised.tif")
+    assert result.dtype == np.float16
+    assert np.square(result.astype(float) - clean).mean() < 0.7 * np.square(noisy.astype(float) - clean).mean()
+
+
+def test_a_mosaic_is_warned_of(run, tmp_path):
+    raw = CLEAN[:, :, 1].astype(np.uint16) * 100
+    raw[::2, ::2], raw[1::2, 1::2] = CLEAN[::2, ::2, 0] * 50, CLEAN[1::2, 1::2, 2] * 40
+    tifffile.imwrite("a.tif", raw)
+    assert "a.tif: its pixels differ in a pattern of 2x2" in run("denoise", "a.tif", "--steps", "1")[2]
+
+
+def test_all_pages_of_a_stack(run, refused, tmp_path):
+    clean = np.stack([CLEAN[..., 1], CLEAN[::-1, :, 1]]) * 16.0
+    noisy = np.rint(np.clip(clean + np.random.default_rng(0).normal(0, 300, clean.shape), 0, 4095)).astype(np.uint16)
+    tifffile.imwrite("a.tif", noisy, imagej=True, metadata={"axes": "ZYX", "unit": "um"})
+    assert "has 2 pages: split it" in refused("denoise", "a.tif")
+    assert "leave out --compare" in refused("denoise", "a.tif", "--pages", "all", "--compare")
+    assert "one page" in refused("denoise", "a.tif", "--pages", "all", "-o", "a.png")
+    status, _, err = run("denoise", "a.tif", "--pages", "all", "--steps", "1")
+    assert status == 0, err
+    assert err.count("4095 is taken for white") == 1
+    with tifffile.TiffFile("a-denoised.tif") as file:
+        assert file.imagej_metadata["slices"] == 2
+        result = file.asarray()
+    for page in range(2):
+        assert np.square(result[page] - clean[page]).mean() < 0.4 * np.square(noisy[page] - clean[page]).mean()
+
+
+def test_resume_skips_what_is_done(run, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        save_noisy(f"in/{name}.png", 25)
+    command = ("denoise", "in", "--out-dir", "out", "--steps", "1", "--resume")
+    assert run(*command)[1].split() == ["out/a.png", "out/b.png"]
+    os.utime("in/b.png", ns=(0, os.stat("out/b.png").st_mtime_ns + 1))
+    status, out, err = run(*command)
+    assert (status, out.split()) == (0, ["out/b.png"])
+    assert "skipped 1 of 2 images: their results are newer" in err
+    assert run(*command[:-1])[1].split() == ["out/a.png", "out/b.png"]
+
+
+def test_a_lossy_file_comes_back_as_lossy_as_it_was(run, tmp_path):
+    Image.fromarray(CLEAN).save("a.jpg", quality=93, subsampling="4:2:0")
+    Image.fromarray(CLEAN).save("a.webp", quality=80)
+    status, _, err = run("denoise", "a.jpg", "a.webp", "--out-dir", "out", "--steps", "1")
+    assert status == 0, err
+    for name in ("a.jpg", "a.webp"):
+        assert read(f"out/{name}").coding == read(name).coding != ()
+
+
+def test_a_tinted_gray_picture_keeps_its_tint(run, tmp_path):
+    noisy = np.clip(CLEAN[..., 1] + np.random.default_rng(0).normal(0, 15, CLEAN.shape[:2]), 0, 255)
+    Image.fromarray(np.rint(noisy[..., None] * (1, 0.867, 0.697)).astype(np.uint8)).save("a.png")
+    assert run("denoise", "a.png")[0] == 0
+    result = pixels("a-denoised.png")
+    assert np.abs(result - result[..., :1] * (1, 0.867, 0.697)).max() < 2.5
+    assert np.square(result[..., 0] - CLEAN[..., 1]).mean() < 0.4 * 15**2
+
+
 def test_gray_files_in_colour_come_back_gray(run, tmp_path):
     save_noisy("gray.png", 25, CLEAN[..., 1])
     Image.open("gray.png").convert("RGB").save("rgb.png")
@@ -147,6 +224,7 @@ def test_wrong_words_about_the_noise(refused, tmp_path):
     assert "from 0 to 255" in refused("denoise", "a.png", "--sigma", "-3")
     assert "either" in refused("denoise", "a.png", "--sigma", "3", "--sigma-map", "small.png")
     assert "not 4x3" in refused("denoise", "a.png", "--sigma-map", "small.png")
+    assert "3 colours; save it as gray" in refused("denoise", "a.png", "--sigma-map", "a.png")
     assert "takes no noise level" in refused("denoise", "a.png", "--sigma", "25", "--model", "r3_fast.bsd-gray-25")
     assert "from 0" in refused("denoise", "a.png", "--strength", "2.5")
     assert "from 1" in refused("denoise", "a.png", "--threads", "0")

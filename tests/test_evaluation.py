@@ -7,7 +7,7 @@ from PIL import Image, ImageOps
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import rcnet
-from rcnet.cell import RecurrentNet, choice
+from rcnet.cell import RecurrentNet
 from rcnet.data import imagefile
 from rcnet.data.images import list_images, read_folder, read_image, read_pair, split_folder, to_gray, to_tensor
 from rcnet.data.noise import add_noise, check_sigma, protocol_noise

@@ -1,5 +1,6 @@
 """Image files: every format, depth and channel comes back as it was, with its metadata, or is refused in one line."""
 
+import dataclasses
 import os
 import struct
 import sys
@@ -12,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms, JpegImagePlugin
 
-from rcnet.data.imagefile import FORMATS, SUFFIXES, ImageFile, check_writable, encode, read, white_level, write
+from rcnet.data.imagefile import FORMATS, SUFFIXES, ImageFile, check_writable, encode, read, read_pages, white_level, write
 from rcnet.errors import InputError
 
 IMAGES = Path(__file__).parent / "images"
@@ -32,12 +33,13 @@ def make(mode: str, **metadata) -> ImageFile:
     pixels = np.asarray(Image.open(GRAY if mode[0] in "LIF" else ROCKET))
     pixels = np.atleast_3d(pixels)[:90, :120].copy()
     alpha = np.add.outer(np.arange(90), np.arange(120)).astype(np.uint8) if "A" in mode else None
-    if "16" in mode:
+    if ";16" in mode:
         pixels = pixels.astype(np.uint16) * 251 + np.arange(120, dtype=np.uint16)[None, :, None]
         alpha = None if alpha is None else alpha.astype(np.uint16) * 253 + 5
-    if mode[-1] == "F":
-        pixels = pixels.astype(np.float32) / 255 + np.arange(120, dtype=np.float32)[None, :, None] / 1e4
-        alpha = None if alpha is None else alpha.astype(np.float32) / 300
+    if "F" in mode:
+        kind = np.float16 if "16" in mode else np.float32
+        pixels = (pixels.astype(np.float32) / 255 + np.arange(120, dtype=np.float32)[None, :, None] / 1e4).astype(kind)
+        alpha = None if alpha is None else (alpha.astype(np.float32) / 300).astype(kind)
     image = ImageFile(pixels, alpha, **metadata)
     assert image.mode == mode
     return image
@@ -156,7 +158,7 @@ def test_metadata_is_kept(tmp_path, suffix, mode):
     assert back.density == (density if "density" in keeps else None)
     assert back.xmp == (XMP if "xmp" in keeps else b"")
     assert back.icc == (ICC if "icc" in keeps else b"")
-    if "exif" in keeps and mode not in ("LA;16", "LA;F", "RGB;F", "RGBA;F"):  # TIFFs that Pillow cannot read
+    if "exif" in keeps and mode != "LA;16" and (mode == "F" or "F" not in mode):  # other TIFFs Pillow cannot read
         assert exif_of(back.exif) == exif_of(image.exif)
         with Image.open(tmp_path / f"out{suffix}") as other:
             assert other.getexif()[0x0112] == (1 if suffix in TURNED else 6)
@@ -351,6 +353,64 @@ def test_jpeg_keeps_full_colour_resolution(tmp_path):
         assert JpegImagePlugin.get_sampling(image) == 0
 
 
+@pytest.mark.parametrize(("quality", "kept"), [(50, 90), (92, 92), (100, 100)])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_a_jpeg_comes_back_at_its_quality_and_subsampling(tmp_path, quality, kept, subsampling):
+    Image.open(ROCKET).save(tmp_path / "in.jpg", quality=quality, subsampling=subsampling)
+    Image.open(ROCKET).save(tmp_path / "wanted.jpg", quality=kept, subsampling=subsampling)
+    write(tmp_path / "out.jpg", read(tmp_path / "in.jpg"))
+    with Image.open(tmp_path / "out.jpg") as image, Image.open(tmp_path / "wanted.jpg") as wanted:
+        assert image.quantization == wanted.quantization
+        assert JpegImagePlugin.get_sampling(image) == subsampling
+    write(tmp_path / "out.webp", read(tmp_path / "in.jpg"))  # another format's coding says nothing of this one
+    assert_same(read(tmp_path / "out.webp"), read(tmp_path / "in.jpg"))
+
+
+@pytest.mark.parametrize("exif", [b"", make_exif()])
+def test_a_lossy_webp_stays_lossy_and_a_lossless_one_lossless(tmp_path, exif):
+    for lossless in (False, True):
+        Image.open(ROCKET).save(tmp_path / "in.webp", lossless=lossless, quality=80, exif=exif)
+        image = read(tmp_path / "in.webp")
+        write(tmp_path / "out.webp", image)
+        back = read(tmp_path / "out.webp")
+        assert back.coding == image.coding
+        assert np.array_equal(back.pixels, image.pixels) == lossless
+        assert np.abs(back.pixels.astype(int) - image.pixels).mean() < 2
+
+
+def test_the_pages_of_a_stack(tmp_path):
+    stack = np.stack([make("F16").pixels[:, :, 0] / k for k in (1, 2, 3)])
+    tifffile.imwrite(tmp_path / "in.tif", stack, photometric="minisblack", description="a stack")
+    pages = read_pages(tmp_path / "in.tif")
+    pages = [dataclasses.replace(page, exif=make_exif()) for page in pages]
+    write(tmp_path / "out.tif", *pages)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), stack)
+    back = read_pages(tmp_path / "out.tif")
+    assert exif_of(back[0].exif) == exif_of(make_exif())
+    assert len(back) == 3
+    assert encode(pages[0], "TIFF", *pages[1:]) == (tmp_path / "out.tif").read_bytes()
+    with pytest.raises(InputError, match=r"PNG holds one page and there are 3; valid: \.tif"):
+        check_writable(tmp_path / "out.png", *pages)
+    refused(tmp_path / "in.tif", "has 3 pages", "--pages all")
+    assert len(read_pages(ROCKET)) == 1
+
+
+def test_imagej_stacks_keep_their_words(tmp_path):
+    stack = np.stack([make("I;16").pixels[:, :, 0], make("I;16").pixels[::-1, :, 0]])
+    tifffile.imwrite(tmp_path / "in.tif", stack, imagej=True, metadata={"unit": "um", "axes": "ZYX"})
+    write(tmp_path / "out.tif", *read_pages(tmp_path / "in.tif"))
+    with tifffile.TiffFile(tmp_path / "out.tif") as file:
+        assert file.imagej_metadata["slices"] == 2
+        np.testing.assert_array_equal(file.asarray(), stack)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
+def test_tiffs_in_ycbcr_become_rgb(tmp_path, compression):
+    colour = Image.open(ROCKET)
+    colour.convert("YCbCr").save(tmp_path / "in.tif", compression=compression)
+    assert np.abs(read(tmp_path / "in.tif").pixels.astype(int) - np.asarray(colour)).max() <= 3
+
+
 def test_the_first_image_of_a_camera_jpeg_with_several_is_read(tmp_path):
     first, second = Image.open(ROCKET), Image.open(ROCKET).resize((32, 32))
     first.save(tmp_path / "in.jpg", "MPO", save_all=True, append_images=[second], quality=95)
@@ -509,7 +569,7 @@ def test_extra_channels_that_are_no_plain_alpha_are_refused(tmp_path, extra):
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
-@pytest.mark.parametrize("mode", ["RGB;16", "I;16", "LA;16", "RGB;F", "F"])
+@pytest.mark.parametrize("mode", ["RGB;16", "I;16", "LA;16", "RGB;F", "F", "RGB;F16", "F16"])
 def test_tiffs_of_scientists_are_read_exactly(tmp_path, mode, compression):
     image, path = make(mode), tmp_path / "in.tif"
     samples, options = samples_of(image).squeeze(), {}

@@ -1,8 +1,10 @@
 """rcnet denoise"""
 
+import math
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from cyclopts import Parameter
 
@@ -11,14 +13,15 @@ from rcnet.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
-    from rcnet.data.imagefile import ImageFile
     from rcnet.deploy.files import Job
     from rcnet.deploy.optimize import Optimized
+    from rcnet.deploy.picture import Picture
+    from rcnet.setting import Setting
 
 COLOUR, GRAY = "r3_fast.photo", "r3_fast.gray"  # what pictures are denoised with unless --model says
 JUDGED = 1024  # side, in pixels, of the middle whose noise is judged before weights for one level see an image
+JUST = 0.5  # levels of 255: a judge that finds less than that finds only the rounding to 8 bits (0.29) and its own error
 NOTHING = 1.0  # levels of 255: less than that removed is nearly nothing
 
 
@@ -35,6 +38,8 @@ def denoise(
     sigma_map: Path | None = None,
     strength: float = 1.0,
     white: float | None = None,
+    pages: Literal["all"] | None = None,
+    resume: bool = False,
     tile: int | None = None,
     compare: bool = False,
     precision: str = "auto",
@@ -56,6 +61,7 @@ def denoise(
       rcnet denoise photo.jpg -o clean.png --steps 1
       rcnet denoise photo.png --budget 200ms
       rcnet denoise scans/ --out-dir clean/  every image in a folder
+      rcnet denoise stack.tif --pages all   every page of a TIFF
       scan | rcnet denoise - > clean.png    from a pipe to a pipe
       rcnet denoise photo.png --compare     a picture of every step, too
       rcnet denoise --demo                  what each step costs and gains
@@ -82,7 +88,12 @@ def denoise(
     strength
         How much of the noise that was found goes away: from 0, none, over 1, to 2.
     white
-        The value of the file that stands for white, e.g. 4095 for 12 bits of data in 16. Found from the largest unless given.
+        The value of the file that stands for white, e.g. 4095 for 12 bits of data in 16. Found from the largest values
+        unless given. Larger values stay as they are.
+    pages
+        all: denoise every page of a TIFF, as microscopes write them. Files of several pages are refused unless given.
+    resume
+        Skip images whose results are newer than they are, with whatever options they were made.
     tile
         Side of a tile in pixels, which bounds memory; the result does not depend on it. 512 unless given; 0 takes the whole
         image at once.
@@ -96,7 +107,7 @@ def denoise(
         Noise of sigma 25 on a bundled photograph, and a table of steps, parameters, MACs, ms and PSNR; -o names the picture.
     """
     if demo:
-        changed = (sigma, sigma_map, white, tile, threads, strength, precision) != (None, None, None, None, None, 1.0, "auto")
+        changed = (sigma, sigma_map, white, pages, tile, threads, strength, precision) != (*[None] * 6, 1.0, "auto") or resume
         if inputs or out_dir or steps or budget or compare or model or changed:
             raise InputError("--demo brings its own photograph and shows every step: it takes only -o")
         run_demo(output or Path("rcnet-demo.png"))
@@ -105,7 +116,7 @@ def denoise(
         raise InputError("no image given: rcnet denoise IN..., e.g. rcnet denoise photo.png (or rcnet denoise --demo)")
     if output and out_dir:
         raise InputError("give either -o for one result or --out-dir for a folder of them")
-    from rcnet.deploy.files import plan
+    from rcnet.deploy.files import not_done, plan
 
     jobs, skipped = plan(inputs, output, out_dir, compare)
     if sigma is not None and sigma_map is not None:
@@ -123,13 +134,17 @@ def denoise(
         torch.set_num_threads(threads)
     tile = TILE if tile is None else tile
     check_cost(steps, budget)
-    how = How(model, steps, budget, sigma, sigma_map, strength, white, tile, precision)
+    how = How(model, steps, budget, sigma, sigma_map, strength, white, pages, tile, precision)
     check_options(tile, strength)
     sessions: dict[str, Optimized] = {}
     if model is not None:
         weights(model, how, sessions)
     for line in skipped:
         print(line, file=sys.stderr)
+    if resume and (todo := not_done(jobs)) != jobs:
+        done = len(jobs) - len(todo)
+        print(f"skipped {done} of {len(jobs)} images: their results are newer, with whatever options made", file=sys.stderr)
+        jobs = todo
     failed: list[InputError] = []
     for job in jobs:
         with others_go_on(len(jobs), failed):
@@ -148,6 +163,7 @@ class How(NamedTuple):
     sigma_map: Path | None
     strength: float
     white: float | None
+    pages: str | None
     tile: int
     precision: str
 
@@ -173,110 +189,124 @@ def weights(name: str, how: How, sessions: "dict[str, Optimized]") -> "Optimized
 
 
 def denoise_file(job: "Job", how: How, sessions: "dict[str, Optimized]") -> None:
-    """One image, for a budget or at steps: read, check that the result can be written, denoise, write."""
+    """One file, for a budget or at steps: read, check that the result can be written, denoise each page, write."""
     import dataclasses
 
-    from tqdm import tqdm
-
-    from rcnet.cli.text import read_steps
     from rcnet.data.imagefile import upright
-    from rcnet.deploy.denoise import count_tiles, denoise_pixels, denoise_setting_for
+    from rcnet.deploy import picture
     from rcnet.deploy.files import PIPE, prepare, read, write
     from rcnet.figures.side_by_side import in_rows, save_picture, side_by_side
 
-    image = read(job)
-    for note in (*image.notes, *prepare(job, image)):
+    images = read(job, how.pages == "all")
+    lost = prepare(job, images)
+    pictures, said = picture.prepare(
+        [image.pixels for image in images], [image.alpha for image in images], how.white, gray=how.model is None
+    )
+    for note in dict.fromkeys((*(note for image in images for note in image.notes), *lost, *said)):
         print(f"{job.file}: {note}", file=sys.stderr)
-    pixels, channels = image.pixels, image.pixels.shape[2]
-    if channels == 3 and how.model is None and is_gray(pixels):
-        pixels = pixels[:, :, :1]
+    done = []
+    for page, (image, seen) in enumerate(zip(images, pictures, strict=True)):
+        done.append(denoise_picture(job, seen, how, sessions))
+        images[page] = dataclasses.replace(image, pixels=done[-1].results[done[-1].setting])
+    write(job, images)
+    if job.target != PIPE:
+        print(f"{job.target} (steps {done[-1].setting})" if how.budget else job.target)
+    print(f"{job.file}: {found(done, how.strength)}", file=sys.stderr)
+    if job.picture:
+        panels = [("input", seen.original), *((f"steps {n}", result) for n, result in done[-1].results.items())]
+        shown = [(label, upright(image, seen.curve.encode(panel))) for label, panel in panels]
+        save_picture(job.picture, side_by_side(in_rows(shown)))
+        print(job.picture)
+
+
+class Denoised(NamedTuple):
+    """What became of one picture.
+
+    Attributes:
+        results: the pixels of the file at each setting that is shown.
+        setting: that of the result.
+        removed: root mean square of what was removed, in levels of 255; at strength 1, of networks that judge nothing.
+        levels: what the judge found of white and of coarse noise, mean over the brightnesses; None: nobody judged.
+    """
+
+    results: "dict[Setting, np.ndarray]"
+    setting: "Setting"
+    removed: float
+    levels: list[float] | None
+
+
+def denoise_picture(job: "Job", picture: "Picture", how: How, sessions: "dict[str, Optimized]") -> Denoised:
+    """One picture at the setting that is asked for, or at every setting."""
+    import torch
+    from tqdm import tqdm
+
+    from rcnet.cli.text import read_steps
+    from rcnet.deploy.denoise import count_tiles, denoise_pixels, denoise_setting_for, judged
+    from rcnet.deploy.files import read_map
+
+    pixels = picture.pixels
     model = weights(how.model or (GRAY if pixels.shape[2] == 1 else COLOUR), how, sessions)
-    white = white_of(job.file, image, how.white)
     shape = (1, pixels.shape[2], *pixels.shape[:2])
     network = model.network
     setting = read_steps(how.steps, network)
     if how.budget:
         setting = denoise_setting_for(model, how.budget, shape, tile=how.tile)
-    warn_of_level(job.file, model, pixels, white)
-    runs = [setting, *(n for n in network.settings if job.picture and n != setting)]
+    warn_of_level(job.file, model, picture)
+    runs = list(network.settings) if job.picture else [setting]
     tiles = count_tiles(model, (1, 1, *shape[2:]), how.tile)
-    sigma = how.sigma if how.sigma_map is None else read_map(how.sigma_map, pixels.shape[:2])
-    results = {}
-    total = len(runs) * tiles
+    sigma = how.sigma if how.sigma_map is None else torch.from_numpy(read_map(how.sigma_map, pixels.shape[:2]))
+    levels = judged(network, pixels, picture.curve)
+    call = partial(
+        denoise_pixels,
+        sigma=sigma,
+        strength=how.strength,
+        white=picture.curve,
+        visible=picture.visible,
+        levels=levels,
+        tile=how.tile,
+    )
+    results, total = {}, len(runs) * tiles
     with tqdm(total=total, desc=job.file.name, unit="tile", disable=None if total > 4 else True, leave=False) as bar:
         for n in runs:
-            results[n], found = denoise_pixels(
-                model, pixels, n, sigma=sigma, strength=how.strength, white=white, tile=how.tile, each=bar.update
-            )
+            denoised, level = call(model, pixels, n, each=bar.update)
+            results[n] = picture.restore(denoised)
             if n == setting:
-                level = found
-    result = results[setting] if pixels.shape[2] == channels else results[setting].repeat(channels, axis=2)
-    image = dataclasses.replace(image, pixels=result)
-    write(job, image)
-    if job.target != PIPE:
-        print(f"{job.target} (steps {setting})" if how.budget else job.target)
-    almost = "nearly no noise found: " if level < NOTHING else ""
-    print(f"{job.file}: {almost}removed what amounts to sigma {level:.1f} (of 255)", file=sys.stderr)
-    if job.picture:
-        panels = [("input", pixels), *((f"steps {n}", results[n]) for n in network.settings)]
-        shown = [(label, upright(image, panel / white)) for label, panel in panels]
-        save_picture(job.picture, side_by_side(in_rows(shown)))
-        print(job.picture)
+                removed = level
+    return Denoised(results, setting, removed, None if levels is None else levels.mean((0, 2)).tolist())
 
 
-def is_gray(pixels: "np.ndarray") -> bool:
-    """Whether all three colours of every pixel are equal, as in a gray scan that was saved in colour."""
-    return all((row[:, :1] == row[:, 1:]).all() for row in pixels)
+def found(done: list[Denoised], strength: float) -> str:
+    """What was found in the pages of a file and what was removed, in words."""
+    removed = math.sqrt(sum(page.removed**2 for page in done) / len(done))
+    judged = [page.levels for page in done if page.levels is not None]
+    if judged:
+        white, coarse = (sum(levels[kind] for levels in judged) / len(judged) for kind in (0, 1))
+        if max(white, coarse) < JUST:
+            said = "found no noise (a drawing, a screenshot or a clean picture)"
+        elif coarse > white:
+            said = f"found coarse noise of sigma {coarse:.1f} (of 255), as cameras and JPEG leave it"
+        else:
+            said = f"found white noise of sigma {white:.1f} (of 255)"
+        return f"{said}; removed {removed:.1f}"
+    almost = "nearly no noise found: " if removed < NOTHING else ""
+    if strength == 1:
+        return f"{almost}removed what amounts to sigma {removed:.1f} (of 255)"
+    part = f"{strength:g} of it removed" if strength else "none of it removed"
+    return f"{almost}found what amounts to sigma {removed:.1f} (of 255), {part}"
 
 
-def white_of(file: Path, image: "ImageFile", given: float | None) -> float:
-    """The value that stands for white: given, or found, which is said where it is not the largest of the type."""
-    import numpy as np
-
-    from rcnet.data.imagefile import white_level
-
-    most = float("inf") if image.pixels.dtype.kind == "f" else np.iinfo(image.pixels.dtype).max
-    if given is not None:
-        if not 0 < given <= most:
-            raise InputError(f"--white {given:g} is not valid for {file}: give a value of its pixels, above 0")
-        return given
-    found = white_level(image)
-    if image.pixels.dtype.kind == "u" and found < most:
-        print(
-            f"{file}: 16-bit pixels that go to {int(image.pixels.max())}: {found} is taken for white (--white sets it)",
-            file=sys.stderr,
-        )
-    return found
-
-
-def read_map(file: Path, shape: tuple[int, ...]) -> "Tensor":
-    """The noise level at each pixel, [H, W] in levels of 255, of a gray image as it is stored: of 16 bits, 257 are a level."""
-    import numpy as np
-    import torch
-
-    from rcnet.data import imagefile
-
-    image = imagefile.read(file)
-    if image.pixels.shape[2] != 1 or image.pixels.shape[:2] != shape:
-        height, width = image.pixels.shape[:2]
-        raise InputError(
-            f"{file} is no map of this image: it has to be gray, of {shape[1]}x{shape[0]} pixels, not {width}x{height}"
-        )
-    return torch.from_numpy(image.pixels[:, :, 0] / np.float32(257 if image.pixels.dtype == np.uint16 else 1))
-
-
-def warn_of_level(file: Path, model: "Optimized", pixels: "np.ndarray", white: float) -> None:
+def warn_of_level(file: Path, model: "Optimized", picture: "Picture") -> None:
     """Says on stderr that weights made for one noise level are far from that of this picture."""
     from rcnet.data.noise import estimate_sigma
 
     trained = model.network.about.noise.sigma if model.network.about.noise else None
     if not isinstance(trained, float):
         return
-    top, left = (max(side - JUDGED, 0) // 2 for side in pixels.shape[:2])
-    found = estimate_sigma(pixels[top : top + JUDGED, left : left + JUDGED] / white)
-    if abs(found - trained) > max(4, 0.35 * trained):
+    top, left = (max(side - JUDGED, 0) // 2 for side in picture.pixels.shape[:2])
+    level = estimate_sigma(picture.curve.encode(picture.pixels[top : top + JUDGED, left : left + JUDGED]))
+    if abs(level - trained) > max(4, 0.35 * trained):
         print(
-            f"{file}: these weights know noise of sigma {trained:g} alone and this picture seems to have {found:.0f}: "
+            f"{file}: these weights know noise of sigma {trained:g} alone and this picture seems to have {level:.0f}: "
             f"they will harm it; take {COLOUR} or {GRAY}",
             file=sys.stderr,
         )

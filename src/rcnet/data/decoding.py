@@ -1,8 +1,10 @@
 """The bytes of image files to pixels and metadata, for `rcnet.data.imagefile`."""
 
+import functools
 import io
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,19 +14,20 @@ from rcnet.data import encoding
 from rcnet.data.formats import CHUNKS, FORMATS, KINDS, OWN_TAGS, ImageFile, bad_file, lacking, load_heif
 from rcnet.errors import InputError
 
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "CMYK")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "YCbCr", "I;16", "I;16B", "CMYK")
 _OTHER_SEGMENTS = (b"JFIF", b"JFXX", b"Exif\0", b"http://ns.adobe.com/xap/1.0/", b"ICC_PROFILE", b"Adobe", b"MPF\0")
 _TAGS = ExifTags.Base
 _STRUCTURE = 532  # tags of TIFF up to here say how the file is laid out
 _HANDLED = ("iCCP", "pHYs", "eXIf", "tRNS", "bKGD", "tIME", "sBIT", "hIST")  # or say nothing of the new picture
 _SRGB_PRIMARIES, _SRGB_TRANSFER = (1, 2), (1, 2, 6, 13, 14, 15)  # of ISO 23091-2, 2: unspecified
+_TABLE_SUMS = dict(enumerate((736, 667, 592, 518, 441, 369, 292, 221, 151, 86, 64), 90))  # libjpeg's, by quality from 90 to 100
 _UNITS = {1: "", 2: "inch", 3: "cm"}  # of TIFF
 
 
 def decode(name: str, data: bytes) -> ImageFile:
-    """All of a file."""
-    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return _decode_tiff(name, data)
+    """All of a file of one picture."""
+    if is_tiff(data):
+        return decode_tiff(name, data)[0]
     if deep := re.match(rb"P([2356])#\s(\d+)#\s(\d+)#\s(\d+)\s".replace(rb"#\s", rb"(?:\s|#[^\n]*\n)+"), data):
         gray, plain, width, height, top = deep[1] in b"25", deep[1] in b"23", *map(int, deep.groups()[1:])
         if top > 255:
@@ -79,8 +82,14 @@ def decode(name: str, data: bytes) -> ImageFile:
             xmp.encode() if isinstance(xmp, str) else xmp,
             kind,
             tuple(own),
+            _coding(image, data),
             tuple(notes),
         )
+
+
+def is_tiff(data: bytes) -> bool:
+    """Whether a file is a TIFF or a BigTIFF, by its first bytes."""
+    return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def plugins(name: str, data: bytes) -> list[str]:
@@ -92,6 +101,21 @@ def plugins(name: str, data: bytes) -> list[str]:
     if brand in (b"avif", b"avis") and (needed := lacking("AVIF")):
         raise InputError(f"{name} cannot be read: {needed}")
     return [form.plugin or kind for kind, form in FORMATS.items() if (form.plugin or kind.upper()) in Image.OPEN]
+
+
+def _coding(image: Image.Image, data: bytes) -> tuple[tuple[str, Any], ...]:
+    """How a JPEG or a lossy WebP was made. A JPEG's quality, from 90 up, is judged by its first table."""
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        total = sum(image.quantization[min(image.quantization)])
+        quality = min(_TABLE_SUMS, key=lambda quality: abs(_TABLE_SUMS[quality] - total))
+        sampling = {1: "4:2:2", 2: "4:2:0"}.get(JpegImagePlugin.get_sampling(image), "4:4:4")
+        return ("quality", quality), ("subsampling", sampling)
+    at, lossy = 12, False
+    while data[8:12] == b"WEBP" and at + 8 <= len(data):
+        lossy |= data[at : at + 4] == b"VP8 "
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
+    return (("lossless", False), ("quality", 95)) if lossy else ()
 
 
 def _bits(kind: str, data: bytes, image: Image.Image) -> int:
@@ -133,6 +157,8 @@ def _samples(name: str, image: Image.Image, icc: bytes, notes: list[str]) -> tup
         except (OSError, ImageCms.PyCMSError):
             image, icc = image.convert("RGB"), b""
             notes.append("CMYK became RGB without an ICC profile: the colours may differ")
+    elif image.mode == "YCbCr":
+        image = image.convert("RGB")
     elif image.mode in ("P", "PA"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
         notes.append(f"its palette became {image.mode}")
@@ -162,8 +188,8 @@ def _density(density: Any, unit: str) -> tuple[tuple[float, float] | None, str]:
     return ((across, down), unit) if said else (None, "inch")
 
 
-def _decode_tiff(name: str, data: bytes) -> ImageFile:
-    """All of a TIFF: its directories by Pillow, its pixels by Pillow or tifffile."""
+def decode_tiff(name: str, data: bytes, every: bool = False) -> list[ImageFile]:
+    """All of a TIFF: its directories by Pillow, its pixels by Pillow or tifffile. Its picture, or `every` page of a stack."""
     file, pages = io.BytesIO(data), []
     first = TiffImagePlugin.ImageFileDirectory_v2(data[:16] if data[2:4] in (b"+\0", b"\0+") else data[:8])
     offsets = [first.next]
@@ -172,22 +198,29 @@ def _decode_tiff(name: str, data: bytes) -> ImageFile:
         file.seek(offsets[-1])
         pages[-1].load(file)
         offsets.append(pages[-1].next)
-    index, notes = _page(name, pages)
-    tags = pages[index]
+    indices, notes = _pages(name, pages, every)
+    opened = functools.cache(lambda: Image.open(io.BytesIO(data), formats=("TIFF",)))
+    return [_tiff_page(name, data, index, pages[index], offsets[index], opened, list(notes)) for index in indices]
+
+
+def _tiff_page(
+    name: str, data: bytes, index: int, tags: Any, offset: int, opened: Callable[[], Image.Image], notes: list[str]
+) -> ImageFile:
+    """One page, of the directory at this offset; `opened` is the file as Pillow reads it."""
     if tags.get(TiffImagePlugin.EXTRASAMPLES, ()) not in ((), (2,)):
         raise bad_file(name, "has premultiplied alpha or an extra channel that is not alpha")
     exif = Image.Exif()
     exif.endian, exif.bigtiff = tags._endian, tags._bigtiff
-    exif.load_from_fp(file, offsets[index])
+    exif.load_from_fp(io.BytesIO(data), offset)
     bits, inverted = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))), tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
     icc = tags.get(TiffImagePlugin.ICCPROFILE) or b""
     if bits <= 8 or (
         bits == 16 and tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) == 1 and not inverted and tags.get(339, (1,)) == (1,)
     ):
-        with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
-            image.seek(index)
-            image.load()
-            samples, icc = _samples(name, image, icc, notes)
+        image = opened()
+        image.seek(index)
+        image.load()
+        samples, icc = _samples(name, image, icc, notes)
         samples = _as_stored(samples, exif.get(_TAGS.Orientation, 1))
     else:
         samples = _deep_tiff(name, data, index, notes)
@@ -205,12 +238,12 @@ def _decode_tiff(name: str, data: bytes) -> ImageFile:
         tags.get(TiffImagePlugin.XMP) or b"",
         "TIFF",
         tuple((tag, tags[tag]) for tag in OWN_TAGS if tag in tags),
-        tuple(notes),
+        notes=tuple(notes),
     )
 
 
-def _page(name: str, pages: list[TiffImagePlugin.ImageFileDirectory_v2]) -> tuple[int, list[str]]:
-    """Which page of a TIFF is the picture, the others being reduced copies of it, and a note of these."""
+def _pages(name: str, pages: list[TiffImagePlugin.ImageFileDirectory_v2], every: bool) -> tuple[list[int], list[str]]:
+    """Which pages of a TIFF are pictures, the others being reduced copies, and a note of these. One, unless `every` is asked."""
     sizes = [(page[_TAGS.ImageWidth], page[_TAGS.ImageLength]) for page in pages]
     width, height = max(sizes, default=(1, 1))
     small = [
@@ -218,13 +251,14 @@ def _page(name: str, pages: list[TiffImagePlugin.ImageFileDirectory_v2]) -> tupl
         or (2 * w <= width and abs(w * height - h * width) < width + height)
         for page, (w, h) in zip(pages, sizes, strict=True)
     ]
-    if small.count(False) != 1:
-        raise bad_file(name, f"has {small.count(False)} pages: split it, e.g. magick {name} page-%d.tif")
-    return small.index(False), ["its reduced copy is not kept"] if any(small) else []
+    count = small.count(False)
+    if count != 1 and not (every and count):
+        raise bad_file(name, f"has {count} pages: split it, e.g. magick {name} page-%d.tif, or rcnet denoise --pages all")
+    return [index for index, copy in enumerate(small) if not copy], ["its reduced copy is not kept"] if any(small) else []
 
 
 def _deep_tiff(name: str, data: bytes, index: int, notes: list[str]) -> np.ndarray:
-    """Pixels and alpha, [H, W, 1 to 4] of uint16 or float32, of a TIFF that Pillow cannot read, or not exactly."""
+    """Pixels and alpha, [H, W, 1 to 4] of uint16, float16 or float32, of a TIFF that Pillow cannot read, or not exactly."""
     try:
         import tifffile
     except ImportError as error:
@@ -250,9 +284,7 @@ def _deep_tiff(name: str, data: bytes, index: int, notes: list[str]) -> np.ndarr
     low, high = float(samples.min()), float(samples.max())
     if not (np.isfinite([low, high]).all() and -low <= high / 2):
         raise bad_file(name, f"has values from {low:g} to {high:g}, and not numbers from about 0, black, up: add what is missing")
-    if high > 2:
-        notes.append(f"its floats go up to {high:g}: {math.ceil(high)} is taken as white")
-    return samples.astype(np.float32)
+    return samples.astype(np.float16 if bits == 16 else np.float32)
 
 
 def _as_stored(array: np.ndarray, orientation: int) -> np.ndarray:

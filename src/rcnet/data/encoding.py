@@ -111,6 +111,29 @@ def _png(image: ImageFile, data: bytes) -> bytes:
     return data[:33] + b"".join(_chunk(*chunk) for chunk in chunks) + data[33:]
 
 
+def without_directories(exif: bytes) -> bytes:
+    """An EXIF block without its directories of the camera and of the place, which `join_tiffs` does not move."""
+    block = Image.Exif()
+    try:
+        block.load(exif)
+    except Exception:  # a damaged block is left out, as in a TIFF of one page
+        return b""
+    for tag in (_TAGS.ExifOffset, _TAGS.GPSInfo):
+        if tag in block:
+            del block[tag]
+    return block.tobytes().removeprefix(b"Exif\0\0") if block else b""
+
+
+def join_tiffs(files: Iterable[bytes]) -> bytes:
+    """The TIFF whose pages are those of several."""
+    joined = io.BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(joined, new=True) as writer:
+        for file in files:
+            writer.write(file)
+            writer.newFrame()
+    return joined.getvalue()
+
+
 def _deep_png(samples: np.ndarray) -> bytes:
     """A 16-bit PNG, which Pillow writes only of gray: each row minus the one above it (filter 2), deflated."""
     height, width, count = samples.shape

@@ -31,6 +31,7 @@ class Format(NamedTuple):
 
 
 _8BIT, _16BIT = "L LA RGB RGBA", "I;16 LA;16 RGB;16 RGBA;16"
+_FLOAT = "F LA;F RGB;F RGBA;F F16 LA;F16 RGB;F16 RGBA;F16"
 _COMMON = ("exif", "icc", "xmp")
 FORMATS = {
     "PNG": Format((".png",), f"{_8BIT} {_16BIT}", (*_COMMON, "density", "own")),
@@ -41,7 +42,7 @@ FORMATS = {
         side=65500,
         options={"quality": 95, "subsampling": "4:4:4"},
     ),
-    "TIFF": Format((".tif", ".tiff"), f"{_8BIT} {_16BIT} F LA;F RGB;F RGBA;F", (*_COMMON, "density", "own")),
+    "TIFF": Format((".tif", ".tiff"), f"{_8BIT} {_16BIT} {_FLOAT}", (*_COMMON, "density", "own")),
     "WebP": Format((".webp",), _8BIT, _COMMON, side=16383, options={"lossless": True, "exact": True}),
     "BMP": Format((".bmp",), "L RGB", ("density",)),
     "PNM": Format((".ppm", ".pgm", ".pnm"), "L RGB I;16 RGB;16", plugin="PPM"),
@@ -68,7 +69,7 @@ class ImageFile:
     """The pixels of a file, and what has to be written back with them.
 
     Attributes:
-        pixels: gray or RGB, [H, W, 1 or 3] of uint8, uint16 or float32, as stored: the EXIF orientation is not applied.
+        pixels: gray or RGB, [H, W, 1 or 3] of uint8, uint16, float16 or float32, as stored: the EXIF orientation is not applied.
         alpha: [H, W] of the same dtype, or None.
         exif: the EXIF block, orientation included, without the prefix that JPEG gives it; empty if there is none.
         icc: the ICC colour profile; empty if there is none.
@@ -77,6 +78,7 @@ class ImageFile:
         xmp: the XMP packet; empty if there is none.
         kind: the format it was read from, a key of `FORMATS`; empty if it was not read.
         own: what only that format keeps: (name of the chunk or segment, or number of the tag; value).
+        coding: how a lossy file of that format was made, as options of Pillow's writer.
         notes: what reading changed or left out, each a short sentence.
     """
 
@@ -89,14 +91,17 @@ class ImageFile:
     xmp: bytes = b""
     kind: str = ""
     own: tuple[tuple[str | int, Any], ...] = ()
+    coding: tuple[tuple[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def mode(self) -> str:
-        """What is written back: L, LA, RGB or RGBA; I;16, LA;16, RGB;16 or RGBA;16; of floats F, LA;F, RGB;F or RGBA;F."""
+        """What is written back: L, LA, RGB or RGBA; I;16, LA;16, RGB;16 or RGBA;16; of floats F, LA;F, RGB;F or RGBA;F; of
+        floats of 16 bits F16, LA;F16, RGB;F16 or RGBA;F16.
+        """
         mode = ("L" if self.pixels.shape[2] == 1 else "RGB") + ("" if self.alpha is None else "A")
-        deep = {1: "", 2: ";16", 4: ";F"}[self.pixels.dtype.itemsize]
-        return {"L;16": "I;16", "L;F": "F"}.get(mode + deep, mode + deep)
+        deep = {"u1": "", "u2": ";16", "f2": ";F16", "f4": ";F"}[self.pixels.dtype.str[1:]]
+        return {"L;16": "I;16", "L;F": "F", "L;F16": "F16"}.get(mode + deep, mode + deep)
 
 
 def bad_file(name: str, problem: str) -> InputError:

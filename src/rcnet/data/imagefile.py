@@ -6,6 +6,7 @@ import os
 import secrets
 import struct
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from rcnet.data import encoding
-from rcnet.data.decoding import decode
+from rcnet.data.decoding import decode, decode_tiff, is_tiff
 from rcnet.data.formats import CHUNKS, FORMATS, LABELS, NAMES, OWN_TAGS, SEGMENTS, SUFFIXES, ImageFile, bad_file, lacking
 from rcnet.errors import InputError, unknown
 from rcnet.replacing import replacing
@@ -27,13 +28,17 @@ __all__ = (
     "check_writable",
     "encode",
     "read",
+    "read_pages",
     "upright",
     "white_level",
     "write",
 )
 
 
-def read(source: str | Path | bytes | IO[bytes]) -> ImageFile:
+Source = str | Path | bytes | IO[bytes]
+
+
+def read(source: Source) -> ImageFile:
     """The image of a file of one of the `FORMATS`: of its path, its bytes, or a file object at its start.
 
     `ImageFile.notes` says what is not as it was: a palette becomes RGB or RGBA and black-and-white L; CMYK becomes RGB, by
@@ -46,12 +51,21 @@ def read(source: str | Path | bytes | IO[bytes]) -> ImageFile:
             several frames or pages, or pixels that cannot be kept: 32-bit integers, CIELAB, premultiplied alpha, extra channels,
             floats that are not numbers or not brightness.
     """
+    return _read(source, lambda name, data: [decode(name, data)])[0]
+
+
+def read_pages(source: Source) -> list[ImageFile]:
+    """As `read`, all pages of a TIFF but for reduced copies; of any other file its one image."""
+    return _read(source, lambda name, data: decode_tiff(name, data, every=True) if is_tiff(data) else [decode(name, data)])
+
+
+def _read(source: Source, decoded: Callable[[str, bytes], list[ImageFile]]) -> list[ImageFile]:
     name = str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "the image"))
     try:
         data = _bytes(name, source)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return decode(name, data)
+            return decoded(name, data)
     except InputError:
         raise
     except UnidentifiedImageError as error:
@@ -60,18 +74,18 @@ def read(source: str | Path | bytes | IO[bytes]) -> ImageFile:
         raise bad_file(name, f"cannot be read: {error or type(error).__name__}") from error
 
 
-def check_writable(path: str | Path, image: ImageFile) -> tuple[str, ...]:
+def check_writable(path: str | Path, image: ImageFile, *more: ImageFile) -> tuple[str, ...]:
     """What `write` would not keep of this image at this path, each a short sentence; to ask before long work.
 
     Raises:
-        InputError: an unknown suffix, a format without the image's bit depth, alpha or size, or whose writer is not installed,
-            a folder in the file's place, or a parent folder that does not exist or cannot be written to.
+        InputError: an unknown suffix, a format without the image's bit depth, alpha, size or pages, or whose writer is not
+            installed, a folder in the file's place, or a parent folder that does not exist or cannot be written to.
     """
     path = Path(path)
     kind = SUFFIXES.get(path.suffix.lower())
     if kind is None:
         raise InputError(f"{path} cannot be written: unknown suffix {path.suffix!r}; valid: {', '.join(SUFFIXES)}")
-    losses = check_kind(kind, image, str(path))
+    losses = check_kind(kind, image, *more, name=str(path))
     folder = os.path.dirname(os.path.realpath(path))
     if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         problem = "it is a folder" if os.path.isdir(path) else f"{folder} is no folder that exists and can be written to"
@@ -79,10 +93,12 @@ def check_writable(path: str | Path, image: ImageFile) -> tuple[str, ...]:
     return losses
 
 
-def check_kind(kind: str, image: ImageFile, name: str = "the image") -> tuple[str, ...]:
+def check_kind(kind: str, image: ImageFile, *more: ImageFile, name: str = "the image") -> tuple[str, ...]:
     """As `check_writable`, for a format and no path."""
     if kind not in FORMATS:
         raise unknown("format", kind, FORMATS)
+    if more and kind != "TIFF":
+        raise InputError(f"{name} cannot be written: {kind} holds one page and there are {1 + len(more)}; valid: .tif, .tiff")
     if lack := _lack(kind, image):
         valid = ", ".join(suffix for suffix, other in SUFFIXES.items() if not _lack(other, image))
         raise InputError(f"{name} cannot be written: {kind} {lack}; valid for this image: {valid}")
@@ -96,37 +112,38 @@ def check_kind(kind: str, image: ImageFile, name: str = "the image") -> tuple[st
     return (*gray, f"{kind} does not keep {', '.join(lost)}") if lost else gray
 
 
-def write(path: str | Path, image: ImageFile) -> None:
-    """Write an image in the format of the suffix, one of `SUFFIXES`.
+def write(path: str | Path, image: ImageFile, *more: ImageFile) -> None:
+    """Write an image in the format of the suffix, one of `SUFFIXES`; `more` of them are further pages of a TIFF.
 
     The file appears whole or not at all: until then an older one stays as it was.
 
     Raises:
         InputError: what `check_writable` raises, before anything is written; or the file cannot be written.
     """
-    check_writable(path, image)
+    check_writable(path, image, *more)
     target = Path(os.path.realpath(path))  # a link is written through, not replaced
     try:
-        data = _encode(SUFFIXES[Path(path).suffix.lower()], image)
+        data = _encode(SUFFIXES[Path(path).suffix.lower()], image, *more)
         with replacing(target, f".{secrets.token_hex(8)}") as temporary:
             temporary.write_bytes(data)
     except (OSError, ValueError, struct.error) as error:
         raise InputError(f"{path} cannot be written: {error}") from error
 
 
-def encode(image: ImageFile, kind: str) -> bytes:
-    """The bytes of a file of one of the `FORMATS`.
+def encode(image: ImageFile, kind: str, *more: ImageFile) -> bytes:
+    """The bytes of a file of one of the `FORMATS`; `more` images are further pages of a TIFF.
 
-    PNG, TIFF, WebP, BMP, PNM and JPEG 2000 are lossless; JPEG, AVIF and HEIC have quality 95 and full colour resolution. JPEG
+    PNG, TIFF, WebP, BMP, PNM and JPEG 2000 are lossless; JPEG, AVIF and HEIC have quality 95 and full colour resolution. What
+    was read of a JPEG is written at its quality, from 90 up, and chroma subsampling; of a lossy WebP as one of quality 95. JPEG
     has whole dots per inch or cm up to 65535, PNG and BMP whole dots per metre; TIFF gets the common EXIF tags (description,
     camera, orientation, date, author, GPS and all of the Exif directory), no thumbnail. `check_kind` says what is not kept.
 
     Raises:
         InputError: what `check_kind` raises; or the encoder fails.
     """
-    check_kind(kind, image)
+    check_kind(kind, image, *more)
     try:
-        return _encode(kind, image)
+        return _encode(kind, image, *more)
     except (OSError, ValueError, struct.error) as error:
         raise InputError(f"the image cannot be written as {kind}: {error}") from error
 
@@ -195,14 +212,17 @@ def _keeps(kind: str, field: str, image: ImageFile) -> bool:
     return not (field == "xmp" and kind == "JPEG" and len(image.xmp) > 65502)
 
 
-def _encode(kind: str, image: ImageFile) -> bytes:
+def _encode(kind: str, image: ImageFile, *more: ImageFile) -> bytes:
     """The whole file."""
+    if more:
+        later = (dataclasses.replace(page, exif=encoding.without_directories(page.exif)) for page in more)
+        return encoding.join_tiffs(_encode(kind, page) for page in (image, *later))
     left: dict[str, Any] = {key: None if key == "density" else b"" for key in LABELS if not _keeps(kind, key, image)}
     if image.kind != kind:
-        left["own"] = ()
+        left |= {"own": (), "coding": ()}
     image = dataclasses.replace(image, **left)
     samples = image.pixels if image.alpha is None else np.dstack([image.pixels, image.alpha])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         form = FORMATS[kind]
-        return encoding.encode(kind, form.plugin or kind, dict(form.options), image, samples)
+        return encoding.encode(kind, form.plugin or kind, form.options | dict(image.coding), image, samples)

@@ -16,6 +16,7 @@ from rcnet.cost.budget import choose_setting, fingerprint, parse_budget, refuse_
 from rcnet.cost.counting import macs
 from rcnet.cost.latency import interleaved, measured_once, summary
 from rcnet.deploy.optimize import Optimized
+from rcnet.deploy.picture import Curve, without
 from rcnet.device import resolve_precision
 from rcnet.errors import InputError
 from rcnet.models.denoise import Sigma, filling
@@ -118,60 +119,70 @@ def denoise_pixels(
     *,
     sigma: Sigma = None,
     strength: float = 1.0,
-    white: float | None = None,
+    white: float | Curve | None = None,
+    visible: np.ndarray | None = None,
     levels: Tensor | None = None,
     tile: int = TILE,
     precision: str = "fp32",
     each: Callable[[], Any] = lambda: None,
 ) -> tuple[np.ndarray, float]:
-    """As `denoise`, of the pixels of a file, uint8, uint16 or float32 [H, W, C], to the same; no float copy of the whole is made.
+    """As `denoise`, of the pixels of a file, uint8, uint16 or float [H, W, C], to the same; no float copy of the whole is made.
 
     Returns the pixels and the noise that the network found: the root of the mean square of what it took away at strength 1, in
     levels of 255.
 
     Args:
-        white: the value that stands for 1; the largest of the type, or 1.0, unless given. Larger ones are kept as they are.
+        white: the value that stands for 1, or the curve to it; the largest of the type, or 1.0, unless given. The network sees
+            larger ones as 1, and they are kept as they are.
+        visible: [H, W], which pixels count for the noise that is found; all unless given.
         levels: what `judged` said of these pixels, so that it is not asked again.
     """
     net = network_of(model)
     white = white or (1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max))
+    curve = white if isinstance(white, Curve) else Curve(white)
     height, width = pixels.shape[:2]
     out, squares = np.empty_like(pixels), 0.0
-    if net.about.levels == 2 and levels is None:
-        levels = judged(net, pixels, white)
+    after = strength
+    if net.about.levels == 2:
+        levels, after = judged(net, pixels, curve) if levels is None else levels, 1.0
     for rows, columns, seen, inner in tiles(net, steps, tile, height, width):
-        part, x = part_of(pixels, seen, white)
+        x = part_of(pixels, seen, curve)
         level = sigma[..., *seen] if isinstance(sigma, Tensor) and sigma.ndim > 1 else sigma
         if net.about.levels == 2:
             level = tell(net, levels, level, x) * strength
         y = _denoised(model, net, x, steps, level, 1.0, 0, precision, lambda: None)
         removed = ((y - x)[0][:, *inner]).permute(1, 2, 0).numpy()
-        squares += float(np.square(removed, dtype=np.float64).sum())
-        out[rows, columns] = without(removed, part[inner], 1.0 if net.about.levels == 2 else strength, white, pixels.dtype)
+        counted = np.square(removed, dtype=np.float64)
+        squares += float((counted if visible is None else counted[visible[rows, columns]]).sum())
+        out[rows, columns] = without(removed, pixels[rows, columns], after, curve)
         each()
-    return out, 255 * float(np.sqrt(squares / pixels.size))
+    count = pixels.size if visible is None else np.count_nonzero(visible) * pixels.shape[2]
+    return out, 255 * float(np.sqrt(squares / count))
 
 
-def part_of(pixels: np.ndarray, place: "Place", white: float) -> tuple[np.ndarray, Tensor]:
-    """A part of the pixels [H, W, C] in [0, 1], as an array, and as a tensor [1, C, H, W]."""
-    part = pixels[place].astype(np.float32) / white
-    return part, torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1))).unsqueeze(0)
+def part_of(pixels: np.ndarray, place: "Place", curve: Curve) -> Tensor:
+    """A part of the pixels [H, W, C] as the network sees it, [1, C, H, W]."""
+    return torch.from_numpy(np.ascontiguousarray(curve.encode(pixels[place]).transpose(2, 0, 1))).unsqueeze(0)
 
 
 @torch.inference_mode()
-def judged(net: RecurrentNet, pixels: np.ndarray | Tensor, white: float = 1.0) -> Tensor | None:
+def judged(net: RecurrentNet, pixels: np.ndarray | Tensor, curve: Curve | None = None) -> Tensor | None:
     """What a network's judge says of a picture, noise levels [1, 2, KNOTS] in levels of 255; None of a network without a judge.
 
     It sees all of a picture up to a megapixel, and of a larger one 16 parts, evenly spread.
 
     Args:
-        pixels: [H, W, C], of which `white` stands for 1, or a tensor [C, H, W] in [0, 1].
+        pixels: [H, W, C], seen by the curve, or a tensor [C, H, W] in [0, 1].
     """
     if net.judge is None:
         return None
 
     def part(rows: slice, columns: slice) -> Tensor:
-        return pixels[None, :, rows, columns] if isinstance(pixels, Tensor) else part_of(pixels, (rows, columns), white)[1]
+        return (
+            pixels[None, :, rows, columns]
+            if isinstance(pixels, Tensor)
+            else part_of(pixels, (rows, columns), curve or Curve(1.0))
+        )
 
     height, width = pixels.shape[-2:] if isinstance(pixels, Tensor) else pixels.shape[:2]
     if height * width <= LOOK**2:
@@ -236,12 +247,6 @@ def telling(
         return {"sigma": level}
 
     return told
-
-
-def without(removed: np.ndarray, part: np.ndarray, strength: float, white: float, dtype: np.dtype) -> np.ndarray:
-    """Pixels of that type, [H, W, C], of which so much goes away; none leaves [0, 1], or the value that it had above."""
-    values = np.clip(part + strength * removed, 0, np.maximum(part, 1)) * white
-    return (values if dtype.kind == "f" else np.rint(values)).astype(dtype)
 
 
 def call_of(model: RecurrentNet | Optimized, steps: Steps, precision: str) -> Call:

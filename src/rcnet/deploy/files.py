@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from rcnet.data import imagefile
 from rcnet.data.imagefile import NAMES, SUFFIXES, ImageFile
 from rcnet.errors import InputError
@@ -97,33 +99,64 @@ def _check_targets(jobs: Iterable[Job]) -> None:
             writers[place] = job.file
 
 
-def read(job: Job) -> ImageFile:
-    """The job's image, of its file or of the pipe."""
-    return imagefile.read(sys.stdin.buffer if job.file == PIPE else job.file)
+def not_done(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs without those whose results are all newer than their images. A result that is there is whole."""
+
+    def done(job: Job) -> bool:
+        results = [path for path in (job.target, job.picture) if path]
+        if PIPE in (job.file, job.target) or not all(path.is_file() for path in results):
+            return False
+        return all(path.stat().st_mtime_ns >= job.file.stat().st_mtime_ns for path in results)
+
+    return [job for job in jobs if not done(job)]
 
 
-def prepare(job: Job, image: ImageFile) -> tuple[str, ...]:
-    """What the result will not keep of the image, each a short sentence; its folder is made if it has to be.
+def read(job: Job, every_page: bool = False) -> list[ImageFile]:
+    """The job's image, of its file or of the pipe; or every page of a TIFF."""
+    source = sys.stdin.buffer if job.file == PIPE else job.file
+    return imagefile.read_pages(source) if every_page else [imagefile.read(source)]
+
+
+def read_map(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The noise level at each pixel, float32 [H, W] in levels of 255, of a gray image of that shape as it is stored: of 16
+    bits, 257 are a level.
+
+    Raises:
+        InputError: an image that cannot be read, in colour, or of another size.
+    """
+    pixels = imagefile.read(file).pixels
+    if pixels.shape[2] != 1:
+        raise InputError(f"{file} is no map of the noise: it has {pixels.shape[2]} colours; save it as gray, one level per pixel")
+    if pixels.shape[:2] != shape:
+        sizes = [f"{width}x{height}" for height, width in (pixels.shape[:2], shape)]
+        raise InputError(f"{file} is no map of this image: it has to be of {sizes[1]} pixels, not {sizes[0]}")
+    return pixels[:, :, 0] / np.float32(257 if pixels.dtype == np.uint16 else 1)
+
+
+def prepare(job: Job, images: Sequence[ImageFile]) -> tuple[str, ...]:
+    """What the result will not keep of the image or its pages, each a short sentence; its folder is made if it has to be.
 
     Raises:
         InputError: the result cannot be written.
     """
+    if job.picture and len(images) > 1:
+        raise InputError(f"{job.file} has {len(images)} pages and --compare shows one: leave out --compare")
     if job.target == PIPE:
         if sys.stdout.isatty():
             raise InputError("the result is an image, and this is a terminal: give -o FILE, or a pipe")
-        return imagefile.check_kind(image.kind, image)
+        return imagefile.check_kind(images[0].kind, *images)
     if job.makes_folder:
         try:
             job.target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{job.target.parent} cannot be a folder for results: {error.strerror}") from error
-    return imagefile.check_writable(job.target, image)
+    return imagefile.check_writable(job.target, *images)
 
 
-def write(job: Job, image: ImageFile) -> None:
-    """The job's result, to its file, or to the pipe in the format of the input."""
+def write(job: Job, images: Sequence[ImageFile]) -> None:
+    """The job's result, one image or all pages, to its file, or to the pipe in the format of the input."""
     if job.target == PIPE:
-        sys.stdout.buffer.write(imagefile.encode(image, image.kind))
+        sys.stdout.buffer.write(imagefile.encode(images[0], images[0].kind, *images[1:]))
         sys.stdout.buffer.flush()
     else:
-        imagefile.write(job.target, image)
+        imagefile.write(job.target, *images)

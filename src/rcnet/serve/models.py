@@ -13,8 +13,9 @@ from rcnet.cost.counting import macs, parameters
 from rcnet.data.images import in_channels
 from rcnet.data.labelled import fit
 from rcnet.deploy.classify import best_classes
-from rcnet.deploy.denoise import TILE, call_of, denoise_pixels, without
+from rcnet.deploy.denoise import TILE, call_of, denoise_pixels, judged, tell
 from rcnet.deploy.optimize import Optimized, optimize
+from rcnet.deploy.picture import Curve, without
 from rcnet.errors import InputError
 from rcnet.models import load
 from rcnet.models.results import setting_quality
@@ -90,16 +91,21 @@ def denoise(session: Optimized, setting: Setting, work: Sequence[Work]) -> list[
         call = partial(denoise_pixels, session, steps=setting, tile=tile)
         return [Denoised(*call(w.pixels, sigma=w.sigma, strength=w.strength, white=w.white)) for w in work]
     device = next(session.network.parameters()).device
-    parts = [item.pixels.astype(np.float32) / np.float32(item.white) for item in work]
+    parts = [Curve(item.white).encode(item.pixels) for item in work]
     x = torch.from_numpy(np.stack(parts).transpose(0, 3, 1, 2))
+    net, strengths = session.network, [item.strength for item in work]
     known = any(item.sigma is not None for item in work)
     sigma = torch.tensor([-1.0 if item.sigma is None else item.sigma for item in work]) if known else None
+    if net.about.levels == 2:
+        maps = [tell(net, judged(net, image), item.sigma, image[None]) for image, item in zip(x, work, strict=True)]
+        sigma = torch.cat([strength * level.expand(1, 2, height, width) for strength, level in zip(strengths, maps, strict=True)])
+        strengths = [1.0] * len(work)
     told = {} if sigma is None else {"sigma": sigma.to(device)}
     removed = (call_of(session, setting, "fp32")(x.to(device), **told).cpu() - x).permute(0, 2, 3, 1).numpy()
     done = []
-    for item, part, change in zip(work, parts, removed, strict=True):
+    for item, change, strength in zip(work, removed, strengths, strict=True):
         level = 255 * float(np.sqrt(np.square(change, dtype=np.float64).mean()))
-        done.append(Denoised(without(change, part, item.strength, item.white, item.pixels.dtype), level))
+        done.append(Denoised(without(change, item.pixels, strength, Curve(item.white)), level))
     return done
 
 
