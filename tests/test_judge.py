@@ -8,6 +8,7 @@ import torch
 
 from rcnet.data.images import read_image
 from rcnet.deploy.denoise import denoise, denoise_pixels, judged
+from rcnet.deploy.picture import Curve
 from rcnet.errors import InputError
 from rcnet.models import create_model, load, save
 from rcnet.models.judge import KNOTS, Judge, attach_judge, hats, level_map
@@ -80,7 +81,7 @@ def test_pixels_in_tiles_are_told_as_the_whole(channels):
     whole, _ = denoise_pixels(model, pixels, 2, tile=0)
     tiled, _ = denoise_pixels(model, pixels, 2, tile=48)
     assert np.abs(whole.astype(int) - tiled).max() <= 1
-    assert judged(model, pixels, 255).shape == (1, 2, KNOTS)
+    assert judged(model, pixels, Curve(255.0)).shape == (1, 2, KNOTS)
 
 
 def test_large_pictures_are_judged_by_parts(monkeypatch):
@@ -88,7 +89,7 @@ def test_large_pictures_are_judged_by_parts(monkeypatch):
     sizes = []
     judge = model.judge.forward
     monkeypatch.setattr(model.judge, "forward", lambda x: sizes.append(tuple(x.shape)) or judge(x))
-    judged(model, np.zeros((1500, 900, 3), np.uint8), 255)
+    judged(model, np.zeros((1500, 900, 3), np.uint8), Curve(255.0))
     assert sizes == [(1, 3, 1024, 896)]
 
 
