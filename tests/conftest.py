@@ -41,6 +41,7 @@ SLOW = {
     "test_cli::test_models_lists_exact_parameters": "builds every network",
     "test_cli::test_train_and_resume": "trains",
     "test_cell::test_compile_makes_one_graph_a_step_count": "compiles",
+    "test_evaluation::test_bundled_denoisers_have_the_psnr_that_is_recorded": "denoises at every setting",
     "test_models::test_export": "exports every network",
     "test_models::test_compile_in_one_graph": "compiles every network",
 }

@@ -20,7 +20,7 @@ from rcnet.errors import InputError
 from rcnet.evaluation import adaptive, classification_results, recalibrate
 from rcnet.evaluation.adaptive import Answers, Cascade
 from rcnet.models import create_model, load, save
-from rcnet.tasks.classify import class_names
+from rcnet.tasks.classify import class_names, read_matching
 from rcnet.training import read_recipe, train
 from rcnet.training.loop import Trainer
 from rcnet.training.teaching import make_teacher
@@ -359,10 +359,11 @@ def test_bad_requests_are_one_line(refused, run, cifar_folder, weights, tmp_path
 
 
 @pytest.fixture(scope="session")
-def given(weights, cifar_folder):
-    """What a small classifier answers to the images that it was not trained on."""
-    test = read_labelled(cifar_folder, "test")
-    return adaptive.answers(load(weights), test.images), test.labels.numpy()
+def given(cifar_folder):
+    """What the bundled classifier answers to images that it was not trained on."""
+    model = load("r2.cifar10")
+    test = read_matching(cifar_folder, "test", model)
+    return adaptive.answers(model, test.images), test.labels.numpy()
 
 
 def test_a_cascade_stops_where_it_is_sure(given):
@@ -426,6 +427,53 @@ def test_cascades_share_the_chance():
     more = Answers((1, 2, 3, 4), np.zeros((4, count), int), np.ones((4, count)))
     assert adaptive.calibrate(more, labels, cost, 0.05) == Cascade((4,), 1.0)
     assert adaptive.calibrate(more, labels, cost, 0.08).steps == (1, 4)
+
+
+def test_what_a_cascade_gains_is_measured_on_the_images_that_it_was_not_calibrated_on(given, cifar_folder):
+    answers, labels = given
+    model = load("r2.cifar10")
+    images = read_matching(cifar_folder, "test", model).images
+    seen = []
+    found = adaptive.adaptive_results(model, images, torch.from_numpy(labels), 0.5, each=seen.append)
+    assert sum(seen) == 3 * len(images) == 300
+    assert (found["calibrated_on"], found["images"], found["risk"], found["chance"]) == (50, 50, 0.5, 0.1)
+    cost = {n: macs(model, n, (32, 32)) for n in (2, 3, 4)}
+    first, rest = (adaptive.Answers(answers.steps, answers.best[:, k::2], answers.sure[:, k::2]) for k in (0, 1))
+    cascade = adaptive.calibrate(first, labels[0::2], cost, 0.5)
+    assert (found["steps"], found["confidence"]) == cascade
+    *fixed, own = found["rows"]
+    wrong = [100 * float((best != labels[1::2]).mean()) for best in rest.best]
+    assert fixed == [{"steps": n, "macs": cost[n], "error": pytest.approx(e)} for n, e in zip((2, 3, 4), wrong, strict=True)]
+    answer, ran = adaptive.choose(rest, cascade)
+    assert own["macs"] == round(adaptive.mean_macs(ran, cascade, cost))
+    assert own["error"] == pytest.approx(100 * float((answer != labels[1::2]).mean()), abs=1e-3)
+    assert own["ends"] == [pytest.approx(float((ran == k + 1).mean()), abs=1e-4) for k in range(len(cascade.steps))]
+    assert len(found["curve"]) == len(adaptive.DOUBTS)
+    assert [row["confidence"] for row in found["curve"]] == pytest.approx([1 - doubt for doubt in adaptive.DOUBTS])
+    assert found["fixed"] == pytest.approx(np.interp(own["macs"], list(cost.values()), wrong), abs=1e-3)
+    assert found["pays"] is (own["error"] < found["fixed"])
+    with pytest.raises(InputError, match="one setting"):
+        adaptive.adaptive_results(create_model("r2", steps=2), images, torch.from_numpy(labels), 0.5)
+
+
+def test_cascades_have_three_settings_where_there_are_few():
+    """Of four settings the first is sure of a half, the second of nine tenths of the rest, and the last of all: all three pay."""
+    rng, count = np.random.default_rng(0), 2000
+    sure = np.zeros((4, count))
+    sure[0, rng.random(count) < 0.5] = 1
+    sure[1:3] = np.maximum(sure[0], rng.random(count) < 0.9)
+    sure[3] = 1
+    right = Answers((1, 2, 3, 4), np.where(sure == 1, 0, 1), sure)
+    cost = {1: 1, 2: 2, 3: 3, 4: 100}
+    assert adaptive.calibrate(right, np.zeros(count, int), cost, 0.01).steps == (1, 2, 4)
+    assert adaptive.mean_macs(np.array([1, 2, 3]), Cascade((1, 2, 4), 0.5), cost) == pytest.approx((1 + 3 + 103) / 3)
+    more = Answers((1, 2, 3, 4, 5, 6), right.best[[0, 1, 1, 1, 2, 3]], sure[[0, 1, 1, 1, 2, 3]])
+    many = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 100}
+    assert len(adaptive.calibrate(more, np.zeros(count, int), many, 0.01).steps) == 2
+    with pytest.raises(InputError, match="no images"):
+        adaptive.calibrate(right, np.zeros(0, int), cost, 0.01)
+    with pytest.raises(InputError, match="chance=1 "):
+        adaptive.calibrate(right, np.zeros(count, int), cost, 0.01, chance=1)
 
 
 def test_adaptive_classification_is_the_cascade(weights, cifar_folder):

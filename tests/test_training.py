@@ -557,6 +557,30 @@ def test_settings_to_train(name, options, settings, expected):
     assert model.choices == expected
 
 
+def test_a_staircase_of_cells_of_different_steps():
+    body = nn.Conv2d(4, 4, 3, padding=1)
+    one, three = (rcnet.RecurrentCell(body, list, steps, norm_mode="none") for steps in ((1,), (1, 2, 3)))
+    model = rcnet.RecurrentNet(one=one, three=three)
+    offer(model, "staircase")
+    assert model.settings == ((1, 0), (1, 1), (1, 2), (1, 3))
+
+
+def test_probabilities_may_be_zero_and_not_less():
+    assert check_probabilities((0.0, 1.0), (1, 2)) == (0, 1)
+    assert check_probabilities((), (1, 2, 3, 4)) == (0.25,) * 4
+    assert check_probabilities((0.3,), (2,)) == (1,)
+    assert check_probabilities((0.25, 0.75 + 5e-7), (1, 2)) == pytest.approx((0.25, 0.75))
+    assert sum(check_probabilities((0.25, 0.75 + 5e-7), (1, 2))) == pytest.approx(1, abs=1e-12)
+    for wrong in ((-0.1, 1.1), (0.5, 0.5 + 1.5e-6)):
+        with pytest.raises(InputError, match="sum to 1"):
+            check_probabilities(wrong, (1, 2))
+    assert draw_steps((1, 2, 3), (0.0, 0.4, 0.6), "aggregated", np.random.default_rng(0)) == {2: 0.4, 3: 0.6}
+    assert expected_cost((10, 20, 40), (0, 0.5, 0.5), "aggregated") == 60
+    drawn = [draw_steps((1, 2), (0.0, 1.0), "sampled", np.random.default_rng(seed)) for seed in range(9)]
+    assert drawn == [{2: 1.0}] * 9
+    assert draw_steps((3,), (1.0,), "sandwich", np.random.default_rng(0)) == {3: 1.0}
+
+
 def test_free_settings_need_norms_for_all():
     with pytest.raises(InputError, match="batch norms for them do not exist"):
         offer(create_model("r3_fast"), "free")

@@ -33,8 +33,16 @@ RESULTS = ROOT / "results"
 NEAREST = {
     "cell": ["tests/test_cell.py", "-m", "not slow"],
     "calling": ["tests/test_denoise.py", "tests/test_evaluation.py", "tests/test_cell.py", "-m", "not slow"],
-    "training/steps": ["tests/test_training.py", "-k", "drawn or probabilities or settings or staircase or draws"],
-    "evaluation/adaptive": ["tests/test_classify.py", "-k", "cascade or calibration or clopper or stated_risk or adaptive"],
+    "training/steps": [
+        "tests/test_training.py",
+        "-k",
+        "drawn_with or probabilities_may or settings_to_train or free_settings or staircase_of",
+    ],
+    "evaluation/adaptive": [
+        "tests/test_classify.py",
+        "-k",
+        "cascade_stops or cascades or cheapest or clopper or stated_risk or gains",
+    ],
     "evaluation/denoise": ["tests/test_evaluation.py", "-k", "not bundled and not little"],
     "evaluation/classify": ["tests/test_evaluation.py", "tests/test_dial.py", "-k", "classif"],
     "evaluation/harmless": ["tests/test_evaluation.py", "tests/test_cli.py", "-k", "harm or clean"],
