@@ -32,9 +32,9 @@ from rcnet.cell import RecurrentNet, Steps
 from rcnet.cost import macs
 from rcnet.data.images import list_images, read_image
 from rcnet.data.noise import protocol_noise
-from rcnet.deploy.denoise import size_of, tiles
 from rcnet.evaluation.adaptive import adaptive_results
 from rcnet.evaluation.denoise import to_uint8_levels
+from rcnet.runtime.tiles import size_of, tiles
 from rcnet.setting import Setting
 from rcnet.tasks.classify import read_matching
 from rcnet.training.provenance import commit, made_here
@@ -76,7 +76,7 @@ def cut(model: RecurrentNet, images: Sequence[tuple[np.ndarray, np.ndarray, np.n
     rows: list[tuple[Any, ...]] = []
     for k, (clean, noisy, outputs) in enumerate(images):
         whole = np.array([gmac(model, n, clean.shape) for n in model.settings])
-        for places in zip(*(tiles(model, n, side, *clean.shape) for n in model.settings), strict=True):
+        for places in zip(*(tiles(model.about, n, side, *clean.shape) for n in model.settings), strict=True):
             at = places[0][:2]
             work = [gmac(model, n, size_of(seen)) for n, (_, _, seen, _) in zip(model.settings, places, strict=True)]
             parts = outputs[:, *at]

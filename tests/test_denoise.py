@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from rcnet.deploy.denoise import count_tiles, denoise
+from rcnet.deploy.denoise import denoise
 from rcnet.errors import InputError
 from rcnet.figures.side_by_side import LARGEST, centre, side_by_side
 from rcnet.models import create_model
+from rcnet.runtime.tiles import count_tiles
 
 
 def trained_like(name, **config):
@@ -33,7 +34,7 @@ def test_tiles_equal_the_whole(name, steps, size, tile):
     calls = []
     tiled = denoise(model, x, steps, tile=tile, each=lambda: calls.append(1))
     torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
-    assert len(calls) == count_tiles(model, tuple(x.shape), tile) > 1
+    assert len(calls) == count_tiles(model.about, tuple(x.shape), tile) > 1
     torch.testing.assert_close(denoise(model, x, steps, tile=0), whole, atol=1e-5, rtol=0)
 
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from rcnet.data.images import read_image
-from rcnet.deploy.denoise import denoise, denoise_pixels, judged
-from rcnet.deploy.picture import Curve
+from rcnet.deploy.denoise import TorchSession, denoise, denoise_pixels
 from rcnet.errors import InputError
 from rcnet.models import create_model, load, save
 from rcnet.models.judge import KNOTS, Judge, attach_judge, hats, level_map
+from rcnet.runtime.denoise import judge_picture
+from rcnet.runtime.levels import level_map as numpy_level_map
+from rcnet.runtime.picture import Curve
 from rcnet.training.judging import train_judge
 from tests.conftest import IMAGES
 
@@ -37,6 +39,12 @@ def test_levels_are_read_off_the_brightness():
         seen = level_map(levels, torch.full((1, 3, 16, 16), float(brightness)))
         torch.testing.assert_close(seen[0, :, 5, 5], torch.tensor([float(level), 9.0]), atol=1e-5, rtol=0)
     torch.testing.assert_close(hats(torch.rand(2, 1, 50)).sum(1), torch.ones(2, 1, 50))
+
+
+def test_levels_are_read_off_in_numpy_as_in_torch():
+    levels, x = 20 * torch.rand(2, 2, KNOTS), torch.rand(2, 3, 21, 34)
+    expected = level_map(levels, x).numpy()
+    np.testing.assert_allclose(numpy_level_map(levels.numpy(), x.numpy()), expected, atol=1e-4)
 
 
 def test_any_size_is_judged():
@@ -81,7 +89,7 @@ def test_pixels_in_tiles_are_told_as_the_whole(channels):
     whole, _ = denoise_pixels(model, pixels, 2, tile=0)
     tiled, _ = denoise_pixels(model, pixels, 2, tile=48)
     assert np.abs(whole.astype(int) - tiled).max() <= 1
-    assert judged(model, pixels, Curve(255.0)).shape == (1, 2, KNOTS)
+    assert judge_picture(TorchSession(model), pixels, Curve(255.0)).shape == (1, 2, KNOTS)
 
 
 def test_large_pictures_are_judged_by_parts(monkeypatch):
@@ -89,7 +97,7 @@ def test_large_pictures_are_judged_by_parts(monkeypatch):
     sizes = []
     judge = model.judge.forward
     monkeypatch.setattr(model.judge, "forward", lambda x: sizes.append(tuple(x.shape)) or judge(x))
-    judged(model, np.zeros((1500, 900, 3), np.uint8), Curve(255.0))
+    judge_picture(TorchSession(model), np.zeros((1500, 900, 3), np.uint8), Curve(255.0))
     assert sizes == [(1, 3, 1024, 896)]
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 import rcnet
 from rcnet.deploy.denoise import denoise_pixels
-from rcnet.deploy.picture import Curve, choose_curve, fill_hidden, find_tint, is_mosaic, prepare, without
 from rcnet.errors import InputError
+from rcnet.runtime.picture import Curve, choose_curve, fill_hidden, find_tint, is_mosaic, prepare, without
 
 from .conftest import IMAGES
 
@@ -38,7 +38,7 @@ def gain(clean, noisy, result):
 
 
 def test_it_runs_without_torch():
-    code = "import sys, rcnet.deploy.picture; sys.exit('torch' in sys.modules)"
+    code = "import sys, rcnet.runtime.picture; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -9,6 +9,7 @@ from rcnet.errors import InputError, unknown
 from rcnet.setting import Setting
 
 INPUTS = ("image", "sigma", "coarse")  # what a call can take: noise levels, of white noise and of coarse noise
+SMOOTH = 5  # pixels a side, over which brightness is averaged before a judge's level is read off: noise itself must not choose
 
 
 class Noise(NamedTuple):

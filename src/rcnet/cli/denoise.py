@@ -2,7 +2,6 @@
 
 import math
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
     from rcnet.deploy.files import Job
     from rcnet.deploy.optimize import Optimized
-    from rcnet.deploy.picture import Picture
+    from rcnet.runtime.picture import Picture
     from rcnet.setting import Setting
 
 COLOUR, GRAY = "r3_fast.photo", "r3_fast.gray"  # what pictures are denoised with unless --model says
@@ -128,14 +127,16 @@ def denoise(
     import torch
 
     from rcnet.cli.text import check_cost, others_go_on
-    from rcnet.deploy.denoise import TILE, check_options
+    from rcnet.runtime.denoise import check_strength
+    from rcnet.runtime.tiles import TILE, check_tile
 
     if threads:
         torch.set_num_threads(threads)
     tile = TILE if tile is None else tile
     check_cost(steps, budget)
     how = How(model, steps, budget, sigma, sigma_map, strength, white, pages, tile, precision)
-    check_options(tile, strength)
+    check_tile(tile)
+    check_strength(strength)
     sessions: dict[str, Optimized] = {}
     if model is not None:
         weights(model, how, sessions)
@@ -193,9 +194,9 @@ def denoise_file(job: "Job", how: How, sessions: "dict[str, Optimized]") -> None
     import dataclasses
 
     from rcnet.data.imagefile import upright
-    from rcnet.deploy import picture
     from rcnet.deploy.files import PIPE, prepare, read, write
     from rcnet.figures.side_by_side import in_rows, save_picture, side_by_side
+    from rcnet.runtime import picture
 
     images = read(job, how.pages == "all")
     lost = prepare(job, images)
@@ -237,12 +238,13 @@ class Denoised(NamedTuple):
 
 def denoise_picture(job: "Job", picture: "Picture", how: How, sessions: "dict[str, Optimized]") -> Denoised:
     """One picture at the setting that is asked for, or at every setting."""
-    import torch
     from tqdm import tqdm
 
     from rcnet.cli.text import read_steps
-    from rcnet.deploy.denoise import count_tiles, denoise_pixels, denoise_setting_for, judged
+    from rcnet.deploy.denoise import TorchSession, denoise_setting_for
     from rcnet.deploy.files import read_map
+    from rcnet.runtime.denoise import Work, denoise_pixels, judge_picture
+    from rcnet.runtime.tiles import count_tiles
 
     pixels = picture.pixels
     model = weights(how.model or (GRAY if pixels.shape[2] == 1 else COLOUR), how, sessions)
@@ -253,26 +255,19 @@ def denoise_picture(job: "Job", picture: "Picture", how: How, sessions: "dict[st
         setting = denoise_setting_for(model, how.budget, shape, tile=how.tile)
     warn_of_level(job.file, model, picture)
     runs = list(network.settings) if job.picture else [setting]
-    tiles = count_tiles(model, (1, 1, *shape[2:]), how.tile)
-    sigma = how.sigma if how.sigma_map is None else torch.from_numpy(read_map(how.sigma_map, pixels.shape[:2]))
-    levels = judged(network, pixels, picture.curve)
-    call = partial(
-        denoise_pixels,
-        sigma=sigma,
-        strength=how.strength,
-        white=picture.curve,
-        visible=picture.visible,
-        levels=levels,
-        tile=how.tile,
-    )
+    tiles = count_tiles(network.about, (1, 1, *shape[2:]), how.tile)
+    sigma = how.sigma if how.sigma_map is None else read_map(how.sigma_map, pixels.shape[:2])
+    session = TorchSession(model)
+    judged = judge_picture(session, pixels, picture.curve)
+    work = Work(pixels, sigma, how.strength, picture.curve, picture.visible, judged)
     results, total = {}, len(runs) * tiles
     with tqdm(total=total, desc=job.file.name, unit="tile", disable=None if total > 4 else True, leave=False) as bar:
         for n in runs:
-            denoised, level = call(model, pixels, n, each=bar.update)
+            denoised, level = denoise_pixels(session, work, n, tile=how.tile, each=bar.update)
             results[n] = picture.restore(denoised)
             if n == setting:
                 removed = level
-    return Denoised(results, setting, removed, None if levels is None else levels.mean((0, 2)).tolist())
+    return Denoised(results, setting, removed, None if judged is None else judged.mean((0, 2)).tolist())
 
 
 def found(done: list[Denoised], strength: float) -> str:

@@ -1,8 +1,7 @@
 """Denoising images of any size and number of channels: tiles of bounded memory, colour through gray weights."""
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -10,22 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rcnet.about import About
 from rcnet.calling import Call, check_range, device_of, ready
 from rcnet.cell import RecurrentNet
 from rcnet.cost.budget import choose_setting, fingerprint, parse_budget, refuse_at_once
 from rcnet.cost.counting import macs
 from rcnet.cost.latency import interleaved, measured_once, summary
 from rcnet.deploy.optimize import Optimized
-from rcnet.deploy.picture import Curve, without
 from rcnet.device import resolve_precision
 from rcnet.errors import InputError
 from rcnet.models.denoise import Sigma, filling
 from rcnet.models.judge import level_map
 from rcnet.models.results import setting_quality
+from rcnet.runtime.denoise import Denoised, Work, denoise_images
+from rcnet.runtime.denoise import denoise_pixels as on_pixels
+from rcnet.runtime.levels import given_levels
+from rcnet.runtime.picture import Curve
+from rcnet.runtime.tiles import TILE, size_of, tiles
 from rcnet.setting import Setting, Steps
 
-TILE, SMALLEST_TILE = 512, 16  # pixels a side
-LOOK = 1024  # pixels a side, the most that a judge sees of a picture: its time is bounded, and levels no longer change
 Images = TypeVar("Images", Tensor, np.ndarray)
 
 
@@ -64,197 +66,110 @@ def denoise(
         InputError: not a denoiser, unsupported steps, a tile too small, an unknown precision, images of another type, shape,
             range or number of channels, or a sigma for weights that take none.
     """
-    if isinstance(images, np.ndarray):
-        if images.dtype.kind != "f" or images.dtype.itemsize > 8:
-            raise InputError(f"images are float [B, C, H, W] in [0, 1], not {images.dtype} {list(images.shape)}")
-        x = torch.from_numpy(np.ascontiguousarray(images, images.dtype.newbyteorder("=")))
-        told = {"sigma": sigma, "strength": strength, "tile": tile, "precision": precision, "each": each}
-        return denoise(model, x, steps, **told).numpy()  # type: ignore[arg-type]
-    net = network_of(model)
-    check_options(tile, strength)
-    if images.ndim != 4 or not images.is_floating_point():
+    if images.ndim != 4 or not (images.is_floating_point() if isinstance(images, Tensor) else images.dtype.kind == "f"):
         raise InputError(f"images are float [B, C, H, W] in [0, 1], not {images.dtype} {list(images.shape)}")
-    check_range(images)
-    with torch.set_grad_enabled(images.requires_grad and torch.is_grad_enabled()):
-        return _denoised(model, net, images, steps, sigma, strength, tile, precision, each)
+    session = TorchSession(model, precision)
+    setting = session.network.per_cell(steps)
+    if isinstance(images, Tensor):
+        check_range(images)
+        if images.requires_grad and torch.is_grad_enabled():
+            return _with_gradients(session, images, setting, sigma, strength)
+    pixels = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
+    if pixels.dtype.itemsize > 8:
+        raise InputError(f"images are float [B, C, H, W] in [0, 1], not {pixels.dtype} {list(pixels.shape)}")
+    pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
+    check_range(torch.from_numpy(pixels))
+    level = sigma.detach().cpu().numpy() if isinstance(sigma, Tensor) else sigma
+    done = denoise_images(session, pixels, setting, sigma=level, strength=strength, tile=tile, each=each)
+    return torch.from_numpy(done) if isinstance(images, Tensor) else done
 
 
-def _denoised(
-    model: RecurrentNet | Optimized,
-    net: RecurrentNet,
-    images: Tensor,
-    steps: Steps,
-    sigma: Sigma,
-    strength: float,
-    tile: int,
-    precision: str,
-    each: Callable[[], Any],
-) -> Tensor:
-    """As `denoise`, of a checked tensor."""
-    call, kind = call_of(model, steps, precision), images.dtype
-    batch, channels, height, width = images.shape
+class TorchSession:
+    """A denoiser, or fast sessions of one, as `runtime.denoise` calls it.
+
+    Raises:
+        InputError: not a denoiser, or an unknown precision; sessions have their own.
+    """
+
+    def __init__(self, model: RecurrentNet | Optimized, precision: str = "fp32") -> None:
+        self.model, self.network, self.precision = model, network_of(model), precision
+        resolve_precision(precision, device_of(self.network))
+        self._calls: dict[Setting, Call] = {}
+
+    @property
+    def about(self) -> About:
+        return self.network.about
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        return self.network.settings
+
+    def at(self, setting: Setting) -> Call:
+        """What is called as `call(x, sigma=...)`, of tensors, at this setting."""
+        if setting not in self._calls:
+            ready_made = self.model.at(setting) if isinstance(self.model, Optimized) else None
+            self._calls[setting] = ready_made or ready(self.network, setting, self.precision)
+        return self._calls[setting]
+
+    @torch.inference_mode()
+    def run(self, x: np.ndarray, setting: Setting, sigma: np.ndarray | None) -> np.ndarray:
+        told = {} if sigma is None else {"sigma": _tensor(sigma).to(device_of(self.network))}
+        return self.at(setting)(_tensor(x), **told).cpu().numpy()
+
+    @torch.inference_mode()
+    def judge(self, x: np.ndarray) -> np.ndarray | None:
+        if self.network.judge is None:
+            return None
+        return self.network.judge(_tensor(x).to(device_of(self.network), torch.float32)).cpu().numpy()
+
+
+def _tensor(x: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.require(x, requirements=("C", "W")))
+
+
+def _with_gradients(session: TorchSession, images: Tensor, setting: Setting, sigma: Sigma, strength: float) -> Tensor:
+    """As `denoise`, each image whole, so that gradients pass."""
+    net, (batch, channels) = session.network, images.shape[:2]
     taken = net.about.channels
-    if taken == 1:
-        images = images.reshape(batch * channels, 1, height, width)
-    elif channels not in (1, taken):
+    if taken != 1 and channels not in (1, taken):
         raise InputError(f"these weights take images of {taken} channels, and this one has {channels}")
-    told = telling(net, sigma, images, len(images) // batch, strength)
-    strength = 1.0 if net.about.levels == 2 else strength
-    out = torch.empty(images.shape, dtype=kind)
-    for rows, columns, seen, inner in tiles(net, steps, tile, height, width):
-        for i, image in enumerate(images[..., seen[0], seen[1]]):
-            x = image.unsqueeze(0)
-            y = call(x.expand(-1, taken, -1, -1), **told(i, x, seen)).cpu()
-            y = y.mean(1, keepdim=True) if images.shape[1] < taken else y
-            out[i, :, rows, columns] = torch.lerp(x.cpu().to(y.dtype), y, strength)[0][:, *inner].to(kind)
-            each()
-    return out.reshape(batch, channels, height, width)
+    x = images.flatten(0, 1).unsqueeze(1) if taken == 1 else images.expand(-1, taken, -1, -1)
+    given = given_levels(
+        sigma.detach().cpu().numpy() if isinstance(sigma, Tensor) else sigma, net.about, batch, (images.shape[2], images.shape[3])
+    )
+    level = None if given is None else torch.from_numpy(given.repeat(channels if taken == 1 else 1, 0).copy())
+    after = strength
+    if net.about.levels == 2:
+        if level is None and net.judge is not None:
+            level = level_map(net.judge(x.detach().float()), x.detach())
+        after, level = 1.0, None if level is None else level * strength
+    y = filling(session.at(setting), net.about.multiple)(
+        x, **({} if level is None else {"sigma": level.to(device_of(net))})
+    ).cpu()
+    y = y.view_as(images) if taken == 1 else y.mean(1, keepdim=True) if channels < taken else y
+    return torch.lerp(images.cpu().to(y.dtype), y, after).to(images.dtype)
 
 
-@torch.inference_mode()
 def denoise_pixels(
     model: RecurrentNet | Optimized,
     pixels: np.ndarray,
     steps: Steps = None,
     *,
-    sigma: Sigma = None,
-    strength: float = 1.0,
     white: float | Curve | None = None,
-    visible: np.ndarray | None = None,
-    levels: Tensor | None = None,
     tile: int = TILE,
     precision: str = "fp32",
     each: Callable[[], Any] = lambda: None,
-) -> tuple[np.ndarray, float]:
-    """As `denoise`, of the pixels of a file, uint8, uint16 or float [H, W, C], to the same; no float copy of the whole is made.
-
-    Returns the pixels and the noise that the network found: the root of the mean square of what it took away at strength 1, in
-    levels of 255.
+    **work: Any,
+) -> Denoised:
+    """As `runtime.denoise.denoise_pixels`, of a network at these steps.
 
     Args:
-        white: the value that stands for 1, or the curve to it; the largest of the type, or 1.0, unless given. The network sees
-            larger ones as 1, and they are kept as they are.
-        visible: [H, W], which pixels count for the noise that is found; all unless given.
-        levels: what `judged` said of these pixels, so that it is not asked again.
+        white: the value of the pixels that stands for 1, or the curve to it.
+        work: the other fields of `runtime.denoise.Work`.
     """
-    net = network_of(model)
-    white = white or (1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max))
-    curve = white if isinstance(white, Curve) else Curve(white)
-    height, width = pixels.shape[:2]
-    out, squares = np.empty_like(pixels), 0.0
-    after = strength
-    if net.about.levels == 2:
-        levels, after = judged(net, pixels, curve) if levels is None else levels, 1.0
-    for rows, columns, seen, inner in tiles(net, steps, tile, height, width):
-        x = part_of(pixels, seen, curve)
-        level = sigma[..., *seen] if isinstance(sigma, Tensor) and sigma.ndim > 1 else sigma
-        if net.about.levels == 2:
-            level = tell(net, levels, level, x) * strength
-        y = _denoised(model, net, x, steps, level, 1.0, 0, precision, lambda: None)
-        removed = ((y - x)[0][:, *inner]).permute(1, 2, 0).numpy()
-        counted = np.square(removed, dtype=np.float64)
-        squares += float((counted if visible is None else counted[visible[rows, columns]]).sum())
-        out[rows, columns] = without(removed, pixels[rows, columns], after, curve)
-        each()
-    count = pixels.size if visible is None else np.count_nonzero(visible) * pixels.shape[2]
-    return out, 255 * float(np.sqrt(squares / count))
-
-
-def part_of(pixels: np.ndarray, place: "Place", curve: Curve) -> Tensor:
-    """A part of the pixels [H, W, C] as the network sees it, [1, C, H, W]."""
-    return torch.from_numpy(np.ascontiguousarray(curve.encode(pixels[place]).transpose(2, 0, 1))).unsqueeze(0)
-
-
-@torch.inference_mode()
-def judged(net: RecurrentNet, pixels: np.ndarray | Tensor, curve: Curve | None = None) -> Tensor | None:
-    """What a network's judge says of a picture, noise levels [1, 2, KNOTS] in levels of 255; None of a network without a judge.
-
-    It sees all of a picture up to a megapixel, and of a larger one 16 parts, evenly spread.
-
-    Args:
-        pixels: [H, W, C], seen by the curve, or a tensor [C, H, W] in [0, 1].
-    """
-    if net.judge is None:
-        return None
-
-    def part(rows: slice, columns: slice) -> Tensor:
-        return (
-            pixels[None, :, rows, columns]
-            if isinstance(pixels, Tensor)
-            else part_of(pixels, (rows, columns), curve or Curve(1.0))
-        )
-
-    height, width = pixels.shape[-2:] if isinstance(pixels, Tensor) else pixels.shape[:2]
-    if height * width <= LOOK**2:
-        seen = part(slice(None), slice(None))
-    else:
-        sides = min(LOOK, height // 8 * 8) // 4, min(LOOK, width // 8 * 8) // 4
-        starts = ([round(k * (whole - side) / 3) for k in range(4)] for whole, side in zip((height, width), sides, strict=True))
-        down, across = starts
-        rows = [torch.cat([part(slice(y, y + sides[0]), slice(x, x + sides[1])) for x in across], 3) for y in down]
-        seen = torch.cat(rows, 2)
-    channels = net.about.channels
-    seen = seen.reshape(-1, 1, *seen.shape[-2:]) if channels == 1 else seen.expand(-1, channels, -1, -1)
-    return net.judge(seen.to(device_of(net), torch.float32)).mean(0, keepdim=True).cpu()
-
-
-def tell(net: RecurrentNet, levels: Tensor | None, sigma: Sigma, x: Tensor) -> Tensor:
-    """What a network of two levels is told of a part of a picture: a map [B, 2, H, W], or [B, 2, 1, 1].
-
-    Args:
-        levels: what the judge said of the whole picture; None: nobody did, and all noise is taken for white.
-        sigma: the level that a person gave: a number, one value per image, a map [H, W] or [B, 1, H, W], of the kind of noise
-            that the judge found most of; or [B, 2, H, W], both kinds.
-        x: the part, [B, C, H, W].
-
-    Raises:
-        InputError: neither a judge nor a level.
-    """
-    if sigma is None:
-        if levels is None:
-            raise InputError("this network has no judge of noise: say how much there is, sigma=..., or train one, rcnet judge")
-        return level_map(levels, x.float())
-    given = torch.as_tensor(sigma, dtype=torch.float32)
-    given = (
-        given.reshape(-1, 1, 1, 1)
-        if given.ndim < 2
-        else given.reshape(-1, *(given.shape[-3:] if given.ndim > 2 else (1, *given.shape)))
-    )
-    if given.shape[1] == 2:
-        return given
-    white, coarse = (1.0, 0.0) if levels is None else levels.mean((0, 2))
-    none = torch.zeros_like(given)
-    return torch.cat([none, given] if coarse > white else [given, none], 1)
-
-
-def telling(
-    net: RecurrentNet, sigma: Sigma, images: Tensor, times: int, strength: float
-) -> Callable[[int, Tensor, "Place"], dict[str, Tensor]]:
-    """`told(i, x, place)`: what a call is told of the part `x` of image i, [1, C, H, W], at that place; {} for nothing.
-
-    `times`: as `levels_of` takes it.
-    """
-    given = levels_of(sigma, net, images, times)
-    if net.about.levels < 2 and given is None:
-        return lambda i, x, place: {}
-    found = [judged(net, image) for image in images] if net.about.levels == 2 else []
-
-    def told(i: int, x: Tensor, place: "Place") -> dict[str, Tensor]:
-        level = None if given is None else given[i : i + 1, :, *(place if given.shape[-1] > 1 else ())]
-        if net.about.levels == 2:
-            level = tell(net, found[i], level, x) * strength
-        assert level is not None
-        return {"sigma": level}
-
-    return told
-
-
-def call_of(model: RecurrentNet | Optimized, steps: Steps, precision: str) -> Call:
-    """What is called as `call(x, sigma=...)` at these steps."""
-    if isinstance(model, Optimized):
-        resolve_precision(precision, device_of(model.network))
-        return filling(model.at(steps), model.network.about.multiple)
-    return filling(ready(model, steps, precision), model.about.multiple)
+    session = TorchSession(model, precision)
+    curve = white if white is None or isinstance(white, Curve) else Curve(white)
+    return on_pixels(session, Work(pixels, curve=curve, **work), session.network.per_cell(steps), tile=tile, each=each)
 
 
 def network_of(model: RecurrentNet | Optimized) -> RecurrentNet:
@@ -266,53 +181,6 @@ def network_of(model: RecurrentNet | Optimized) -> RecurrentNet:
             'net.about = rcnet.About("denoise")'
         )
     return net
-
-
-def check_options(tile: int, strength: float) -> None:
-    """`InputError` for a tile or a strength that is none."""
-    if tile < 0 or 0 < tile < SMALLEST_TILE:
-        raise InputError(f"tile={tile} is not valid: give its side in pixels, {SMALLEST_TILE} or more, or 0 for no tiles")
-    if not 0 <= strength <= 2:
-        raise InputError(f"strength={strength} is not valid: give a number from 0, nothing is removed, to 2; 1 is as trained")
-
-
-def levels_of(sigma: Sigma, net: RecurrentNet, images: Tensor, times: int) -> Tensor | None:
-    """The noise levels, [images, 1 or 2, 1 or H, 1 or W], each of the caller's images `times` over, or None if there are none."""
-    if sigma is None:
-        return None
-    if not net.about.takes_level:
-        raise InputError("these weights take no noise level: leave sigma out, or take weights that do, e.g. r3_fast.photo")
-    given = torch.as_tensor(sigma, dtype=torch.float32)
-    kinds = net.about.levels if given.ndim == 4 and given.shape[1] == net.about.levels else 1
-    levels = given.reshape(-1, 1, 1, 1) if given.ndim < 2 else given.reshape(-1, kinds, *given.shape[-2:])
-    count, sides = len(images) // times, tuple(levels.shape[-2:])
-    if len(levels) not in (1, count) or sides not in ((1, 1), tuple(images.shape[-2:])) or torch.isnan(levels).any():
-        raise InputError(
-            f"sigma of shape {list(given.shape)} does not fit {count} images of {images.shape[-1]}x{images.shape[-2]} pixels: "
-            "give one number, one an image, or a map of their size"
-        )
-    return levels.expand(count, -1, -1, -1).repeat_interleave(times, 0)
-
-
-Place = tuple[slice, slice]
-
-
-def tiles(net: RecurrentNet, steps: Steps, tile: int, height: int, width: int) -> Iterator[tuple[slice, slice, Place, Place]]:
-    """Rows and columns of each tile; those of the image that its call sees; and where in these the tile lies."""
-    side = tile_side(net, tile, height, width)
-    halo = -(-net.about.radius(net.per_cell(steps)) // grid(net)) * grid(net) if side < max(height, width) else 0
-    for top in range(0, height, side):
-        for left in range(0, width, side):
-            rows, columns = slice(top, min(top + side, height)), slice(left, min(left + side, width))
-            seen = tuple(
-                slice(max(part.start - halo, 0), min(part.stop + halo, whole))
-                for part, whole in ((rows, height), (columns, width))
-            )
-            inner = tuple(
-                slice(part.start - around.start, part.stop - around.start)
-                for part, around in zip((rows, columns), seen, strict=True)
-            )
-            yield rows, columns, (seen[0], seen[1]), (inner[0], inner[1])
 
 
 def denoise_setting_for(
@@ -331,7 +199,9 @@ def denoise_setting_for(
     channels = net.about.channels
     planes = shape[0] * (shape[1] if channels == 1 else 1)
     taken = net.about.called_with
-    seen = {n: Counter(taken(size_of(place)) for _, _, place, _ in tiles(net, n, tile, height, width)) for n in net.settings}
+    seen = {
+        n: Counter(taken(size_of(place)) for _, _, place, _ in tiles(net.about, n, tile, height, width)) for n in net.settings
+    }
     where = f"for {width}x{height} pixels, {shape[1]} channel{'s' * (shape[1] > 1)}"
     if not asked.timed:
         by_macs = {
@@ -355,27 +225,3 @@ def denoise_setting_for(
     measured = measured_once(what, device_of(net), measure)
     cost = {n: measured[str(n)] * times[n] for n in net.settings}
     return choose_setting(asked, cost, where, *setting_quality(net))
-
-
-def size_of(place: Place) -> tuple[int, int]:
-    """Height and width in pixels."""
-    return place[0].stop - place[0].start, place[1].stop - place[1].start
-
-
-def tile_side(net: RecurrentNet, tile: int, height: int, width: int) -> int:
-    """The side of a tile in pixels: `tile` rounded up to whole multiples, or the whole image for 0."""
-    return -(-tile // grid(net)) * grid(net) or max(height, width)
-
-
-def grid(net: RecurrentNet) -> int:
-    """What the sides of tiles are multiples of."""
-    return math.lcm(net.about.sub, net.about.multiple)
-
-
-def count_tiles(model: RecurrentNet | Optimized, shape: tuple[int, ...], tile: int) -> int:
-    """How many times `denoise` calls `each` for images of this shape [B, C, H, W]."""
-    net = network_of(model)
-    batch, channels, height, width = shape
-    planes = batch * (channels if net.about.channels == 1 else 1)
-    side = tile_side(net, tile, height, width)
-    return planes * -(-height // side) * -(-width // side)

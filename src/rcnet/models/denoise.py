@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from rcnet.about import INPUTS, About
+from rcnet.about import INPUTS, SMOOTH, About
 from rcnet.calling import Call
 from rcnet.cell import NormMode, RecurrentCell, RecurrentNet, supported_steps, untie
 from rcnet.errors import InputError
-from rcnet.models.judge import SMOOTH, level_map
+from rcnet.models.judge import level_map
 from rcnet.models.layers import ConvBody, conv3x3, init_weights
 from rcnet.models.registry import register
 from rcnet.setting import Steps

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rcnet.about import SMOOTH
+
 KNOTS = 4  # brightnesses at which a level is given, from black to white, evenly spaced
 SHARE = 0.05  # of all places, beside those of a knot's brightness: a picture without darks still has a level for them
-SMOOTH = 5  # pixels a side, over which brightness is averaged before a level is read off: noise itself must not choose it
 
 
 class Judge(nn.Module):

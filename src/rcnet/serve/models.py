@@ -13,12 +13,14 @@ from rcnet.cost.counting import macs, parameters
 from rcnet.data.images import in_channels
 from rcnet.data.labelled import fit
 from rcnet.deploy.classify import best_classes
-from rcnet.deploy.denoise import TILE, call_of, denoise_pixels, judged, tell
+from rcnet.deploy.denoise import TorchSession
 from rcnet.deploy.optimize import Optimized, optimize
-from rcnet.deploy.picture import Curve, without
 from rcnet.errors import InputError
 from rcnet.models import load
 from rcnet.models.results import setting_quality
+from rcnet.runtime.denoise import Work as Picture
+from rcnet.runtime.denoise import denoise_many
+from rcnet.runtime.picture import Curve
 from rcnet.serve.served import Classification, Denoised, Served, Work, name_of
 from rcnet.setting import Setting
 from rcnet.tasks.classify import class_names, image_size
@@ -46,7 +48,7 @@ def open_model(source: str, device: str, precision: str) -> Model:
     run: Callable[[Setting, Sequence[Work]], list[Any]]
     sides: tuple[tuple[int, int], ...]
     if network.about.task == "denoise":
-        side, size, names, run, sides = 64, 0, [], partial(denoise, session), WARM_UP
+        side, size, names, run, sides = 64, 0, [], partial(denoise, TorchSession(session)), WARM_UP
     elif network.about.task == "classify":
         side = size = image_size(network)
         names, sides = class_names(network), ((1, side), (1, side), (4, side))
@@ -82,31 +84,10 @@ def quality(metric: str, results: Mapping[Setting, float], settings: Iterable[Se
     return {n: ASSUMED * i for i, n in enumerate(settings)}
 
 
-@torch.inference_mode()
-def denoise(session: Optimized, setting: Setting, work: Sequence[Work]) -> list[Denoised]:
+def denoise(session: TorchSession, setting: Setting, work: Sequence[Work]) -> list[Denoised]:
     """Each picture without its noise; several of one small shape go through the network at once."""
-    height, width, channels = work[0].pixels.shape
-    if len(work) == 1 or max(height, width) > TILE or channels != session.network.about.channels:
-        tile = TILE if session.network.about.reach else 0  # the server bounds the pixels of an image
-        call = partial(denoise_pixels, session, steps=setting, tile=tile)
-        return [Denoised(*call(w.pixels, sigma=w.sigma, strength=w.strength, white=w.white)) for w in work]
-    device = next(session.network.parameters()).device
-    parts = [Curve(item.white).encode(item.pixels) for item in work]
-    x = torch.from_numpy(np.stack(parts).transpose(0, 3, 1, 2))
-    net, strengths = session.network, [item.strength for item in work]
-    known = any(item.sigma is not None for item in work)
-    sigma = torch.tensor([-1.0 if item.sigma is None else item.sigma for item in work]) if known else None
-    if net.about.levels == 2:
-        maps = [tell(net, judged(net, image), item.sigma, image[None]) for image, item in zip(x, work, strict=True)]
-        sigma = torch.cat([strength * level.expand(1, 2, height, width) for strength, level in zip(strengths, maps, strict=True)])
-        strengths = [1.0] * len(work)
-    told = {} if sigma is None else {"sigma": sigma.to(device)}
-    removed = (call_of(session, setting, "fp32")(x.to(device), **told).cpu() - x).permute(0, 2, 3, 1).numpy()
-    done = []
-    for item, change, strength in zip(work, removed, strengths, strict=True):
-        level = 255 * float(np.sqrt(np.square(change, dtype=np.float64).mean()))
-        done.append(Denoised(without(change, item.pixels, strength, Curve(item.white)), level))
-    return done
+    pictures = [Picture(item.pixels, item.sigma, item.strength, Curve(item.white)) for item in work]
+    return [Denoised(*done) for done in denoise_many(session, pictures, setting)]
 
 
 def classify(session: Optimized, names: Sequence[str], side: int, setting: Setting, work: Sequence[Work]) -> list[Classification]:
