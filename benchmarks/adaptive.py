@@ -14,7 +14,6 @@ some price of a MAC; prices from low to high give a curve. Compared is the mean 
 is not measured again stays in results/adaptive.json; the page and the picture, results/adaptive.md and .png, are made of that.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from functools import cache
@@ -27,6 +26,7 @@ from tqdm import tqdm
 
 import rcnet
 from benchmarks.classical import evenly
+from benchmarks.page import RESULTS, kept, options, record, table
 from rcnet.calling import ready
 from rcnet.cell import RecurrentNet, Steps
 from rcnet.cost import macs
@@ -39,7 +39,6 @@ from rcnet.setting import Setting
 from rcnet.tasks.classify import read_matching
 from rcnet.training.provenance import commit, made_here
 
-RESULTS = Path(__file__).parent.parent / "results"
 CLASSIFIER, RISK = "r2.cifar10", 0.005
 DENOISER, SIGMA = "r3_fast.bsd-gray-25", 25
 SIDES = (82, 162, 0)  # pixels: 4x6 and 2x3 tiles of about equal size in an image of 321x481, and the whole image
@@ -184,16 +183,20 @@ def render(result: dict[str, Any]) -> str:
 
 def classifying_lines(part: dict[str, Any]) -> list[str]:
     *fixed, own = part["rows"]
+    rows = [
+        *((str(Setting.of(row["steps"])), row) for row in fixed),
+        (" then ".join(str(Setting.of(n)) for n in own["steps"]), own),
+    ]
     lines = [
         f"## Classifying, by the image: it {'pays' if part['pays'] else 'does not pay'}",
         "",
         f"`{part['weights']}` on {part['images']:,} of the test images of {part['data']}, calibrated on the",
         f"{part['calibrated_on']:,} others for a risk of {100 * part['risk']:g} points; {made_of(part)}.",
         "",
-        "| steps | MMAC an image | error % |",
-        "|---|---|---|",
-        *(f"| {Setting.of(row['steps'])} | {row['macs'] / 1e6:.0f} | {row['error']:.2f} |" for row in fixed),
-        f"| {' then '.join(str(Setting.of(n)) for n in own['steps'])} | {own['macs'] / 1e6:.0f} | {own['error']:.2f} |",
+        *table(
+            ["steps", "MMAC an image", "error %"],
+            [[steps, f"{row['macs'] / 1e6:.0f}", f"{row['error']:.2f}"] for steps, row in rows],
+        ),
         "",
         f"The cascade takes an answer from a probability of {own['confidence']:.4f} on; {100 * own['ends'][0]:.0f}% of the",
         f"images end at its first setting. Fixed settings reach {part['fixed']:.2f}% at its mean cost, between two by drawing.",
@@ -210,9 +213,10 @@ def denoising_lines(part: dict[str, Any]) -> list[str]:
         f"`{part['weights']}` at sigma {part['sigma']} on {part['images']} images of BSD68, calibrated on",
         f"{part['calibrated_on']} training images of BSD; {made_of(part)}.",
         "",
-        "| fixed steps, whole images | GMAC an image | PSNR dB |",
-        "|---|---|---|",
-        *(f"| {Setting.of(row['steps'])} | {row['gmac']:.2f} | {row['psnr']:.2f} |" for row in part["fixed"]),
+        *table(
+            ["fixed steps, whole images", "GMAC an image", "PSNR dB"],
+            [[str(Setting.of(row["steps"])), f"{row['gmac']:.2f}", f"{row['psnr']:.2f}"] for row in part["fixed"]],
+        ),
         "",
         "The settings are chosen by an *oracle*, which knows the truth and bounds all others; by *texture*, the differences of",
         "neighbours in the noisy tile, which cost nothing; by *change*, the difference of the two least settings' outputs, which",
@@ -220,14 +224,14 @@ def denoising_lines(part: dict[str, Any]) -> list[str]:
         "any way to share them between tiles could gain, and shows about what pictures would that are cut into tiles anyway.",
         "Figures are PSNR above the fixed setting's, at its cost; none where even the least choice costs more.",
         "",
-        f"| tiles | overlap | chosen by | {' | '.join(f'dB at the cost of steps {n}' for n in AT)} |",
-        "|---|---|---|---|---|---|",
     ]
+    rows = []
     for curve in part["curves"]:
         side = f"{curve['side']} pixels a side" if curve["side"] else "whole images"
         overlap = ("counted" if curve["overlap"] else "not counted") if curve["side"] else "none"
         cells = ["" if np.isnan(gain) else f"{gain:+.3f}" for gain in gains(part, curve)]
-        lines.append(f"| {side} | {overlap} | {curve['by']} | {' | '.join(cells)} |")
+        rows.append([side, overlap, curve["by"], *cells])
+    lines += table(["tiles", "overlap", "chosen by", *(f"dB at the cost of steps {n}" for n in AT)], rows)
     if not pays:
         lines += [
             "",
@@ -273,7 +277,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--cifar", type=Path, help="folder of CIFAR-10")
     parser.add_argument("--bsd", type=Path, help="folder of the gray BSD68 images")
     parser.add_argument("--calibration", type=Path, help="folder of BSD's training images")
@@ -282,7 +286,7 @@ def main() -> None:
     if bool(args.bsd) != bool(args.calibration):
         parser.error("--bsd and --calibration go together")
     path = RESULTS / "adaptive.json"
-    result = json.loads(path.read_text()) if path.is_file() else {}
+    result = kept(path)
     if args.cifar:
         result["classify"] = classifying(args.cifar)
     if args.bsd:
@@ -290,9 +294,8 @@ def main() -> None:
     path.write_text(json.dumps(result, indent=1) + "\n")
     if missing := {"classify", "denoise"} - set(result):
         parser.error(f"{path} holds nothing of {missing.pop()} yet: give its folders")
-    path.with_suffix(".md").write_text(render(result))
     draw(result, path.with_suffix(".png"))
-    print(render(result))
+    print(record(path, result, render))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ fresh weights: for the epochs of the fine-tuning, and for those of original and 
 not run again. Results go to results/conversion.json, the table to results/conversion.md.
 """
 
-import argparse
-import json
 import math
 import os
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import trange
 
 import rcnet
+from benchmarks.page import RESULTS, kept, options, record, table
 from rcnet.cost import macs
 from rcnet.cost.counting import counted
 from rcnet.data.cifar import CIFAR
@@ -38,7 +37,6 @@ from rcnet.tasks.task import Setup
 from rcnet.training import read_recipe, train
 from rcnet.training.provenance import commit
 
-RESULTS = Path(__file__).parent.parent / "results"
 BUILDER, TRAINED, WEIGHTS = "benchmarks.conversion:resnet38", "benchmarks.conversion:trained", "RCNET_BENCHMARK_ORIGINAL"
 STEPS, RANKS, BATCH, SAVED_EVERY = (1, 3, 5), (0, 8), 128, 200
 ORIGINAL = "ResNet-38"
@@ -173,25 +171,17 @@ class Parts:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.all = self.read()
-
-    def read(self) -> dict[str, Any]:
-        return json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.all = kept(path)
 
     def make(self, dataset: str, name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if name not in self.all.get(dataset, {}):
             print(f"{dataset}: {name}", flush=True)
             about = {"hardware": hardware(DEVICE), "precision": resolve_precision("auto", DEVICE), "torch": torch.__version__}
             made = {**part(), **about, "commit": commit()}
-            self.all = self.read()  # which may hold the parts of runs beside this one by now
+            self.all = kept(self.path)  # which may hold the parts of runs beside this one by now
             self.all.setdefault(dataset, {})[name] = made
-            with replacing(self.path) as temporary:
-                temporary.write_text(json.dumps(self.all, indent=1) + "\n")
-            self.write_page()
+            record(self.path, self.all, render)
         return self.all[dataset][name]
-
-    def write_page(self) -> None:
-        self.path.with_suffix(".md").write_text(render(self.all))
 
 
 def measure(data: Path, dataset: str, epochs: float, runs: Path, parts: Parts, only: list[str]) -> None:
@@ -260,16 +250,16 @@ def render(found: dict[str, dict[str, Any]]) -> str:
             "",
             f"## {dataset}",
             "",
-            "| network | epochs | iterations | steps | parameters | of the original's | MMAC | error % |",
         ]
-        lines += ["|---|---|---|---|---|---|---|---|"]
-        missing = [name for name in PARTS if name not in parts]
+        rows, missing = [], [name for name in PARTS if name not in parts]
         for name in (name for name in PARTS if name in parts):
             part = parts[name]
-            run = f"{part['epochs']:g} | {part['iterations']}" if "epochs" in part else " | "
+            run = [f"{part['epochs']:g}", part["iterations"]] if "epochs" in part else ["", ""]
             for row in part["rows"]:
-                size = f"{row['parameters']:,} | {row['parameters'] / first['parameters']:.2f} | {row['macs'] / 1e6:.1f}"
-                lines.append(f"| {name} | {run} | {row.get('steps', '')} | {size} | {row['error']:.2f} |")
+                size = [f"{row['parameters']:,}", f"{row['parameters'] / first['parameters']:.2f}", f"{row['macs'] / 1e6:.1f}"]
+                rows.append([name, *run, row.get("steps", ""), *size, f"{row['error']:.2f}"])
+        heads = ["network", "epochs", "iterations", "steps", "parameters", "of the original's", "MMAC", "error %"]
+        lines += table(heads, rows)
         lines += ["", f"Not yet measured: {'; '.join(missing)}."] if missing else []
     about = {f"{part['hardware']}, {part['precision']}, torch {part['torch']}" for of in found.values() for part in of.values()}
     commits = dict.fromkeys(part["commit"] for of in found.values() for part in of.values())
@@ -277,7 +267,7 @@ def render(found: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("data", type=Path, nargs="?", help="folder of CIFAR; without it, what was measured is rendered again")
     parser.add_argument("--dataset", choices=CIFAR, default="cifar10")
     parser.add_argument("--epochs", type=float, default=30, help="of the original")
@@ -289,10 +279,8 @@ def main() -> None:
     keep_freed_memory()
     parts = Parts(args.out / "conversion.json")
     if args.data:
-        args.out.mkdir(parents=True, exist_ok=True)
         measure(args.data, args.dataset, args.epochs, args.runs, parts, args.only)
-    parts.write_page()
-    print(render(parts.all))
+    print(record(parts.path, parts.all, render))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ cost-adjustable network and the standard one of the same graph, in turns. Budget
 between the step counts' latencies; how many of 200 calls were in time. Results go to results/cost_dial.json and .md.
 """
 
-import argparse
-import json
 import random
 import statistics
 import time
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import rcnet
+from benchmarks.page import RESULTS, options, record, table
 from rcnet.cell import RecurrentNet, unroll
 from rcnet.cost.counting import macs
 from rcnet.cost.latency import interleaved
@@ -32,7 +31,6 @@ from rcnet.device import autocast, hardware
 from rcnet.models import create_model
 from rcnet.training.provenance import commit
 
-RESULTS = Path(__file__).parent.parent / "results"
 R3, R3_FAST, R2 = "r3.bsd-gray-25", "r3_fast.bsd-gray-25", "r2.cifar10"
 LATENCY = [(R3_FAST, (321, 481), 1), (R3, (321, 481), 1), (R2, (32, 32), 1), (R2, (32, 32), 32)]  # size and batch
 CALLS, IMAGE = 200, (160, 240)  # of the budgets: calls, and the pixels cut of each image
@@ -142,47 +140,56 @@ def render(result: dict[str, Any]) -> str:
         "*relative*: ms to MACs, to that at the largest step count. Asked: within 15%; "
         + (f"farther: {', '.join(far)}." if far else "met by all."),
         "",
-        "| weights | input | batch | precision | steps | GMAC | ms | relative |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| `{row['model']}` | {sides(row)} | {row['batch']} | {row['precision']} | {row['steps']} | {row['macs'] / 1e9:.3f} "
-        f"| {row['ms']:.2f} | {row['relative']:.2f} |"
-        for row in result["latency"]
-    ]
-    lines += ["", "## Turning the dial between calls", "", "Asked: less than 2% of a call.", "",
-              "| weights | input | calls | cost, mean of the step counts | the largest |", "|---|---|---|---|---|"]  # fmt: skip
-    lines += [
-        f"| `{row['model']}` | {sides(row)} | {row['calls']} | {row['cost']:+.2%} | {row['largest']:+.2%} |"
-        for row in result["turning"]
-    ]
-    lines += [
+        *table(
+            ["weights", "input", "batch", "precision", "steps", "GMAC", "ms", "relative"],
+            [
+                [
+                    f"`{row['model']}`", sides(row), row["batch"], row["precision"], row["steps"], f"{row['macs'] / 1e9:.3f}",
+                    f"{row['ms']:.2f}", f"{row['relative']:.2f}",
+                ]
+                for row in result["latency"]
+            ],
+        ),
+        "",
+        "## Turning the dial between calls",
+        "",
+        "Asked: less than 2% of a call.",
+        "",
+        *table(
+            ["weights", "input", "calls", "cost, mean of the step counts", "the largest"],
+            [
+                [f"`{row['model']}`", sides(row), row["calls"], f"{row['cost']:+.2%}", f"{row['largest']:+.2%}"]
+                for row in result["turning"]
+            ],
+        ),
         "",
         "## R against S at four steps, the same graph",
         "",
-        "| networks | input | batch | R, ms | R unrolled, ms | S, ms | R to S |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['recurrent']}, {row['standard']} | {sides(row)} | {row['batch']} "
-        f"| {row['R']:.2f} | {row['unrolled']:.2f} | {row['S']:.2f} | {row['ratio']:.3f} |"
-        for row in result["pairs"]
-    ]
-    lines += [
+        *table(
+            ["networks", "input", "batch", "R, ms", "R unrolled, ms", "S, ms", "R to S"],
+            [
+                [
+                    f"{row['recurrent']}, {row['standard']}", sides(row), row["batch"], f"{row['R']:.2f}",
+                    f"{row['unrolled']:.2f}", f"{row['S']:.2f}", f"{row['ratio']:.3f}",
+                ]
+                for row in result["pairs"]
+            ],
+        ),
         "",
         "## Budgets",
         "",
         f"r3_fast, {CALLS} calls a budget on BSD68 images cut to {IMAGE[0]}x{IMAGE[1]}; asked: 95% in time.",
         "",
-        "| budget | steps chosen | median ms | calls in time |",
-        "|---|---|---|---|",
-    ]
-    lines += [f"| {row['budget']} | {row['steps']} | {row['ms']:.1f} | {row['kept']:.1%} |" for row in result["budgets"]]
+        *table(
+            ["budget", "steps chosen", "median ms", "calls in time"],
+            [[row["budget"], row["steps"], f"{row['ms']:.1f}", f"{row['kept']:.1%}"] for row in result["budgets"]],
+        ),
+    ]  # fmt: skip
     return "\n".join([*lines, ""])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("data", type=Path, help="folder of the BSD68 images")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=20)
@@ -196,9 +203,7 @@ def main() -> None:
     }
     for name, part in tqdm(parts.items(), disable=None):
         result[name] = part(args.rounds)
-    (RESULTS / "cost_dial.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / "cost_dial.md").write_text(render(result))
-    print(render(result))
+    print(record(RESULTS / "cost_dial.json", result, render))
 
 
 if __name__ == "__main__":

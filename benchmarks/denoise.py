@@ -14,7 +14,6 @@ the images that were measured.
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -31,6 +30,7 @@ from tqdm import tqdm
 import rcnet
 from benchmarks import classical
 from benchmarks.classical import SHORT, evenly, on_tensors, timed
+from benchmarks.page import RESULTS, asked_table, kept, options, record, table
 from rcnet.about import About
 from rcnet.cell import StandardCell
 from rcnet.cost import macs
@@ -48,7 +48,6 @@ from rcnet.models.layers import ConvBody, conv3x3
 from rcnet.setting import Setting
 from rcnet.training.provenance import commit
 
-RESULTS = Path(__file__).parent.parent / "results"
 SIGMA, SIZE = 25, (321, 481)
 # PSNR on all 68 images of BSD68 at sigma 25 as published: Zhang et al. 2017 (DnCNN-S, CDnCNN-B, BM3D), 2018 (FFDNet).
 PUBLISHED = {"BM3D": 28.57, "DnCNN": 29.23, "FFDNet": 29.19}
@@ -250,24 +249,20 @@ def recorded() -> dict[str, dict[str, float]]:
     return {name: {str(row["steps"]): row["psnr"] for row in read_metadata(name)["results"][0]["rows"]} for name in OURS.values()}
 
 
-def table(part: dict[str, Any]) -> list[str]:
-    """The rows of gray or colour. The first is BM3D's."""
+def methods(part: dict[str, Any]) -> list[str]:
+    """The table of gray or colour. The first row is BM3D's."""
     first, *_ = rows = part["rows"]
     name, count = first["name"], part["images"]
     ours = f"PSNR dB, {'all' if count == part['of'] else f'{count} of'} {part['of']} images"
-    lines = [
-        f"| method | steps | precision | runs in | parameters | GMAC, 321x481 | ms | {name}'s time to it | {ours} | above {name} "
-        "| PSNR dB as published, all 68 images |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    heads = ["method", "steps", "precision", "runs in", "parameters", "GMAC, 321x481", "ms", f"{name}'s time to it", ours]
+    lines = []
     for row in rows:
         measured, over = (f"{row['psnr']:.2f}", f"{row['psnr'] - first['psnr']:+.2f}") if row["psnr"] is not None else ("", "")
         size = [f"{row['parameters']:,}", f"{row['macs'] / 1e9:.2f}"] if row["macs"] else ["", ""]
         time = [f"{1000 * row['seconds']:.1f}", f"{first['seconds'] / row['seconds']:.0f}"]
         published = f"{row['published']:.2f}" if row["published"] else ""
-        cells = [row["name"], steps_of(row), row["precision"], row["path"], *size, *time, measured, over, published]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return lines
+        lines.append([row["name"], steps_of(row), row["precision"], row["path"], *size, *time, measured, over, published])
+    return table([*heads, f"above {name}", "PSNR dB as published, all 68 images"], lines)
 
 
 def render(result: dict[str, Any]) -> str:
@@ -288,7 +283,7 @@ def render(result: dict[str, Any]) -> str:
         "",
         "![PSNR against seconds](denoise.png)",
         "",
-        *table(result),
+        *methods(result),
         "",
         *(["![The settings of r3_fast](dial.png)", ""] if any("," in steps_of(row) for row in result["rows"]) else []),
         f"On all 68 images in fp32, {'; '.join(above)}.",
@@ -303,16 +298,12 @@ def render(result: dict[str, Any]) -> str:
             f"if they take it; {colour['hardware']}, torch {colour['torch']}, commit {colour['commit']}. FFDNet: 12",
             "convolutions of 96 channels, timed with random weights. int8 is as of that commit: [what it loses now](int8.md).",
             "",
-            *table(colour),
+            *methods(colour),
             "",
             f"Published on all 68 images: {published}.",
         ]
-    lines += ["", "## What was asked", "", "| what | asked | measured | |", "|---|---|---|---|"]
-    lines += [
-        f"| {what} | {bound} | {value:.2f} | {'met' if met else 'missed'} |"
-        for what, bound, value, met in ratios(result["rows"]) + (colour_ratios(colour["rows"]) if colour else [])
-    ]
-    return "\n".join([*lines, ""])
+    asked = ratios(result["rows"]) + (colour_ratios(colour["rows"]) if colour else [])
+    return "\n".join([*lines, "", "## What was asked", "", *asked_table(asked), ""])
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -376,7 +367,7 @@ def compare(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("data", type=Path, nargs="?", help="folder of the BSD68 images")
     parser.add_argument("--colour", type=Path, help="folder of the same images in colour")
     parser.add_argument("--colour-model", default="r3_fast.photo", help="bundled weights or a file of weights")
@@ -391,7 +382,7 @@ def main() -> None:
 
     cv2.setNumThreads(args.threads)
     path = args.out / "denoise.json"
-    result = json.loads(path.read_text()) if path.is_file() else {}
+    result = kept(path)
     if not args.data and "rows" not in result:
         parser.error(f"{path} holds nothing of the gray images yet: give their folder")
     if args.data:
@@ -406,12 +397,10 @@ def main() -> None:
         nets = [("r3_fast", rcnet.load(args.colour_model), True), ("FFDNet", plain(12, 2, 3, 96), False)]
         colour = compare(args.colour, 3, nets, COLOUR_CLASSICAL, COLOUR_PUBLISHED, args)
         result["colour"] = {"weights": Path(args.colour_model).name.removesuffix(".safetensors"), **colour}
-    args.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    (args.out / "denoise.md").write_text(render(result))
+    page = record(path, result, render)
     draw(result["rows"], args.out / "denoise.png")
     draw_dial(result["rows"], args.out / "dial.png")
-    print(render(result))
+    print(page)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ counts it for the process, so that other work on the machine matters less; on an
 results/devices.json, the table to results/devices.md.
 """
 
-import argparse
 import base64
 import importlib.util
 import json
@@ -31,6 +30,7 @@ import torch
 from skimage import data
 
 import rcnet
+from benchmarks.page import RESULTS, options, record, table
 from rcnet.cell import RecurrentNet
 from rcnet.cost.counting import macs
 from rcnet.deploy.export import export, load_exported
@@ -39,7 +39,6 @@ from rcnet.setting import Setting
 from rcnet.training.provenance import commit
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "results"
 SIZE = (321, 481)
 RUN = """async ([planes, height, width, place, times]) => {
   const { denoise } = await import("./denoise.js");
@@ -175,32 +174,29 @@ def render(result: dict[str, Any]) -> str:
         f"Milliseconds of processor time, the least of {result['rounds']} rounds, on this processor: no phone was at hand.",
         f"What they give differs from the network's by {worst:.1e} at most, in [0, 1].",
         "",
-        f"| steps | GMAC | {' | '.join(runtimes)} |",
-        "|---" * (2 + len(runtimes)) + "|",
     ]
+    rows = []
     for setting in dict.fromkeys(row["setting"] for row in result["rows"]):
         own = {row["runtime"]: row for row in result["rows"] if row["setting"] == setting}
-        cells = " | ".join(f"{own[runtime]['ms']:.0f}" for runtime in runtimes)
-        lines.append(f"| {setting} | {own[runtimes[0]]['macs'] / 1e9:.2f} | {cells} |")
+        times = [f"{own[runtime]['ms']:.0f}" for runtime in runtimes]
+        rows.append([setting, f"{own[runtimes[0]]['macs'] / 1e9:.2f}", *times])
     held = {
         "ONNX Runtime": "one .onnx file",
         "ONNX Runtime Web": "a graph a setting, one file of kernels",
         "ExecuTorch": "one .pte file",
     }
-    lines += ["", "| runtime | all settings | MB |", "|---|---|---|"]
-    lines += [f"| {runtime} | {held[runtime]} | {count / 1e6:.2f} |" for runtime, count in result["bytes"].items()]
-    return "\n".join([*lines, ""])
+    sizes = [[runtime, held[runtime], f"{count / 1e6:.2f}"] for runtime, count in result["bytes"].items()]
+    lines += [*table(["steps", "GMAC", *runtimes], rows), "", *table(["runtime", "all settings", "MB"], sizes), ""]
+    return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--model", default="r3_fast.photo", help="weights of a denoiser of colour")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     result = measure(rcnet.load(args.model), args.model, args.rounds)
-    (RESULTS / "devices.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / "devices.md").write_text(render(result))
-    print(render(result))
+    print(record(RESULTS / "devices.json", result, render))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ other than 503, if a request that was sent whole gets no answer, if the memory o
 set size) grows by more than a twentieth after the first thousand, or if the server does not denoise an image at the end.
 """
 
-import argparse
 import asyncio
 import contextlib
 import io
@@ -24,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from benchmarks.page import options
 
 SERVER = ("r3_fast.photo", "r2.cifar10", "--slo", "3s", "--max-pixels", "4096", "--max-mb", "1", "--patience", "0.3")
 AT_ONCE, PATIENCE = 8, 60.0  # clients; seconds in which an answer has to come
@@ -235,7 +236,7 @@ def memory(pid: int) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

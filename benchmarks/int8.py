@@ -10,7 +10,6 @@ again.
 """
 
 import argparse
-import json
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 import rcnet
+from benchmarks.page import RESULTS, kept, options, record, table
 from rcnet.cell import RecurrentNet
 from rcnet.data.images import read_folder
 from rcnet.data.labelled import Labelled
@@ -33,8 +33,8 @@ from rcnet.setting import Setting
 from rcnet.tasks.classify import read_matching
 from rcnet.training.provenance import commit, made_here
 
-RESULTS = Path(__file__).parent.parent / "results"
 SIGMA = 25
+CASES = ("OpenVINO", "ONNX Runtime")
 
 
 def size(path: Path) -> int:
@@ -98,27 +98,26 @@ def render(results: dict[str, Any]) -> str:
         "images of BSD or 256 of CIFAR-10. The outputs of int8 convolutions are 8-bit too, but for denoisers in OpenVINO.",
         "*bits*: of kernels, 7 where the processor saturates sums of 8-bit products.",
         "",
-        "| weights | test images | bits | steps | fp32 | int8, OpenVINO | change | int8, ONNX Runtime | change | commit |",
-        "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    rows, sizes = [], []
     for name, result in results.items():
         for row in result["rows"]:
-            cells = [f"{row[case]:.2f} | {row[case] - row['fp32']:+.2f}" for case in ("OpenVINO", "ONNX Runtime")]
-            cells[1] += f" | {result['commit']}"
-            steps = str(Setting.of(row["steps"]))
-            about = f"| `{name}` | {result['images']} of {result['data']} | {result['kernel_bits']} | {steps} "
-            lines.append(f"{about}| {row['fp32']:.2f} | {cells[0]} | {cells[1]} |")
+            cells = [text for case in CASES for text in (f"{row[case]:.2f}", f"{row[case] - row['fp32']:+.2f}")]
+            about = [f"`{name}`", f"{result['images']} of {result['data']}", result["kernel_bits"]]
+            rows.append([*about, Setting.of(row["steps"]), f"{row['fp32']:.2f}", *cells, result["commit"]])
+    heads = [text for case in CASES for text in (f"int8, {case}", "change")]
+    lines += table(["weights", "test images", "bits", "steps", "fp32", *heads, "commit"], rows)
     kinds = {"fp32": "fp32, .onnx", "ONNX Runtime": "int8, .onnx", "OpenVINO": "int8, .xml and .bin"}
-    lines += ["", "| weights | file | one file, MB | cut to one file a step count, together, MB |", "|---|---|---|---|"]
     for name, result in results.items():
         for case, kind in kinds.items():
             one, many = (f"{count / 1e6:.2f}" if count else "" for count in result["bytes"][case])
-            lines.append(f"| `{name}` | {kind} | {one} | {many} |")
-    return "\n".join([*lines, ""])
+            sizes.append([f"`{name}`", kind, one, many])
+    heads = ["weights", "file", "one file, MB", "cut to one file a step count, together, MB"]
+    return "\n".join([*lines, "", *table(heads, sizes), ""])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--bsd", type=Path, required=True, help="folder of the BSD68 images")
     parser.add_argument("--colour", type=Path, required=True, help="folder of the same images in colour")
     parser.add_argument("--calibration", type=Path, required=True, help="folder of training images")
@@ -126,13 +125,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", metavar="NAME", choices=list(bundled()), help="these weights; all unless given")
     args = parser.parse_args()
     path = RESULTS / "int8.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = kept(path)
     results = {name: before[name] for name in bundled() if before.get(name, {}).get("weights") == digest(name)}
     for name in args.only or bundled():
         if name not in results:
             results[name] = {"weights": digest(name), **measure(rcnet.load(name), args)}
-            path.write_text(json.dumps(results, indent=1) + "\n")
-            (RESULTS / "int8.md").write_text(render(results))
+            record(path, results, render)
     print(render(results))
 
 

@@ -3,7 +3,6 @@
 python -m benchmarks.plain r3_fast.bsd-gray-25 --steps 3,3,2 --port 8001
 """
 
-import argparse
 import io
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from PIL import Image
 
 import rcnet
+from benchmarks.page import options
 from rcnet.deploy.denoise import denoise_pixels
 
 
@@ -36,7 +36,7 @@ def create_app(model: str, steps: tuple[int, ...]) -> FastAPI:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("model")
     parser.add_argument("--steps", required=True)
     parser.add_argument("--port", type=int, required=True)

@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from benchmarks.page import table
 from rcnet.cli import app
 from rcnet.cli.text import count
 from rcnet.models import bundled, read_metadata
@@ -91,10 +92,7 @@ def recorded(name: str, steps: int, key: str, **about: Any) -> str:
 
 def photos() -> str:
     """The denoisers of any noise level: PSNR told and blind, and what they do to pictures without noise."""
-    lines = [
-        "| weights | steps | parameters | MACs, 321x481 | sigma 15 | 25 | 50 | 25, blind | 25, 8-bit | clean | page | flat |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name in any_level():
         images = "CBSD68" if read_metadata(name)["preprocessing"]["channels"] == 3 else "BSD68"
         for step in describe_weights(name)["steps"]:
@@ -104,7 +102,9 @@ def photos() -> str:
             columns.append(recorded(name, step["steps"], "psnr", sigma=25.0, **{**told, "as_8bit": True}))
             harm = {"data": f"{images} without noise", "blind": True}
             columns += [recorded(name, step["steps"], key, **harm) for key in ("clean", "page", "flat")]
-            lines.append(f"{cost_cells(name, step)} | {' | '.join(columns)} |")
+            rows.append([*cost_cells(name, step), *columns])
+    heads = ["sigma 15", "25", "50", "25, blind", "25, 8-bit", "clean", "page", "flat"]
+    lines = table(["weights", "steps", "parameters", "MACs, 321x481", *heads], rows)
     published = "; ".join(f"{name} {values}" for name, values in ANY_LEVEL.items())
     real = [
         f"{name} {', '.join(recorded(name, row['steps'], 'psnr', **about) for row in result['rows'])}"
@@ -116,32 +116,30 @@ def photos() -> str:
     return "\n".join([*lines, "", f"Published at 15, 25, 50: {published}.", "", *pairs, *(origin(n, "BSD") for n in any_level())])
 
 
-def cost_cells(name: str, step: dict[str, Any]) -> str:
+def cost_cells(name: str, step: dict[str, Any]) -> list[str]:
     """The first cells of a row: weights, steps, parameters, MACs."""
-    return f"| `{name}` | {Setting.of(step['steps'])} | {step['parameters']:,} | {count(step['macs'])}"
+    return [f"`{name}`", str(Setting.of(step["steps"])), f"{step['parameters']:,}", count(step["macs"])]
 
 
 def denoisers() -> str:
-    lines = ["| weights | steps | parameters | MACs, 321x481 | PSNR dB, BSD68, sigma 25 |", "|---|---|---|---|---|"]
-    for name in one_level():
-        for step in describe_weights(name)["steps"]:
-            psnr = step["results"]["BSD68 sigma 25"]
-            lines.append(
-                f"| `{name}` | {Setting.of(step['steps'])} | {step['parameters']:,} | {count(step['macs'])} | {psnr:.2f} |"
-            )
+    rows = [
+        [*cost_cells(name, step), f"{step['results']['BSD68 sigma 25']:.2f}"]
+        for name in one_level()
+        for step in describe_weights(name)["steps"]
+    ]
+    lines = table(["weights", "steps", "parameters", "MACs, 321x481", "PSNR dB, BSD68, sigma 25"], rows)
     published = ", ".join(f"{name} {value:.2f}" for name, value in DENOISERS.items())
     notes = [origin(name, "BSD") for name in one_level()]
     return "\n".join([*lines, "", f"Published on the same images: {published}.", "", *notes])
 
 
 def classifiers() -> str:
-    lines = ["| weights | steps | parameters | MACs, 32x32 | error %, CIFAR-10 test |", "|---|---|---|---|---|"]
-    for name in names_of("classify"):
-        for step in describe_weights(name)["steps"]:
-            error = step["results"]["cifar10"]
-            lines.append(
-                f"| `{name}` | {Setting.of(step['steps'])} | {step['parameters']:,} | {count(step['macs'])} | {error:.2f} |"
-            )
+    rows = [
+        [*cost_cells(name, step), f"{step['results']['cifar10']:.2f}"]
+        for name in names_of("classify")
+        for step in describe_weights(name)["steps"]
+    ]
+    lines = table(["weights", "steps", "parameters", "MACs, 32x32", "error %, CIFAR-10 test"], rows)
     published = "; ".join(f"{name}: {value}" for name, value in CLASSIFIERS.items())
     notes = [origin(name, "CIFAR-10") for name in names_of("classify")]
     return "\n".join([*lines, "", f"Published: {published}.", "", *notes])
@@ -149,30 +147,29 @@ def classifiers() -> str:
 
 def fast() -> str:
     """Weights of classifiers beside other fast trainings."""
-    lines = ["| training | epochs | error %, CIFAR-10 test | PFLOP |", "|---|---|---|---|"]
+    rows = []
     for name in names_of("classify"):
         runs = parts(name)
         step = describe_weights(name)["steps"][-1]
         epochs, pflop = (sum(run[key] for run in runs) for key in ("epochs", "pflop"))
         error = step["results"]["cifar10"]
-        lines.append(
-            f"| `{name}`, steps {Setting.of(step['steps'])}, by the recipe `r2` | {epochs:.1f} | {error:.2f} | {pflop:.2g} |"
-        )
+        label = f"`{name}`, steps {Setting.of(step['steps'])}, by the recipe `r2`"
+        rows.append([label, f"{epochs:.1f}", f"{error:.2f}", f"{pflop:.2g}"])
     for name, (epochs_there, error, pflop) in FAST.items():
-        lines.append(f"| {name}, as published | {epochs_there or ''} | {error:.2f} | {pflop:g} |")
-    return "\n".join(lines)
+        rows.append([f"{name}, as published", epochs_there or "", f"{error:.2f}", f"{pflop:g}"])
+    return "\n".join(table(["training", "epochs", "error %, CIFAR-10 test", "PFLOP"], rows))
 
 
 def norms() -> str:
     """What batch norms for each step are worth, from the study."""
-    lines = ["| batch norms | error %, R2^4 | PSNR dB, R3^4 |", "|---|---|---|"]
+    rows = []
     for label, mode in (("one for each step", ""), ("none", "-none"), ("one, shared by all steps", "-shared")):
         r2, r3 = (
             json.loads((STUDY / f"{network}-4{mode}.{data}-seed0.json").read_text())["rows"][-1]
             for network, data in (("r2", "cifar10"), ("r3", "bsd25"))
         )
-        lines.append(f"| {label} | {r2['error']:.2f} | {r3['psnr']:.2f} |")
-    return "\n".join(lines)
+        rows.append([label, f"{r2['error']:.2f}", f"{r3['psnr']:.2f}"])
+    return "\n".join(table(["batch norms", "error %, R2^4", "PSNR dB, R3^4"], rows))
 
 
 def dial() -> str:

@@ -13,7 +13,6 @@ at all: about four times what it takes alone. Results go to results/serving.json
 results/serving.png.
 """
 
-import argparse
 import asyncio
 import contextlib
 import io
@@ -37,8 +36,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.generator import Call, Outcome, generate
+from benchmarks.page import RESULTS, asked_table, kept, options, record, table
 
-RESULTS = Path(__file__).parent.parent / "results"
 DENOISER, CLASSIFIER = "r3_fast.bsd-gray-25", "r2.cifar10"
 SIDE, SIGMA, PICTURES = 256, 25, 16  # of the crops; how many of them
 POLICIES = {"adaptive": "slack", "fixed largest": "fixed", "fixed least": "least"}
@@ -288,7 +287,7 @@ def asked(result: dict[str, Any]) -> list[tuple[str, str, float, bool]]:
     ]
 
 
-def table(runs: dict[str, Any], model: str, unit: str) -> list[str]:
+def servers(runs: dict[str, Any], model: str, unit: str) -> list[str]:
     heads = [
         "server",
         "requests",
@@ -300,13 +299,13 @@ def table(runs: dict[str, Any], model: str, unit: str) -> list[str]:
         "95 % ms",
         "mean cost",
     ]
-    lines = [f"| {' | '.join([*heads, unit])} |", "|---" * (len(heads) + 1) + "|"]
+    rows = []
     for name, run in runs.items():
         r = run[model]
         cells = [r["requests"], r["refused"], r["answered"], r["in_time"], f"{100 * r['share']:.1f} %", f"{r['median_ms']:.0f}"]
         cells += [f"{r['p95_ms']:.0f}", f"{100 * r['cost']:.0f} %", f"{r['quality']:.2f}"]
-        lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
-    return lines
+        rows.append([name, *cells])
+    return table([*heads, unit], rows)
 
 
 def machine(result: dict[str, Any]) -> str:
@@ -330,7 +329,7 @@ def render(result: dict[str, Any]) -> str:
             "",
             f"## A peak at three times the capacity of the largest setting ({capacity[DENOISER]:.1f} requests/s), `{DENOISER}`",
             "",
-            *table(result["one"], DENOISER, "PSNR dB, mean of the answers"),
+            *servers(result["one"], DENOISER, "PSNR dB, mean of the answers"),
             "",
             f"The engine: {over['requests']} requests alone, one after the other, took {over['median_ms']:.2f} ms (median; 95 %:",
             f"{over['p95_ms']:.2f} ms) beyond computing in the engine.",
@@ -339,17 +338,15 @@ def render(result: dict[str, Any]) -> str:
             "",
             f"`{DENOISER}`:",
             "",
-            *table(result["two"], DENOISER, "PSNR dB, mean of the answers"),
+            *servers(result["two"], DENOISER, "PSNR dB, mean of the answers"),
             "",
             f"`{CLASSIFIER}`:",
             "",
-            *table(result["two"], CLASSIFIER, "error % of the settings, as recorded, mean of the answers"),
+            *servers(result["two"], CLASSIFIER, "error % of the settings, as recorded, mean of the answers"),
             "",
             "## What was asked",
             "",
-            "| what | asked | measured | |",
-            "|---|---|---|---|",
-            *(f"| {what} | {bound} | {value:.2f} | {'met' if met else 'missed'} |" for what, bound, value, met in asked(result)),
+            *asked_table(asked(result)),
             "",
         ]
     )
@@ -385,7 +382,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument(
         "images", type=Path, nargs="?", help="folder of pictures; without it, what was measured is rendered again"
     )
@@ -395,13 +392,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args()
     path = args.out / "serving.json"
-    if args.images:
-        args.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(measure(args.images, args.seconds, args.cores, args.objective / 1000), indent=1) + "\n")
-    result = json.loads(path.read_text())
-    (args.out / "serving.md").write_text(render(result))
+    result = measure(args.images, args.seconds, args.cores, args.objective / 1000) if args.images else kept(path)
+    page = record(path, result, render)
     draw(result, args.out / "serving.png")
-    print(render(result))
+    print(page)
 
 
 if __name__ == "__main__":

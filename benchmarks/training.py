@@ -8,8 +8,6 @@ weights. The peak is the fastest of a few bf16 (or fp32) matrix products. The lo
 iteration. Results go to results/training.json, and the table to results/training.md.
 """
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -19,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.page import RESULTS, options, record, table
 from rcnet.cost import macs
 from rcnet.device import autocast, best_device, hardware
 from rcnet.training import read_recipe
 from rcnet.training.loop import Trainer
 
-RESULTS = Path(__file__).parent.parent / "results"
 CASES = {
     "R2^1, batch 64": ("cifar", "cifar_fast", ["model.steps=1"]),
     "R2^4, batch 64": ("cifar", "cifar_fast", ["model.steps=4"]),
@@ -106,19 +104,22 @@ def render(result: dict[str, Any]) -> str:
         "patches of 48x48 (R3) and 80x80 (r3_fast); peak: the fastest of a few matrix products in the same precision,",
         f"{result['peak_gflop_per_s']:,} GFLOP/s.",
         "",
-        "| network | precision | trainer, images/s | bare loop | ratio | drawing a batch | share of peak |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, row in result["rows"].items():
-        lines.append(
-            f"| {name} | {row['precision']} | {row['images_per_s']:g} | {row['bare_images_per_s']:g} | {row['ratio']:.3f} | "
-            f"{row['loader_share']:.2%} | {row['peak_share']:.0%} |"
-        )
+        *table(
+            ["network", "precision", "trainer, images/s", "bare loop", "ratio", "drawing a batch", "share of peak"],
+            [
+                [
+                    name, row["precision"], f"{row['images_per_s']:g}", f"{row['bare_images_per_s']:g}", f"{row['ratio']:.3f}",
+                    f"{row['loader_share']:.2%}", f"{row['peak_share']:.0%}",
+                ]
+                for name, row in result["rows"].items()
+            ],
+        ),
+    ]  # fmt: skip
     return "\n".join([*lines, ""])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--bsd", type=Path, required=True)
     parser.add_argument("--cifar", type=Path, required=True, help="folder of CIFAR-10")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -138,9 +139,7 @@ def main() -> None:
         "peak_gflop_per_s": round(top / 1e9),
         "rows": rows,
     }
-    (RESULTS / "training.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / "training.md").write_text(render(result))
-    print(render(result))
+    print(record(RESULTS / "training.json", result, render))
 
 
 if __name__ == "__main__":

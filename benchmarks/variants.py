@@ -11,7 +11,6 @@ from their training. A variant whose result file exists is not run again. The re
 the table, rendered from them, in results/KIND_variants/README.md (`photo`: results/denoiser_variants/photo).
 """
 
-import argparse
 import json
 import time
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.page import RESULTS, options, table
 from rcnet.data.images import read_folder
 from rcnet.evaluation import denoising_results
 from rcnet.evaluation.harmless import harm_results
@@ -27,8 +27,6 @@ from rcnet.models import load
 from rcnet.setting import Setting
 from rcnet.tasks.task import held_out
 from rcnet.training import read_recipe, train
-
-RESULTS = Path(__file__).parent.parent / "results"
 
 
 @dataclass(frozen=True)
@@ -197,16 +195,27 @@ def render_photo() -> str:
         f"`{' '.join(comparison.common)}`; each variant changes what its name says.",
         "The code may differ between the commits, and the processor between runs of other minutes: compare those of one commit.",
         "",
-        f"| variant | minutes | iterations | steps | {' | '.join(columns)} | commit |",
-        f"|---|---|---|---|{'---|' * (len(columns) + 1)}",
+        *table(
+            ["variant", "minutes", "iterations", "steps", *columns, "commit"],
+            [
+                [*run_of(name, result), row["steps"], *(f"{row[key]:.2f}" for key in columns.values()), result["commit"]]
+                for name, result in results.items()
+                for row in result["away"]
+            ],
+        ),
+        "",
+        hardware_of(results),
+        "",
     ]
-    for name, result in results.items():
-        for row in result["away"]:
-            cells = " | ".join(f"{row[key]:.2f}" for key in columns.values())
-            run = f"{result['minutes']:g} | {result['iterations']}"
-            lines.append(f"| {name} | {run} | {row['steps']} | {cells} | {result['commit']} |")
-    hardware = "; ".join(sorted({result["hardware"] for result in results.values()}))
-    return "\n".join([*lines, "", f"Hardware: {hardware}.", ""])
+    return "\n".join(lines)
+
+
+def run_of(name: str, result: dict[str, Any]) -> list[str]:
+    return [name, f"{result['minutes']:g}", str(result["iterations"])]
+
+
+def hardware_of(results: dict[str, dict[str, Any]]) -> str:
+    return f"Hardware: {'; '.join(sorted({result['hardware'] for result in results.values()}))}."
 
 
 def render(kind: str) -> str:
@@ -226,19 +235,17 @@ def render(kind: str) -> str:
         "by step count; one seed. The base is the bundled recipe with",
         f"`{' '.join(comparison.common)}`; each variant changes what its name says. The code may differ between the commits.",
         "",
-        f"| variant | minutes | iterations | {' | '.join(f'steps {n}' for n in steps)} | commit |",
-        f"|---|---|---|{'---|' * (len(steps) + 1)}",
     ]
+    rows = []
     for name, result in results.items():
         figures = {Setting.of(row["steps"], CELLS): f"{row[comparison.metric]:.2f}" for row in result["validation"]}
-        cells = " | ".join(figures.get(n, "") for n in steps)
-        lines.append(f"| {name} | {result['minutes']:g} | {result['iterations']} | {cells} | {result['commit']} |")
-    hardware = "; ".join(sorted({result["hardware"] for result in results.values()}))
-    return "\n".join([*lines, "", f"Hardware: {hardware}.", ""])
+        rows.append([*run_of(name, result), *(figures.get(n, "") for n in steps), result["commit"]])
+    lines += table(["variant", "minutes", "iterations", *(f"steps {n}" for n in steps), "commit"], rows)
+    return "\n".join([*lines, "", hardware_of(results), ""])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("kind", choices=COMPARISONS)
     parser.add_argument("data", type=Path)
     parser.add_argument("--only", nargs="*", metavar="NAME", help="these variants; all unless given")

@@ -138,6 +138,7 @@ def test_an_import_the_other_way_is_found(changed):
             "if TYPE_CHECKING:\n    from rcnet.training.loop import Trainer",
             "rcnet.models is not allowed to import",
         ),
+        ("data/formats.py", "if TYPE_CHECKING:\n    from rcnet.data.decoding import decode", "cycle"),
         ("cli/models.py", "import paper.tables", "rcnet is not allowed to import paper"),
     ],
 )

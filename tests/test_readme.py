@@ -1,5 +1,6 @@
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -39,6 +40,18 @@ RENDERED = [adaptive, conversion, cost_dial, denoise, int8, mutants, photos, tra
 def test_pages_of_results_are_rendered_from_the_measurements(benchmark):
     path = benchmark.RESULTS / f"{benchmark.__name__.rpartition('.')[2]}.json"
     assert benchmark.render(json.loads(path.read_text())) == path.with_suffix(".md").read_text()
+
+
+def test_a_page_is_written_beside_its_results(tmp_path, monkeypatch, capsys):
+    kept = (ROOT / "results" / "conversion.json").read_text()
+    (tmp_path / "conversion.json").write_text(kept)
+    monkeypatch.setattr(sys, "argv", ["conversion", "--out", str(tmp_path)])
+    conversion.main()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "conversion.json": kept,
+        "conversion.md": (ROOT / "results" / "conversion.md").read_text(),
+    }
+    assert capsys.readouterr().out.startswith("# A ResNet converted")
 
 
 @pytest.mark.parametrize("code", BLOCKS)

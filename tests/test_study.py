@@ -716,9 +716,10 @@ def test_an_early_exit_computes_nothing_after_it(name):
 
 def test_exits_are_trained_from_one_pass(at):
     recipe = recipe_of("r4-exits", "cifar100", 0, SCALES["smoke"], at.cifar)
-    weights, found, ran = {1: 0.2, 2: 0.3, 3: 0.5}, {}, {}
+    found, ran = {}, {}
     for kind in (ExitsTrainer, Trainer):
         trainer, ran[kind] = kind(recipe, at.cifar, at.runs, False), []
+        weights = dict(zip(trainer.model.settings, (0.2, 0.3, 0.5), strict=True))
         trainer.model.eval()  # batch norms then do not depend on how often they are called
         trainer.model.get_submodule("cell1").register_forward_hook(lambda *_, kind=kind: ran[kind].append(1))
         loss = trainer.backward(trainer.task.batch(np.random.default_rng(0), 0), weights)
