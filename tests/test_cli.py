@@ -166,7 +166,7 @@ def test_bad_choices_name_the_valid_ones(refused, tmp_path):
     noisy_cat(tmp_path / "cat.png")
     assert "valid: 1, 2, 3" in refused("denoise", "cat.png", "--steps", "7")
     assert "not trained at it" in refused("denoise", "cat.png", "--steps", "3,2,1")
-    assert "--steps few" in refused("denoise", "cat.png", "--steps", "few")
+    assert "steps few is not valid" in refused("denoise", "cat.png", "--steps", "few")
     assert "did you mean 'r3_fast.bsd-gray-25'" in refused("denoise", "cat.png", "--model", "r3_fast.bsd-gray-52")
     assert "no file of weights" in refused("denoise", "cat.png", "--model", "mine.safetensors")
     assert "tile" in refused("denoise", "cat.png", "--tile", "-3")

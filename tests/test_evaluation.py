@@ -181,7 +181,7 @@ def test_bundled_denoisers_have_the_psnr_that_is_recorded(name):
     (recorded,) = [r["rows"] for r in of_25 if r["data"] in ("BSD68", "CBSD68")]
     assert len(recorded) == len(model.choices)
     for here, kept in zip(denoising_results(model, images, 25, model.choices), recorded, strict=True):
-        assert kept["steps"] == here["steps"]
+        assert model.per_cell(kept["steps"]) == model.per_cell(here["steps"])
         assert here["psnr"] == pytest.approx(kept["psnr"] - HARDER[channels], abs=0.1)
 
 

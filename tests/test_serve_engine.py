@@ -269,7 +269,7 @@ def test_an_idle_engine_measures_again_what_it_thinks_too_slow():
 def test_what_would_take_far_too_long_is_not_tried(has, probe):
     """Thought to take 0.825 s, a bit less than three times, or more than eight times, what the request has."""
     scheduler = of(slack)
-    scheduler.costs.observe("a", 0, PIXELS, 1, 0.75)
+    scheduler.costs.observe("a", ONE, PIXELS, 1, 0.75)
     request = Request("a", (1,), PIXELS, 5 + has)
     if probe:
         scheduler.submit(request, 5.0)
@@ -281,22 +281,22 @@ def test_what_would_take_far_too_long_is_not_tried(has, probe):
 
 def test_one_call_that_hung_counts_as_a_slow_one():
     costs = Costs()
-    costs.add("a", (100.0,))
-    costs.observe("a", 0, 1000, 1, 0.01)
-    costs.observe("a", 0, 1000, 1, 10.0)  # a thousand times as long: the prediction is off by e, as far as the factor goes
+    costs.add("a", {0: 100.0})
+    costs.observe("a", ONE, 1000, 1, 0.01)
+    costs.observe("a", ONE, 1000, 1, 10.0)  # a thousand times as long: the prediction is off by e, as far as the factor goes
     assert costs.slow == pytest.approx(math.exp(0.3))
     assert costs.spread == pytest.approx(0.1 + 0.05 * (1 - 0.1))
     costs.slow, costs.spread = 1.0, 0.1
-    costs.observe("a", 0, 1000, 1, 1e-6)
+    costs.observe("a", ONE, 1000, 1, 1e-6)
     assert costs.slow == pytest.approx(math.exp(-0.3))
     assert costs.spread == pytest.approx(0.1 + 0.05 * (1 - 0.1))
 
 
 def test_costs_take_the_pace_of_the_measured_call_nearest_in_work():
     costs = Costs()
-    costs.add("a", (100.0,))
-    costs.observe("a", 0, 1000, 1, 0.01)  # 1e5 MACs at 1e-7 s
-    costs.observe("a", 0, 100_000, 2, 0.4)  # 2e7 at 2e-8
+    costs.add("a", {0: 100.0})
+    costs.observe("a", ONE, 1000, 1, 0.01)  # 1e5 MACs at 1e-7 s
+    costs.observe("a", ONE, 100_000, 2, 0.4)  # 2e7 at 2e-8
     assert costs.seconds("a", 0, 3000) == pytest.approx(0.03)
     assert costs.seconds("a", 0, 100_000) == pytest.approx(0.2)
     assert costs.seconds("a", 0, 1000, 64) == pytest.approx(0.128)

@@ -101,7 +101,7 @@ def begin(config: Classification, setup: Setup) -> Task:
     def evaluate(model: RecurrentNet) -> Rows:
         if validation is None:
             return []
-        rows = classification_results(model, validation.images, validation.labels, model.choices, precision=setup.precision)
+        rows = classification_results(model, validation.images, validation.labels, model.settings, precision=setup.precision)
         return [{"data": validation.name, **row} for row in rows]
 
     def prepare(model: RecurrentNet) -> None:

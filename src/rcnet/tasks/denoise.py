@@ -109,7 +109,7 @@ def begin(config: Denoising, setup: Setup) -> Task:
         levels = [level for level in MEASURED_AT if low <= level <= high] or [(low + high) / 2]
         levels = levels if isinstance(sigma, tuple) else [sigma]
         as_8bit = config.as_8bit > 0.5
-        results = [(at, denoising_results(model, validation, at, model.choices, as_8bit=as_8bit)) for at in levels if validation]
+        results = [(at, denoising_results(model, validation, at, model.settings, as_8bit=as_8bit)) for at in levels if validation]
         return [{"sigma": at, **row} for at, rows in results for row in rows]
 
     return Task(

@@ -78,7 +78,7 @@ def train_judge(
             for group in optimizer.param_groups:
                 group["lr"] = RATE * min(1, (iteration + 1) / 100) * (1 + math.cos(math.pi * done)) / 2
             batched = task.batch(rng, iteration)
-            steps = model.choices[rng.choice(len(model.choices))] if iteration % 4 == 0 else model.choices[0]
+            steps = model.settings[rng.choice(len(model.settings))] if iteration % 4 == 0 else model.settings[0]
             given = judge.logarithms(batched.x)  # in fp32: oneDNN's bf16 gradients of 24 channels hold NaN
             loss = _loss(given, batched, denoiser, steps, precision, device, iteration < START)
             optimizer.zero_grad()
