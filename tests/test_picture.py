@@ -105,6 +105,7 @@ def test_hdr_gains_though_lamps_are_far_above_the_rest(kind, counts):
     assert "larger values stay as they are" in said
     assert 0.6 < curve.white < 2
     assert np.isfinite(curve.offset) or not counts
+    assert choose_curve([noisy], straight=True)[0] == Curve(curve.white)
     np.testing.assert_array_equal(result[noisy > curve.white], noisy[noisy > curve.white])
 
 

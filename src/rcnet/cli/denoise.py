@@ -200,9 +200,9 @@ def denoise_file(job: "Job", how: How, sessions: "dict[str, Optimized]") -> None
 
     images = read(job, how.pages == "all")
     lost = prepare(job, images)
-    pictures, said = picture.prepare(
-        [image.pixels for image in images], [image.alpha for image in images], how.white, gray=how.model is None
-    )
+    told = how.sigma is not None or how.sigma_map is not None
+    pages, alphas = [image.pixels for image in images], [image.alpha for image in images]
+    pictures, said = picture.prepare(pages, alphas, how.white, gray=how.model is None, straight=told)
     for note in dict.fromkeys((*(note for image in images for note in image.notes), *lost, *said)):
         print(f"{job.file}: {note}", file=sys.stderr)
     done = []

@@ -91,7 +91,11 @@ class Picture(NamedTuple):
 
 
 def prepare(
-    pages: Sequence[np.ndarray], alphas: Sequence[np.ndarray | None], white: float | None = None, gray: bool = True
+    pages: Sequence[np.ndarray],
+    alphas: Sequence[np.ndarray | None],
+    white: float | None = None,
+    gray: bool = True,
+    straight: bool = False,
 ) -> tuple[list[Picture], list[str]]:
     """The pictures of a file's pages, under one curve if they are of one type, and what is to be said, in short sentences.
 
@@ -100,6 +104,7 @@ def prepare(
         alphas: [H, W] of each page, or None. Colours under alpha 0 are not seen: visible neighbours stand in for them.
         white: the value that stands for white; found unless given (`choose_curve`).
         gray: whether a gray picture in three channels, tinted or not, is to be seen in one.
+        straight: whether the curve is to be a straight line, as where the level of the noise is told.
 
     Raises:
         InputError: a white that is no value of these pixels.
@@ -114,7 +119,7 @@ def prepare(
     stacks = [[picture.pixels for picture in pictures]]
     if len({pixels.dtype for pixels in stacks[0]}) > 1:
         stacks = [[pixels] for pixels in stacks[0]]
-    chosen = [choose_curve(stack, white) for stack in stacks]
+    chosen = [choose_curve(stack, white, straight) for stack in stacks]
     notes = [note for _, note in chosen if note]
     if any(pixels.shape[2] == 1 and is_mosaic(picture.pixels) for pixels, picture in zip(pages, pictures, strict=True)):
         notes.append("its pixels differ in a pattern of 2x2, as a raw mosaic (Bayer) does: develop it before it is denoised")
@@ -122,12 +127,13 @@ def prepare(
     return [picture._replace(curve=curve) for picture, curve in zip(pictures, curves, strict=True)], notes
 
 
-def choose_curve(pages: Sequence[np.ndarray], white: float | None = None) -> tuple[Curve, str]:
+def choose_curve(pages: Sequence[np.ndarray], white: float | None = None, straight: bool = False) -> tuple[Curve, str]:
     """The curve for pixels [H, W, C] of one type, and a sentence about it or the empty string.
 
     A straight line to `white`, or to `white_level`. If the values have a long tail (lights in linear HDR, stars, a bar drawn in
     white) white is twice the value that 95 % of them do not exceed, so that the picture is not left in the dark. Of linear data,
-    which have such a tail or are floats beyond 2, the curve is a square root where noise grows with brightness.
+    which have such a tail or are floats beyond 2, the curve is a square root where noise grows with brightness,
+    unless it is to be `straight`.
 
     Raises:
         InputError: a white that is no value of these pixels.
@@ -147,7 +153,8 @@ def choose_curve(pages: Sequence[np.ndarray], white: float | None = None) -> tup
     if tail := 0 < limit * TAIL < top:
         found = limit
     root = ", by a square root, as its noise grows with brightness"
-    offset = noise_offset(pages[0], found) if tail or (found > 2 and not whole) else math.inf
+    linear = tail or (found > 2 and not whole)
+    offset = noise_offset(pages[0], found) if linear and not straight else math.inf
     kind = f"{8 * pages[0].itemsize}-bit pixels" if whole else "floats"
     said = f"{kind} that go to {top:g}{f', {BULK} % of them to {bulk:g}' * tail}: {found:g} is taken for white (--white sets it)"
     said += root * math.isfinite(offset) + "; larger values stay as they are" * tail
