@@ -28,6 +28,7 @@ def serve(
     requests: int = 64,
     patience: float = 10.0,
     token_file: Path | None = None,
+    allow_host: Annotated[list[str] | None, Parameter(negative="")] = None,
     ray: Annotated[bool, Parameter(negative="")] = False,
     replicas: str | None = None,
 ) -> None:
@@ -79,6 +80,9 @@ def serve(
         Seconds in which a body has to arrive.
     token_file
         File with a token that clients must send as Authorization: Bearer TOKEN. RCNET_TOKEN, unless given.
+    allow_host
+        A name by which clients address the server, beside localhost, IP addresses and --host. Others are refused, since a web
+        page may point its own name at this machine.
     ray
         Serve on the Ray cluster that RAY_ADDRESS names, or on one of this machine alone.
     replicas
@@ -98,7 +102,7 @@ def serve(
     for name, value in (("max-mb", max_mb), ("max-pixels", max_pixels), ("requests", requests)):
         check(name, value, 1)
     try:
-        from rcnet.serve.desk import Limits
+        from rcnet.serve.handler import Limits
         from rcnet.serve.run import Settings, run
     except ImportError as error:
         raise InputError(f"serving needs {error.name}: pip install 'rcnet[serve]'") from error
@@ -122,6 +126,7 @@ def serve(
         batch=batch,
         limits=Limits(body=max_mb << 20, pixels=max_pixels, requests=requests, patience=patience),
         token=read_token(token_file),
+        hosts=allow_host or (),
     )
     if not ray:
         run(settings)

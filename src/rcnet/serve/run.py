@@ -15,8 +15,9 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from rcnet.errors import InputError
 from rcnet.serve.app import create_app
-from rcnet.serve.desk import Limits
+from rcnet.serve.decoder import Decoders
 from rcnet.serve.engine import Engine
+from rcnet.serve.handler import Limits
 from rcnet.serve.policies import policy
 from rcnet.serve.worker import Plan
 
@@ -42,6 +43,7 @@ class Settings:
     batch: int = 8
     limits: Limits = field(default_factory=Limits)
     token: str = ""
+    hosts: Sequence[str] = ()
 
 
 def engine_of(settings: Settings) -> Engine:
@@ -147,11 +149,18 @@ async def serve(settings: Settings) -> None:
     Raises:
         InputError: models, settings, a policy or an address that are not valid.
     """
-    engine = engine_of(settings)
+    engine, decoders = engine_of(settings), Decoders(settings.limits.pixels)
     listening = bind(settings.host, settings.port)
     try:
-        await engine.start()
-        app = create_app(engine, limits=settings.limits, token=settings.token, demonstration=is_loopback(settings.host))
+        await asyncio.gather(engine.start(), decoders.start())
+        app = create_app(
+            engine,
+            decoders,
+            limits=settings.limits,
+            token=settings.token,
+            hosts={settings.host, *settings.hosts},
+            demonstration=is_loopback(settings.host),
+        )
         config = uvicorn.Config(
             app,
             host=settings.host,
@@ -169,7 +178,7 @@ async def serve(settings: Settings) -> None:
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn drains at one, and raises it again when it is done
         await server.serve([listening])
     finally:
-        await engine.stop()
+        await asyncio.gather(engine.stop(), decoders.stop())
 
 
 def run(settings: Settings) -> None:
