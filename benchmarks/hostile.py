@@ -4,8 +4,11 @@ import struct
 import zlib
 
 
-def jpeg_of_scans(width: int, height: int, scans: int) -> bytes:
-    """A gray progressive JPEG, black, with so many scans beside the first, each of which says nothing of any block."""
+def jpeg_of_scans(width: int, height: int, scans: int, refining: bool = False) -> bytes:
+    """A gray progressive JPEG, black, with so many scans beside the first, each of which says nothing of any block.
+
+    Scans that refine the ones before make libjpeg look at every coefficient again.
+    """
 
     def segment(marker: int, data: bytes) -> bytes:
         return b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data
@@ -16,7 +19,7 @@ def jpeg_of_scans(width: int, height: int, scans: int) -> bytes:
     )
     tables = segment(0xC4, b"\0\1" + bytes(16)) + segment(0xC4, b"\x10\1" + bytes(15) + b"\xe0")
     first = segment(0xDA, b"\1\1\0" + bytes(3)) + bytes(-(-blocks // 8))
-    empty = segment(0xDA, b"\1\1\0\1\x3f\0") + bytes(-(-15 * -(-blocks // 16384) // 8))
+    empty = segment(0xDA, b"\1\1\0\1\x3f" + (b"\x10" if refining else b"\0")) + bytes(-(-15 * -(-blocks // 16384) // 8))
     return head + tables + first + empty * scans + b"\xff\xd9"
 
 

@@ -24,7 +24,8 @@ from rcnet.serve.scheduler import Refused
 AT_ONCE, SPARE = 2, 1  # files that are decoded at once; decoders that are ready to take the place of one that is ended
 # A PNG of 16 bits, the slowest honest file, takes 0.06 s of the processor per megapixel on a fast core; others take 0.02 or less.
 BUDGET, BUDGET_PER_MEGAPIXEL = 0.5, 0.5  # processor seconds of a file, and more per megapixel of it, before it is given up
-PREEMPT, PREEMPT_PER_MEGAPIXEL = 0.25, 0.1  # seconds after which it gives way to a file that waits
+PREEMPT, PREEMPT_PER_MEGAPIXEL = 0.1, 0.1  # processor seconds after which it gives way to a file that waits
+LOOK = 0.02  # seconds between two looks at that; the system counts them in hundredths
 log = logging.getLogger(__name__)
 
 
@@ -38,7 +39,7 @@ class Task:
     until: float
     serial: int
     image: asyncio.Future[ImageFile] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    started: float = 0.0
+    used: float = 0.0
 
 
 class Decoders:
@@ -98,14 +99,11 @@ class Decoders:
             work = Counter(task.client for task in self._running)
             task = min(self._waiting, key=lambda task: (work[task.client], task.pixels, task.serial))
             self._waiting.remove(task)
-            task.started = self._clock()
-            self._running[task] = self._ready.pop(0)
+            process = self._running[task] = self._ready.pop(0)
+            task.used = process.processor_seconds()
             self._keep(self._run(task))
-        if self._timer:
-            self._timer.cancel()
-        if self._waiting and self._running:
-            delay = min(map(_patience, self._running)) - self._clock()
-            self._timer = asyncio.get_running_loop().call_later(max(delay, 0) + 0.001, self._preempt)
+        if self._waiting and not self._timer:
+            self._timer = asyncio.get_running_loop().call_later(LOOK, self._preempt)
 
     async def _run(self, task: Task) -> None:
         process = self._running[task]
@@ -124,9 +122,14 @@ class Decoders:
 
     def _preempt(self) -> None:
         """Where files wait: decoders that are at one for too long are ended."""
-        for task in [task for task in self._running if self._waiting and self._clock() >= _patience(task)]:
+        self._timer = None
+        for task, process in list(self._running.items()):
+            allowed = PREEMPT + PREEMPT_PER_MEGAPIXEL * task.pixels / 1e6
+            if not self._waiting or process.processor_seconds() - task.used < allowed:
+                continue
             self._give(task, Refused("busy", "the image takes long to decode, and others wait", 1.0))
             self._end(task)
+        self._next()
 
     def _end(self, task: Task) -> None:
         process = self._running.pop(task)
@@ -158,11 +161,6 @@ class Decoders:
         kept = asyncio.ensure_future(job)
         self._jobs.add(kept)
         kept.add_done_callback(self._jobs.discard)
-
-
-def _patience(task: Task) -> float:
-    """The moment from which a running task gives way."""
-    return task.started + PREEMPT + PREEMPT_PER_MEGAPIXEL * task.pixels / 1e6
 
 
 def answer(channel: Channel) -> None:

@@ -17,13 +17,17 @@ from rcnet.serve.worker import Job, Plan, Worker
 from rcnet.setting import Setting
 
 # A batch takes what was expected, give or take a tenth, and several times that while other work is put on the machine. Past
-# OVERDUE a worker counts as down; past ENDED it is ended, for a restart costs some seconds of processor time.
+# OVERDUE a worker that has computed nothing counts as down; past half of ENDED any, and past ENDED it is ended. That is late,
+# for a restart costs some seconds of processor time.
 OVERDUE = 4.0, 0.5  # times the expected seconds, and seconds
 ENDED = 20.0, 2.0
 COLD_ENDED = 30.0  # seconds more for the first batch of a worker that timed no calls: kernels are loaded and chosen then
 TRIES = 3  # of a worker to start, one after the other, before those who wait are refused
 LONGEST = 30  # seconds between two tries
 log = logging.getLogger(__name__)
+
+
+NO_ANSWER = Refused("late", "the worker gives no answer", 1.0)
 
 
 class Answer(NamedTuple):
@@ -84,7 +88,7 @@ class Engine:
         self.clock = time.perf_counter
         self._tasks: list[asyncio.Task[None]] = []
         self._open: set[Request] = set()
-        self._overdue: dict[Request, float] = {}  # when the batch of a request that is computed is overdue
+        self._overdue: set[Request] = set()  # whose batch is overdue
         self._work = asyncio.Event()
 
     async def start(self) -> None:
@@ -161,12 +165,10 @@ class Engine:
         self._open.add(request)
         try:
             await asyncio.wait({request.answer}, timeout=max(deadline - self.clock(), 0))
-            while not request.answer.done():
-                if self.scheduler.cancel(request):
-                    raise Refused("late", "the deadline passed while the request waited", self.scheduler.load(self.clock()))
-                if not (left := self._overdue.get(request, 0.0) - self.clock()) > 0:
-                    raise Refused("late", "the worker gives no answer", 1.0)
-                await asyncio.wait({request.answer}, timeout=left)
+            if not request.answer.done() and self.scheduler.cancel(request):
+                raise Refused("late", "the deadline passed while the request waited", self.scheduler.load(self.clock()))
+            if request in self._overdue:
+                _refuse(request, NO_ANSWER)
             return await request.answer
         finally:
             self.scheduler.cancel(request)
@@ -181,11 +183,9 @@ class Engine:
                 self._work.clear()
                 await self._work.wait()
             expected = scheduler.free[place] - batch.started
-            overdue = OVERDUE[0] * expected + OVERDUE[1]
             ended = ENDED[0] * expected + ENDED[1] + COLD_ENDED * worker.cold
-            self._overdue |= dict.fromkeys(batch.requests, batch.started + overdue)
             job = Job(self._places.index(batch.model), batch.setting, [request.payload for request in batch.requests])
-            watch, failure = asyncio.get_running_loop().call_later(overdue, self._doubt, place), ""
+            watch, failure = Watch(self, place, batch, expected), ""
             try:
                 async with asyncio.timeout(ended):  # without the task of its own that wait_for makes
                     results, seconds = await worker.run(job)
@@ -194,8 +194,7 @@ class Engine:
             except TimeoutError:
                 failure = f"gave no answer for {ended:.1f} s, {expected:.3f} were expected, and was ended"
             watch.cancel()
-            for request in batch.requests:
-                self._overdue.pop(request, None)
+            self._overdue.difference_update(batch.requests)
             if failure:
                 await self._revive(place, batch, failure)
                 continue
@@ -207,10 +206,14 @@ class Engine:
                 self.each(batch.model, batch.setting, len(batch.requests), seconds)
             self._resolve(batch, results, seconds)
 
-    def _doubt(self, place: int) -> None:
-        """A batch is overdue: its worker counts as down, until it answers."""
+    def doubt(self, place: int, batch: Batch) -> None:
+        """A batch is overdue: its worker counts as down until it answers, and what is late already is refused."""
         self.scheduler.free[place] = math.inf
+        self._overdue.update(batch.requests)
         log.warning("worker %s is overdue: it gets no more requests until it answers", self.workers[place].pid)
+        for request in batch.requests:
+            if request.deadline < self.clock():
+                _refuse(request, NO_ANSWER)
 
     def _take(self, place: int) -> Batch | None:
         now = self.clock()
@@ -264,6 +267,33 @@ class Engine:
                 for request in self._open:
                     _refuse(request, Refused("down", "no worker is up"))
             await asyncio.sleep(min(2**trial, LONGEST))
+
+
+class Watch:
+    """Over a batch: says when it is overdue."""
+
+    def __init__(self, engine: Engine, place: int, batch: Batch, expected: float) -> None:
+        self.engine, self.place, self.batch = engine, place, batch
+        self.worker = engine.workers[place]
+        self.latest = batch.started + (ENDED[0] * expected + ENDED[1]) / 2
+        self.used = self.worker.processor_seconds()
+        self._look_again(OVERDUE[0] * expected + OVERDUE[1])
+
+    def look(self) -> None:
+        """A worker that computes is slow, as others use the machine too; one that does not, or for too long, hangs."""
+        used = self.worker.processor_seconds()
+        if used > self.used and self.engine.clock() < self.latest:
+            self.used = used
+            self._look_again(OVERDUE[1])
+        else:
+            self.engine.doubt(self.place, self.batch)
+
+    def _look_again(self, seconds: float) -> None:
+        self.timer = asyncio.get_running_loop().call_later(seconds, self.look)
+
+    def cancel(self) -> None:
+        """The batch is done."""
+        self.timer.cancel()
 
 
 def _refuse(request: Request, error: Exception) -> None:
