@@ -279,13 +279,14 @@ def test_a_client_that_goes_away_frees_its_place(server):
         lines = [server.connect() for _ in range(5)]
         for line in lines:
             line.sendall(head + body)
-        wait(lambda: server.client.get("/v1/load").json()["waiting"] == 4)
+        wait(lambda: server.client.get("/v1/load").json()["waiting"] >= 1)  # before the worker counts as down
         for line in lines:
             line.close()
         wait(lambda: server.client.get("/v1/load").json()["waiting"] == 0)
     finally:
-        os.kill(worker, signal.SIGCONT)
-    assert metric(server, "rcnet_rejections_total", reason="gone") >= before + 4
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGCONT)
+    assert metric(server, "rcnet_rejections_total", reason="gone") >= before + 2
 
 
 def wait(condition, seconds=30.0):
@@ -393,7 +394,7 @@ def test_the_page_may_load_nothing_from_elsewhere(server):
 
 @pytest.fixture(scope="module")
 def guarded():
-    return Server("r2.cifar10", "--policy", "fixed", RCNET_TOKEN="s3cret")
+    return Server("r2.cifar10", "--policy", "fixed", "--log", "json", "--root-path", "/rc", RCNET_TOKEN="s3cret")
 
 
 def test_a_token(guarded):
@@ -414,6 +415,13 @@ def test_a_token(guarded):
     assert answer.json()["setting"] == "4"
 
 
+def test_a_path_in_front(guarded):
+    headers = {"authorization": "Bearer s3cret"}
+    for path in ("/v1/models", "/rc/v1/models"):  # of a proxy that takes it away, and of one that does not
+        assert guarded.client.get(path, headers=headers).json()[0]["name"] == "r2.cifar10"
+    assert guarded.client.get("/openapi.json").json()["servers"] == [{"url": "/rc"}]
+
+
 def test_sigterm_finishes_what_is_in_progress(guarded):
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         path, headers = "/v1/classify?deadline_ms=20000&steps=4", {"authorization": "Bearer s3cret"}
@@ -423,12 +431,22 @@ def test_sigterm_finishes_what_is_in_progress(guarded):
         guarded.process.send_signal(signal.SIGTERM)
         wait(lambda: guarded.client.get("/readyz").status_code == 503)
         connected.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")  # on a connection from before
+        ids = {"x-request-id": "mine-1", "traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
+        assert guarded.client.get("/healthz?a%0Ab", headers=ids).headers["x-request-id"] == "mine-1"
+        assert len(guarded.client.get("/healthz", headers={"x-request-id": "a b"}).headers["x-request-id"]) == 16
         late = connected.makefile("rb").read().lower()
         status, _, err = guarded.end()
         assert {answer.status_code for answer in answers.result()} == {200}
     assert late.startswith(b"http/1.1 200")
     assert b"connection: close" in late
-    assert (status, err) == (0, "")
+    assert status == 0
+    entries = [json.loads(line) for line in err.splitlines()]
+    (mine,) = [entry for entry in entries if entry.get("request_id") == "mine-1"]
+    assert mine | {"time": "", "ms": 0} == {
+        **{"time": "", "level": "info", "logger": "rcnet.access", "client": "127.0.0.1", "method": "GET", "path": "/healthz"},
+        **{"status": 200, "ms": 0, "request_id": "mine-1", "trace_id": "ab" * 16, "parent_span_id": "cd" * 8},
+    }
+    assert [entry["pixels"] for entry in entries if entry.get("path") == "/v1/classify"][-12:] == [160_000] * 12
 
 
 @pytest.mark.parametrize(
@@ -446,6 +464,8 @@ def test_sigterm_finishes_what_is_in_progress(guarded):
         (("r3_fast.photo", "--requests", "0"), "--requests 0"),
         (("r3_fast.photo", "--token-file", "none.txt"), "none.txt"),
         (("r3_fast.photo", "--patience", "0"), "--patience 0 is not valid"),
+        (("r3_fast.photo", "--host", "0.0.0.0"), "--host 0.0.0.0 lets other machines in: give a token"),
+        (("r3_fast.photo", "--root-path", "rc"), "--root-path rc is not valid: start it with /"),
         (("r3_fast.photo", "--replicas", "4"), "--replicas is for --ray"),
         (("r3_fast.photo", "--device", "gpu"), "--device gpu is not there"),
     ],

@@ -72,6 +72,7 @@ def create_app(
     limits: Limits | None = None,
     token: str = "",
     hosts: Collection[str] = (),
+    root_path: str = "",
     demonstration: bool = False,
 ) -> FastAPI:
     """The application, for an engine and decoders that were started.
@@ -79,6 +80,7 @@ def create_app(
     Args:
         token: what clients have to send as `Authorization: Bearer TOKEN`; none unless given.
         hosts: names by which the server may be addressed beside `localhost` and IP addresses.
+        root_path: the path under which a proxy shows the server.
         demonstration: whether a client may make load (`POST /v1/load`): for a server on loopback.
     """
     handler = RequestHandler(engine, decoders, limits or Limits())
@@ -92,6 +94,7 @@ def create_app(
         title="rcnet",
         version=__version__,
         description=ABOUT,
+        root_path=root_path,
         docs_url=None,
         redoc_url=None,
     )

@@ -138,7 +138,7 @@ def run(settings: Settings, replicas: tuple[int, int]) -> None:
     policy(settings.policy)  # errors of these are said here, and not by each replica
     for source in settings.models:
         read_metadata(source)
-    with bind(settings.host, settings.port) as free:
+    with bind(settings.host, settings.port, settings.token) as free:
         port, address = free.getsockname()[1], shown(free)
     if not os.environ.get("RAY_ADDRESS"):
         ray.init(include_dashboard=False, log_to_driver=False)

@@ -142,7 +142,9 @@ class Engine:
         """Raises `Refused` where an image of this width and height would not be admitted now; to ask before it is decoded."""
         about = self.models[model]
         pixels = about.size**2 or size[0] * size[1]
-        self.scheduler.check(Request(model, size, pixels, deadline, None, terms.setting, terms.window, terms.client), self.clock())
+        self.scheduler.check(
+            Request(model, size, pixels, deadline, None, terms.setting, terms.window, terms.client), self.clock()
+        )
 
     async def submit(self, model: str, work: Work, deadline: float, terms: Terms | None = None) -> Answer:
         """The result for one image. To cancel the task frees the request's place in the queue.

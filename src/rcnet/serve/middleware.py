@@ -1,4 +1,4 @@
-"""What stands around the application: who may ask, HEAD, safety headers, counts and times."""
+"""What stands around the application: who may ask, HEAD, safety headers, counts and times, the access log."""
 
 import ipaddress
 from collections.abc import Collection
@@ -8,6 +8,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rcnet.serve import logs
 from rcnet.serve.handler import Failure, RequestHandler, RequestInfo
 
 POLICY = (
@@ -32,19 +33,21 @@ class MetricsMiddleware:
             await self.app(scope, receive, send)
             return
         handler, clock = self.handler, self.handler.engine.clock
-        info = scope["rcnet"] = RequestInfo(clock(), scope["client"][0] if scope.get("client") else "")
+        client, given = scope["client"][0] if scope.get("client") else "", Headers(scope=scope)
+        info, name = RequestInfo(clock(), client), logs.request_id(given.get("x-request-id"))
+        scope["rcnet"] = info
         status, inner = 0, scope if scope["method"] != "HEAD" else {**scope, "method": "GET"}  # uvicorn sends no body then
 
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = SAFETY | ({"connection": "close"} if handler.engine.stopping else {})
+                headers = SAFETY | {"x-request-id": name} | ({"connection": "close"} if handler.engine.stopping else {})
                 message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in headers.items())]
             await send(message)
 
         try:
-            if failure := foreign(scope["method"], Headers(scope=scope), self.hosts):
+            if failure := foreign(scope["method"], given, self.hosts):
                 handler.metrics.rejection(failure.reason)
                 await JSONResponse({"detail": str(failure)}, failure.status)(scope, receive, watched)
             else:
@@ -52,7 +55,12 @@ class MetricsMiddleware:
         finally:
             handler.leave(info)
             route = getattr(inner.get("route"), "path", "other")
-            handler.metrics.request(route, info.model, status, clock() - info.arrived, info.window)
+            seconds = clock() - info.arrived
+            handler.metrics.request(route, info.model, status, seconds, info.window)
+            trace = logs.trace_of(given.get("traceparent"))
+            about = {"model": info.model, "pixels": info.pixels} if info.model else {}
+            facts = {"method": scope["method"], "path": scope["raw_path"][:500].decode("latin-1"), "status": status, "ms": round(1000 * seconds, 1)}
+            logs.access(request_id=name, client=client, **facts, **about, **trace)
 
 
 def foreign(method: str, headers: Headers, hosts: Collection[str]) -> Failure | None:

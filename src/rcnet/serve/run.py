@@ -14,6 +14,7 @@ import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from rcnet.errors import InputError
+from rcnet.serve import logs
 from rcnet.serve.app import create_app
 from rcnet.serve.decoder import Decoders
 from rcnet.serve.engine import Engine
@@ -44,6 +45,8 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     token: str = ""
     hosts: Sequence[str] = ()
+    root_path: str = ""
+    log: logs.Format = "none"
 
 
 def engine_of(settings: Settings) -> Engine:
@@ -67,8 +70,12 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket of that address, which takes no connections yet, or `InputError`."""
+def bind(host: str, port: int, token: str) -> socket.socket:
+    """A socket of that address, which takes no connections yet.
+
+    Raises:
+        InputError: the address cannot be listened on, or other machines reach it and there is no token.
+    """
     if not 0 <= port < 65536:  # getaddrinfo may take it modulo 65536
         raise InputError(f"port {port} is not valid: from 0, a free one, to 65535")
     try:
@@ -78,6 +85,9 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind(address)
     except OSError as error:
         raise InputError(f"{host} port {port} cannot be listened on: {getattr(error, 'strerror', None) or error}") from error
+    if not token and not is_loopback(bound.getsockname()[0]):
+        bound.close()
+        raise InputError(f"--host {host} lets other machines in: give a token with --token-file FILE or RCNET_TOKEN")
     return bound
 
 
@@ -150,7 +160,8 @@ async def serve(settings: Settings) -> None:
         InputError: models, settings, a policy or an address that are not valid.
     """
     engine, decoders = engine_of(settings), Decoders(settings.limits.pixels)
-    listening = bind(settings.host, settings.port)
+    logs.configure(settings.log)
+    listening = bind(settings.host, settings.port, settings.token)
     try:
         await asyncio.gather(engine.start(), decoders.start())
         app = create_app(
@@ -159,6 +170,7 @@ async def serve(settings: Settings) -> None:
             limits=settings.limits,
             token=settings.token,
             hosts={settings.host, *settings.hosts},
+            root_path=settings.root_path,
             demonstration=is_loopback(settings.host),
         )
         config = uvicorn.Config(
@@ -166,6 +178,7 @@ async def serve(settings: Settings) -> None:
             host=settings.host,
             port=settings.port,
             log_level="warning",
+            log_config=None,
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=DRAIN,
