@@ -209,8 +209,10 @@ def create_app(
 def _add_handlers(app: FastAPI, handler: RequestHandler) -> None:
     """Every error is answered with one sentence."""
 
-    async def failed(_: Request, error: Exception) -> Response:
+    async def failed(request: Request, error: Exception) -> Response:
         failure = failure_of(error)
+        if failure.reason == "busy":
+            await handler.hold_back(request.scope["rcnet"])
         handler.metrics.rejection(failure.reason)
         return JSONResponse({"detail": str(failure)}, failure.status, failure.headers)
 

@@ -24,6 +24,8 @@ from rcnet.serve.served import Served, Work
 T = TypeVar("T")
 STATUS = {"busy": 429, "large": 413, "late": 503, "down": 503, "failed": 503}
 ENCODERS = 2  # threads: what is encoded was computed here, so that none takes long
+RETRY = 1.0  # seconds that a client that is refused is told to wait, at least
+HOLD, HELD = 0.25, 256  # seconds for which a refusal is held back of a client that did not wait, and how many at once
 STALLED = 1.0  # seconds after which a body that still arrives gives its place to a new request of the same client
 
 
@@ -110,6 +112,8 @@ class RequestHandler:
         self.engine, self.limits, self.metrics = engine, limits, Metrics(engine)
         self.decoders = decoders
         self._active: set[RequestInfo] = set()
+        self._refused: dict[str, float] = {}  # when a client was last refused as too much
+        self._held = 0
         self._encoders = ThreadPoolExecutor(ENCODERS, "images")
         self._writing = Costs()  # seconds from a result to the last byte of its response
         for kind in codec.ANSWERS.values():
@@ -160,6 +164,21 @@ class RequestHandler:
         oldest.body = None
         self._active.discard(oldest)
         return True
+
+    async def hold_back(self, info: RequestInfo) -> None:
+        """Before a refusal of what is too much: waits where the client was told the same within the last second.
+
+        To refuse costs the server about a millisecond of the processor that workers need: clients that ask again at once would
+        take as much of it as they can get. It holds no place meanwhile.
+        """
+        now = self.engine.clock()
+        again = now - self._refused.get(info.client, -math.inf) < RETRY
+        self._refused = {client: time for client, time in self._refused.items() if now - time < RETRY} | {info.client: now}
+        self._active.discard(info)
+        if again and self._held < HELD:
+            self._held += 1
+            await asyncio.sleep(HOLD)
+            self._held -= 1
 
     async def picture(self, request: Request, about: Served, steps: str | None) -> ImageFile:
         """The image that the request brings, which is decoded only if it can be computed in time."""

@@ -59,7 +59,12 @@ class MetricsMiddleware:
             handler.metrics.request(route, info.model, status, seconds, info.window)
             trace = logs.trace_of(given.get("traceparent"))
             about = {"model": info.model, "pixels": info.pixels} if info.model else {}
-            facts = {"method": scope["method"], "path": scope["raw_path"][:500].decode("latin-1"), "status": status, "ms": round(1000 * seconds, 1)}
+            facts = {
+                "method": scope["method"],
+                "path": scope["raw_path"][:500].decode("latin-1"),
+                "status": status,
+                "ms": round(1000 * seconds, 1),
+            }
             logs.access(request_id=name, client=client, **facts, **about, **trace)
 
 

@@ -127,9 +127,9 @@ class Scheduler:
         """
         if math.isinf(min(self.free)):
             raise Refused("down", "no worker is up at the moment", 1.0)
-        alone, left = self._seconds(request), request.deadline - now
+        idle, left = self._idle(now), request.deadline - now
         window = left if request.window is None else request.window
-        idle = not self.waiting and min(self.free) <= now
+        alone = self._mean(request) if idle else self._seconds(request)  # an idle worker has nothing better to do than to try
         if alone > left and idle and now - self._measured[request.model] > PROBE and alone < BOLD * left:
             request.probe = True
             return
@@ -309,9 +309,12 @@ class Scheduler:
                 within = self._seconds(request) / len(self.free) <= room
             elif claim > UNUSED:
                 kept += max(room, 0.0)
-        plan = ends(self.state(now, ask, cautious=1.0 if within else self._cautious), self._least())
+        plan = ends(self.state(now, ask, cautious=1.0 if within or self._idle(now) else self._cautious), self._least())
         i = next(i for i, (other, _) in enumerate(plan) if other is ask)
         return plan[i][1] + kept <= request.deadline and all(end <= other.deadline for other, end in plan[i:])
+
+    def _idle(self, now: float) -> bool:
+        return not self.waiting and min(self.free) <= now
 
     def _room(self, name: str, claim: float, window: float) -> float:
         """Seconds that a model's claim comes to: one request at least, and up to an even share two deviations of their number."""
