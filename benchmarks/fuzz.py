@@ -109,7 +109,10 @@ def query(rng: random.Random) -> str:
 
 def post(path: str, body: bytes, headers: str = "", length: int | None = None) -> bytes:
     declared = len(body) if length is None else length
-    return f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}Content-Length: {declared}\r\n\r\n".encode() + body
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}Content-Length: {declared}\r\n\r\n".encode()
+        + body
+    )
 
 
 def path_of(rng: random.Random) -> str:
@@ -136,7 +139,7 @@ def valid_shot(rng: random.Random) -> Shot:
 
 def http_shot(rng: random.Random) -> Shot:
     body = picture(rng, "PNG")
-    chunked = b"POST /v1/denoise HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunked = b"POST /v1/denoise HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
     raw = rng.choice(
         (
             rng.randbytes(rng.randrange(1, 200)) + b"\r\n\r\n",

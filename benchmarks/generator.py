@@ -70,6 +70,29 @@ async def _generate(url: str, calls: Sequence[Call], bodies: Sequence[bytes], mo
     return await asyncio.gather(*tasks)
 
 
+def closed(url: str, path: str, bodies: Sequence[bytes], clients: int, seconds: float, patience: float = 30.0) -> list[Outcome]:
+    """The outcomes of so many clients, each of which asks again as soon as it has its answer, whatever that is; for so long."""
+    return asyncio.run(_closed(url, path, bodies, clients, seconds, patience))
+
+
+async def _closed(url: str, path: str, bodies: Sequence[bytes], clients: int, seconds: float, patience: float) -> list[Outcome]:
+    address, found = urlsplit(url), []
+    end = time.perf_counter() + seconds
+
+    async def client(place: int) -> None:
+        while (sent := time.perf_counter()) < end:
+            place += 1
+            status, headers = 0, {}
+            with contextlib.suppress(OSError, TimeoutError, ValueError, asyncio.IncompleteReadError):
+                async with asyncio.timeout(patience):
+                    body = bodies[place % len(bodies)]
+                    status, headers, _ = await _ask(str(address.hostname), int(address.port or 80), path, body)
+            found.append(Outcome(status, time.perf_counter() - sent, 0.0, headers, b""))
+
+    await asyncio.gather(*(client(place) for place in range(clients)))
+    return found
+
+
 async def _ask(host: str, port: int, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
     reader, writer = await asyncio.open_connection(host, port)
     try:

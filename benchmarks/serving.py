@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.generator import Call, Outcome, generate
+from benchmarks.generator import Call, Outcome, closed, generate
 from benchmarks.page import RESULTS, asked_table, kept, options, record, table
 
 DENOISER, CLASSIFIER = "r3_fast.bsd-gray-25", "r2.cifar10"
@@ -50,6 +50,7 @@ TRACE_OF_TWO = (
     (0.25, {DENOISER: 0.2, CLASSIFIER: 0.2}),
 )
 PATHS = {DENOISER: "/v1/denoise", CLASSIFIER: "/v1/classify"}
+CLIENTS, TIMES = (4, 16), (2, 5, 10)  # that retry at once; times what four get, in an open loop
 BIN, TICKS = 0.5, (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # seconds and milliseconds, of the picture
 
 
@@ -263,8 +264,39 @@ def measure(folder: Path, seconds: float, cores: Sequence[int | None], objective
                     model: summary([pair for pair in pairs if pair[0].path == PATHS[model]], clean, about[model], objective)
                     for model in (PATHS if key == "two" else [DENOISER])
                 }
+        result["retries"] = {}
+        for name, url in one.items():
+            if name != PLAIN:
+                print(f"retries: {name}", flush=True)
+                result["retries"][name] = retries(url, noisy, pool, seconds / 4)
         print("measured", flush=True)
     return result
+
+
+def goodput(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
+    """Answers a second, their times, and what the others were told."""
+    times = [o.seconds for o in outcomes if o.status == 200]
+    return {
+        "requests": len(outcomes),
+        "per_second": len(times) / seconds,
+        "p95_ms": 1000 * float(np.percentile(times or [0], 95)),
+        "statuses": dict(Counter(str(o.status) for o in outcomes)),
+    }
+
+
+def retries(url: str, bodies: Sequence[bytes], pool: ProcessPoolExecutor, seconds: float) -> dict[str, Any]:
+    """Goodput of one server as clients press it harder: more of them that retry at once, and more than it can take."""
+    path, found = PATHS[DENOISER], {}
+    for clients in CLIENTS:
+        pool.submit(closed, url, path, bodies, clients, 1.0).result()  # does not count
+        found[f"{clients} clients that ask again at once"] = goodput(
+            pool.submit(closed, url, path, bodies, clients, seconds).result(), seconds
+        )
+    capacity = found[f"{CLIENTS[0]} clients that ask again at once"]["per_second"]
+    for times in TIMES:
+        calls = calls_of(((1.0, {DENOISER: times}),), {DENOISER: capacity}, seconds)
+        found[f"open loop at {times} times that"] = goodput(pool.submit(generate, url, calls, bodies).result(), seconds)
+    return found
 
 
 def asked(result: dict[str, Any]) -> list[tuple[str, str, float, bool]]:
@@ -274,7 +306,16 @@ def asked(result: dict[str, Any]) -> list[tuple[str, str, float, bool]]:
     times = adaptive["in_time"] / max(one["fixed largest"]["in_time"], 1)
     more = adaptive["quality"] - one["fixed least"]["quality"]
     overhead_ms = result["overhead"]["median_ms"]
+    pressed = list(result.get("retries", {}).get("adaptive", {}).values())
+    least = min((run["per_second"] / pressed[0]["per_second"] for run in pressed), default=0.0)
+    slowest, broken = max((run["p95_ms"] for run in pressed), default=0.0), sum(r["statuses"].get("503", 0) for r in pressed)
+    more_clients = [
+        ("retries: answers a second of the worst, % of what four clients get", ">= 90", 100 * least, least >= 0.9),
+        ("retries: 95 % of the answers, ms, at most", "objective", slowest, slowest <= result["objective_ms"]),
+        ("retries: answers of 503", "0", broken, broken == 0),
+    ]
     return [
+        *(more_clients if pressed else []),
         (
             "adaptive: admitted requests answered within the objective, %",
             ">= 95",
@@ -306,6 +347,25 @@ def servers(runs: dict[str, Any], model: str, unit: str) -> list[str]:
         cells += [f"{r['p95_ms']:.0f}", f"{100 * r['cost']:.0f} %", f"{r['quality']:.2f}"]
         rows.append([name, *cells])
     return table([*heads, unit], rows)
+
+
+def retries_table(result: dict[str, Any]) -> list[str]:
+    """Of each server under pressure."""
+    lines = [
+        "## Clients that retry at once, and more than the server can take",
+        "",
+        f"Answers a second, within {result['seconds'] / 4:g} s each; the share is of what {CLIENTS[0]} clients get.",
+        "",
+        "| server | clients | answers/s | share | 95 % ms | answers by status |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, runs in result["retries"].items():
+        base = next(iter(runs.values()))["per_second"]
+        for clients, run in runs.items():
+            share = f"{100 * run['per_second'] / max(base, 1e-9):.0f} %"
+            statuses = ", ".join(f"{count} of {status}" for status, count in sorted(run["statuses"].items()))
+            lines.append(f"| {name} | {clients} | {run['per_second']:.1f} | {share} | {run['p95_ms']:.0f} | {statuses} |")
+    return [*lines, ""]
 
 
 def machine(result: dict[str, Any]) -> str:
@@ -344,6 +404,7 @@ def render(result: dict[str, Any]) -> str:
             "",
             *servers(result["two"], CLASSIFIER, "error % of the settings, as recorded, mean of the answers"),
             "",
+            *(retries_table(result) if "retries" in result else []),
             "## What was asked",
             "",
             *asked_table(asked(result)),

@@ -71,7 +71,7 @@ def server():
     )
     yield server
     status, _, err = server.end()
-    assert (status, err.replace("died: it is started anew", "")) == (0, re.sub("died.*", "", err) if "died" in err else "")
+    assert (status, re.sub(r"worker \d+ (died|is overdue).*\n", "", err)) == (0, "")
 
 
 def picture(side=64, mode="RGB"):
@@ -98,7 +98,7 @@ def test_a_denoised_image_is_that_of_the_library(server):
     image = np.asarray(picture())
     wanted, level = denoise_pixels(rcnet.optimize(rcnet.load("r3_fast.photo")), image, 2, sigma=15, strength=0.8)
     answer = server.post("/v1/denoise?steps=2&sigma=15&strength=0.8", encoded(picture()))
-    assert answer.status_code == 200
+    assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "image/png"
     assert np.abs(pixels_of(answer.content).astype(int) - wanted).max() <= 1
     assert answer.headers["rcnet-model"] == "r3_fast.photo"
@@ -209,13 +209,13 @@ def test_what_is_refused_with_a_sentence(server, path, body, status, says):
 
 def test_a_format_that_cannot_be_sent(server):
     answer = server.post("/v1/denoise", encoded(picture()), headers={"accept": "image/avif"})
-    assert answer.status_code == 415
+    assert answer.status_code == 406
     assert "image/png" in answer.json()["detail"]
 
 
 def test_a_large_body_is_refused_before_it_is_read(server):
     with server.connect() as line:
-        line.sendall(b"POST /v1/denoise HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
+        line.sendall(b"POST /v1/denoise HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n")
         assert line.recv(1000).startswith(b"HTTP/1.1 413")
     many = (bytes(100_000) for _ in range(20))
     with contextlib.suppress(httpx.WriteError):  # it closed while we wrote
@@ -224,7 +224,7 @@ def test_a_large_body_is_refused_before_it_is_read(server):
 
 def test_a_slow_body_is_given_up(server):
     with server.connect() as line:
-        line.sendall(b"POST /v1/denoise HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n\x89PNG")
+        line.sendall(b"POST /v1/denoise HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n\x89PNG")
         assert line.recv(1000).startswith(b"HTTP/1.1 408")
 
 
@@ -232,7 +232,7 @@ def test_a_slow_body_is_given_up(server):
 def test_a_connection_that_asks_nothing_is_closed(server, sent):
     with server.connect() as line:
         answer = b""
-        line.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n" if sent else b"")
+        line.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n" if sent else b"")
         while sent and not answer.endswith(b"ok\n"):
             answer += line.recv(10000)
         line.sendall(sent)
@@ -272,20 +272,21 @@ def metric(server, name, **labels):
 def test_a_client_that_goes_away_frees_its_place(server):
     before = metric(server, "rcnet_rejections_total", reason="gone")
     body = encoded(picture(400))
-    head = f"POST /v1/denoise?steps=3&deadline_ms=30000 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = f"POST /v1/denoise?steps=3&deadline_ms=30000 HTTP/1.1\r\nHost: [::1]\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     worker = server.worker()
     os.kill(worker, signal.SIGSTOP)  # it takes the first, and computes nothing
     try:
         lines = [server.connect() for _ in range(5)]
         for line in lines:
             line.sendall(head + body)
-        wait(lambda: server.client.get("/v1/load").json()["waiting"] == 4)
+        wait(lambda: server.client.get("/v1/load").json()["waiting"] >= 1)  # before the worker counts as down
         for line in lines:
             line.close()
         wait(lambda: server.client.get("/v1/load").json()["waiting"] == 0)
     finally:
-        os.kill(worker, signal.SIGCONT)
-    assert metric(server, "rcnet_rejections_total", reason="gone") >= before + 4
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGCONT)
+    assert metric(server, "rcnet_rejections_total", reason="gone") >= before + 2
 
 
 def wait(condition, seconds=30.0):
@@ -375,7 +376,7 @@ def test_the_openapi_document_is_complete(server):
     operation = document["paths"]["/v1/denoise"]["post"]
     assert {p["name"] for p in operation["parameters"]} == {"model", "steps", "sigma", "strength", "deadline_ms"}
     assert set(operation["requestBody"]["content"]) >= {"image/png", "image/jpeg", "image/webp", "application/x-npy"}
-    assert set(operation["responses"]) == {"200", "400", "401", "404", "408", "413", "415", "422", "429", "503"}
+    assert set(operation["responses"]) == {"200", "400", "401", "404", "406", "408", "413", "415", "422", "429", "503"}
     assert set(operation["responses"]["200"]["content"]) == {"image/png", "image/jpeg", "application/x-npy", "application/json"}
     assert "rcnet-level" in operation["responses"]["200"]["headers"]
     assert "Retry-After" in operation["responses"]["429"]["headers"]
@@ -393,7 +394,7 @@ def test_the_page_may_load_nothing_from_elsewhere(server):
 
 @pytest.fixture(scope="module")
 def guarded():
-    return Server("r2.cifar10", "--policy", "fixed", RCNET_TOKEN="s3cret")
+    return Server("r2.cifar10", "--policy", "fixed", "--log", "json", "--root-path", "/rc", RCNET_TOKEN="s3cret")
 
 
 def test_a_token(guarded):
@@ -414,6 +415,13 @@ def test_a_token(guarded):
     assert answer.json()["setting"] == "4"
 
 
+def test_a_path_in_front(guarded):
+    headers = {"authorization": "Bearer s3cret"}
+    for path in ("/v1/models", "/rc/v1/models"):  # of a proxy that takes it away, and of one that does not
+        assert guarded.client.get(path, headers=headers).json()[0]["name"] == "r2.cifar10"
+    assert guarded.client.get("/openapi.json").json()["servers"] == [{"url": "/rc"}]
+
+
 def test_sigterm_finishes_what_is_in_progress(guarded):
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         path, headers = "/v1/classify?deadline_ms=20000&steps=4", {"authorization": "Bearer s3cret"}
@@ -422,13 +430,23 @@ def test_sigterm_finishes_what_is_in_progress(guarded):
         connected = guarded.connect()
         guarded.process.send_signal(signal.SIGTERM)
         wait(lambda: guarded.client.get("/readyz").status_code == 503)
-        connected.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")  # on a connection from before
+        connected.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")  # on a connection from before
+        ids = {"x-request-id": "mine-1", "traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
+        assert guarded.client.get("/healthz?a%0Ab", headers=ids).headers["x-request-id"] == "mine-1"
+        assert len(guarded.client.get("/healthz", headers={"x-request-id": "a b"}).headers["x-request-id"]) == 16
         late = connected.makefile("rb").read().lower()
         status, _, err = guarded.end()
         assert {answer.status_code for answer in answers.result()} == {200}
     assert late.startswith(b"http/1.1 200")
     assert b"connection: close" in late
-    assert (status, err) == (0, "")
+    assert status == 0
+    entries = [json.loads(line) for line in err.splitlines()]
+    (mine,) = [entry for entry in entries if entry.get("request_id") == "mine-1"]
+    assert mine | {"time": "", "ms": 0} == {
+        **{"time": "", "level": "info", "logger": "rcnet.access", "client": "127.0.0.1", "method": "GET", "path": "/healthz"},
+        **{"status": 200, "ms": 0, "request_id": "mine-1", "trace_id": "ab" * 16, "parent_span_id": "cd" * 8},
+    }
+    assert [entry["pixels"] for entry in entries if entry.get("path") == "/v1/classify"][-12:] == [160_000] * 12
 
 
 @pytest.mark.parametrize(
@@ -446,6 +464,8 @@ def test_sigterm_finishes_what_is_in_progress(guarded):
         (("r3_fast.photo", "--requests", "0"), "--requests 0"),
         (("r3_fast.photo", "--token-file", "none.txt"), "none.txt"),
         (("r3_fast.photo", "--patience", "0"), "--patience 0 is not valid"),
+        (("r3_fast.photo", "--host", "0.0.0.0"), "--host 0.0.0.0 lets other machines in: give a token"),
+        (("r3_fast.photo", "--root-path", "rc"), "--root-path rc is not valid: start it with /"),
         (("r3_fast.photo", "--replicas", "4"), "--replicas is for --ray"),
         (("r3_fast.photo", "--device", "gpu"), "--device gpu is not there"),
     ],

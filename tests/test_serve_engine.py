@@ -18,7 +18,7 @@ from rcnet.deploy.denoise import denoise_pixels
 from rcnet.errors import InputError
 from rcnet.models.files import find
 from rcnet.serve.costs import Costs
-from rcnet.serve.engine import Engine
+from rcnet.serve.engine import Engine, Terms
 from rcnet.serve.models import denoise
 from rcnet.serve.policies import Ask, Dial, State, Stream, fixed, hysteresis, least, policy, slack
 from rcnet.serve.scheduler import Dials, Refused, Request, Scheduler
@@ -232,7 +232,7 @@ def test_what_is_refused_and_why():
     with pytest.raises(Refused, match="too late even at the least") as busy:
         fill(scheduler, *(Request("a", (1,), PIXELS, 0.15) for _ in range(3)))
     assert busy.value.reason == "busy"
-    with pytest.raises(Refused, match=r"takes about 1[0-9]{3} ms of a here and has 150 left") as large:
+    with pytest.raises(Refused, match=r"takes about 1[0-9]{3} ms of a here and has 150 in all") as large:
         fill(scheduler, Request("a", (1,), 40 * PIXELS, 0.15))
     assert large.value.reason == "large"
     scheduler.free = [math.inf]
@@ -387,7 +387,7 @@ def test_results_are_those_of_the_library(engine, loop):
 
     async def several():
         deadline = engine.clock() + 30
-        return await asyncio.gather(*(engine.submit("r3_fast.photo", work, deadline, ONE) for _ in range(3)))
+        return await asyncio.gather(*(engine.submit("r3_fast.photo", work, deadline, Terms(ONE)) for _ in range(3)))
 
     for answer in loop.run_until_complete(several()):
         assert answer.setting == ONE
@@ -519,7 +519,7 @@ def test_an_idle_worker_takes_the_requests_of_one_that_dies(loop):
         try:
             never = asyncio.Event()
             for worker in engine.workers:  # whichever dies stays dead
-                worker.start = lambda warm=True: never.wait()
+                worker.load = lambda warm=True: never.wait()
             with held(*engine.workers):
                 task = asyncio.create_task(engine.submit("r3_fast.photo", Work(cat(512)), engine.clock() + 60))
                 await until(lambda: max(engine.scheduler.free) > 0 and engine._open and not engine.scheduler.waiting)

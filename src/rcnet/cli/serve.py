@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -28,6 +28,9 @@ def serve(
     requests: int = 64,
     patience: float = 10.0,
     token_file: Path | None = None,
+    root_path: str = "",
+    log: Literal["none", "text", "json"] = "none",
+    allow_host: Annotated[list[str] | None, Parameter(negative="")] = None,
     ray: Annotated[bool, Parameter(negative="")] = False,
     replicas: str | None = None,
 ) -> None:
@@ -56,7 +59,7 @@ def serve(
         slack, the best with which all that wait are in time; hysteresis, which changes seldom; fixed, the largest; least; or a
         function of your own as package.module:function.
     host
-        Address to listen on. Other machines reach the server only if you name another than the default.
+        Address to listen on. Other machines reach the server only if you name another than the default, which needs a token.
     port
         0 takes a free one.
     device
@@ -79,6 +82,13 @@ def serve(
         Seconds in which a body has to arrive.
     token_file
         File with a token that clients must send as Authorization: Bearer TOKEN. RCNET_TOKEN, unless given.
+    root_path
+        The path under which a proxy shows the server, e.g. /denoise.
+    log
+        A line per request to stderr: none, text or json. Warnings are always there.
+    allow_host
+        A name by which clients address the server, beside localhost, IP addresses and --host. Others are refused, since a web
+        page may point its own name at this machine.
     ray
         Serve on the Ray cluster that RAY_ADDRESS names, or on one of this machine alone.
     replicas
@@ -91,6 +101,8 @@ def serve(
         raise InputError(f"--slo {slo} is not valid: give a time, e.g. 150ms or 2s")
     if replicas is not None and not ray:
         raise InputError("--replicas is for --ray: without it, give several --device")
+    if root_path and not root_path.startswith("/"):
+        raise InputError(f"--root-path {root_path} is not valid: start it with /")
     if not patience > 0:
         raise InputError(f"--patience {patience:g} is not valid: give seconds above 0")
     for name, value, lowest in (("threads", threads, 0), ("queue", queue, 1), ("batch", batch, 1)):
@@ -98,7 +110,7 @@ def serve(
     for name, value in (("max-mb", max_mb), ("max-pixels", max_pixels), ("requests", requests)):
         check(name, value, 1)
     try:
-        from rcnet.serve.desk import Limits
+        from rcnet.serve.handler import Limits
         from rcnet.serve.run import Settings, run
     except ImportError as error:
         raise InputError(f"serving needs {error.name}: pip install 'rcnet[serve]'") from error
@@ -122,6 +134,9 @@ def serve(
         batch=batch,
         limits=Limits(body=max_mb << 20, pixels=max_pixels, requests=requests, patience=patience),
         token=read_token(token_file),
+        hosts=allow_host or (),
+        root_path=root_path.rstrip("/"),
+        log=log,
     )
     if not ray:
         run(settings)

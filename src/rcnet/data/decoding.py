@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, JpegImagePlugin, TiffImagePlugin
 
-from rcnet.data import encoding
+from rcnet.data import encoding, limits
 from rcnet.data.formats import CHUNKS, FORMATS, KINDS, OWN_TAGS, ImageFile, bad_file, lacking, load_heif
 from rcnet.errors import InputError
 
@@ -26,6 +26,7 @@ _UNITS = {1: "", 2: "inch", 3: "cm"}  # of TIFF
 
 def decode(name: str, data: bytes) -> ImageFile:
     """All of a file of one picture."""
+    limits.check(name, data)
     if is_tiff(data):
         return decode_tiff(name, data)[0]
     if deep := re.match(rb"P([2356])#\s(\d+)#\s(\d+)#\s(\d+)\s".replace(rb"#\s", rb"(?:\s|#[^\n]*\n)+"), data):

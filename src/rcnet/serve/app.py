@@ -4,6 +4,8 @@ import asyncio
 import base64
 import hmac
 import mimetypes
+from collections import Counter
+from collections.abc import Collection
 from importlib import resources
 from typing import Annotated, Any
 
@@ -16,9 +18,11 @@ from starlette.requests import ClientDisconnect
 
 from rcnet.errors import InputError
 from rcnet.serve import codec
-from rcnet.serve.desk import Desk, Failure, Limits, Watch, as_headers, facts, failure_of
+from rcnet.serve.decoder import Decoders
 from rcnet.serve.engine import Engine
+from rcnet.serve.handler import Failure, Limits, RequestHandler, as_headers, facts, failure_of
 from rcnet.serve.load import make_load
+from rcnet.serve.middleware import MetricsMiddleware
 from rcnet.serve.scheduler import Refused
 from rcnet.serve.schemas import BODY, HEADERS, IMAGES, Class, Classified, DenoisedImage, Load, ModelInfo, model_info, problems
 from rcnet.version import __version__
@@ -51,25 +55,53 @@ def check_token(given: str, token: str) -> None:
         raise Failure(401, "this server needs a token: send it as Authorization: Bearer TOKEN", reason="token")
 
 
-def create_app(engine: Engine, *, limits: Limits | None = None, token: str = "", demonstration: bool = False) -> FastAPI:
-    """The application, for an engine that was started.
+async def check_parameters(request: Request) -> None:
+    """`Failure` where the URL has a parameter that the path does not take, or one twice."""
+    valid = [field.alias for field in request.scope["route"].dependant.query_params]
+    for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
+        if name not in valid:
+            raise Failure(422, f"{name[:100]}: no such parameter; valid: {', '.join(valid) or 'none'}")
+        if count > 1:
+            raise Failure(422, f"{name}: given {count} times; give it once")
+
+
+def create_app(
+    engine: Engine,
+    decoders: Decoders,
+    *,
+    limits: Limits | None = None,
+    token: str = "",
+    hosts: Collection[str] = (),
+    root_path: str = "",
+    demonstration: bool = False,
+) -> FastAPI:
+    """The application, for an engine and decoders that were started.
 
     Args:
         token: what clients have to send as `Authorization: Bearer TOKEN`; none unless given.
+        hosts: names by which the server may be addressed beside `localhost` and IP addresses.
+        root_path: the path under which a proxy shows the server.
         demonstration: whether a client may make load (`POST /v1/load`): for a server on loopback.
     """
-    desk = Desk(engine, limits or Limits())
-    engine.each = desk.metrics.batch
+    handler = RequestHandler(engine, decoders, limits or Limits())
+    engine.each = handler.metrics.batch
     bearer = HTTPBearer(auto_error=False, description="Needed if the server was started with a token.")
 
     async def authorized(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
         check_token(given.credentials if given else "", token)
 
-    app = FastAPI(title="rcnet", version=__version__, description=ABOUT, docs_url=None, redoc_url=None)
-    app.add_middleware(Watch, desk=desk)  # type: ignore[arg-type]
-    _add_handlers(app, desk)
-    guarded: dict[str, Any] = {"dependencies": [Depends(authorized)]}
-    refusals = problems(400, 401, 404, 408, 413, 415, 422, 429, 503)
+    app = FastAPI(
+        title="rcnet",
+        version=__version__,
+        description=ABOUT,
+        root_path=root_path,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(MetricsMiddleware, handler=handler, hosts=hosts)  # type: ignore[arg-type]
+    _add_handlers(app, handler)
+    guarded: dict[str, Any] = {"dependencies": [Depends(authorized), Depends(check_parameters)]}
+    refusals = problems(400, 401, 404, 406, 408, 413, 415, 422, 429, 503)
 
     @app.post(
         "/v1/denoise",
@@ -95,16 +127,18 @@ def create_app(engine: Engine, *, limits: Limits | None = None, token: str = "",
         deadline_ms: DeadlineMs = None,
     ) -> Response:
         """Remove noise from an image."""
-        about = desk.admit(request, "denoise", model, steps, deadline_ms)
+        about = handler.admit(request, "denoise", model, steps, deadline_ms)
         if sigma is not None and not about.noise_level:
             raise InputError(f"{about.name} takes no noise level: leave out sigma")
-        picture = await desk.picture(request)
-        kind = codec.answer_kind(request.headers.get("accept", ""), picture.kind)
+        accept = request.headers.get("accept", "")
+        codec.answer_kind(accept, "", codec.ANSWERS)
+        picture = await handler.picture(request, about, steps)
+        kind = codec.answer_kind(accept, picture.kind, codec.ANSWERS)
         work = codec.work_of(picture, sigma, strength)
-        answer = await desk.compute(request, about, work, steps, kind)
+        answer = await handler.compute(request, about, work, steps, kind)
         height, width = answer.result.pixels.shape[:2]
         fields = facts(about, answer, height * width * about.planes(work)) | {"level": round(answer.result.level, 3)}
-        data = await desk.encode(picture, answer, "PNG" if kind == "JSON" else kind)
+        data = await handler.encode(picture, answer, "PNG" if kind == "JSON" else kind)
         if kind == "JSON":
             png = base64.b64encode(data).decode()
             return JSONResponse(DenoisedImage(**fields, width=width, height=height, png=png).model_dump())
@@ -120,24 +154,25 @@ def create_app(engine: Engine, *, limits: Limits | None = None, token: str = "",
         deadline_ms: DeadlineMs = None,
     ) -> Classified:
         """Name what an image shows."""
-        about = desk.admit(request, "classify", model, steps, deadline_ms)
-        picture = await desk.picture(request)
-        answer = await desk.compute(request, about, codec.work_to_classify(picture, top), steps, "JSON")
+        about = handler.admit(request, "classify", model, steps, deadline_ms)
+        codec.answer_kind(request.headers.get("accept", ""), "", {"application/json": "JSON"})
+        picture = await handler.picture(request, about, steps)
+        answer = await handler.compute(request, about, codec.work_to_classify(picture, top), steps, "JSON")
         fields = facts(about, answer, about.size**2)
         response.headers.update(as_headers(fields))
         return Classified(**fields, classes=[Class(name=name, probability=value) for name, value in answer.result.classes])
 
-    @app.get("/v1/models", **guarded, responses=problems(401))
+    @app.get("/v1/models", **guarded, responses=problems(401, 422))
     async def models() -> list[ModelInfo]:
         """The networks that are served, what their settings cost and reach."""
         return [model_info(about, engine) for about in engine.models.values()]
 
     loads: set[asyncio.Task[None]] = set()
 
-    @app.get("/v1/load", **guarded, responses=problems(401))
+    @app.get("/v1/load", **guarded, responses=problems(401, 422))
     async def load() -> Load:
         """How busy the server is."""
-        return desk.load("running" if loads else "idle" if demonstration else "off")
+        return handler.load("running" if loads else "idle" if demonstration else "off")
 
     @app.post("/v1/load", **guarded, status_code=202, responses=problems(401, 409, 422))
     async def load_start(model: Model = None) -> Load:
@@ -148,7 +183,7 @@ def create_app(engine: Engine, *, limits: Limits | None = None, token: str = "",
         task = asyncio.create_task(make_load(engine, name))
         loads.add(task)
         task.add_done_callback(loads.discard)
-        return desk.load("running")
+        return handler.load("running")
 
     @app.get("/healthz", response_class=PlainTextResponse)
     async def healthz() -> str:
@@ -162,21 +197,23 @@ def create_app(engine: Engine, *, limits: Limits | None = None, token: str = "",
             raise Failure(503, "the server is stopping" if engine.stopping else "no worker is up", 1.0, "down")
         return "ok\n"
 
-    @app.get("/metrics", **guarded, response_class=PlainTextResponse, responses=problems(401))
+    @app.get("/metrics", **guarded, response_class=PlainTextResponse, responses=problems(401, 422))
     async def metrics() -> Response:
         """Counters, in the format of Prometheus."""
-        return Response(desk.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(handler.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     _add_page(app)
     return app
 
 
-def _add_handlers(app: FastAPI, desk: Desk) -> None:
+def _add_handlers(app: FastAPI, handler: RequestHandler) -> None:
     """Every error is answered with one sentence."""
 
-    async def failed(_: Request, error: Exception) -> Response:
+    async def failed(request: Request, error: Exception) -> Response:
         failure = failure_of(error)
-        desk.metrics.rejection(failure.reason)
+        if failure.reason == "busy":
+            await handler.hold_back(request.scope["rcnet"])
+        handler.metrics.rejection(failure.reason)
         return JSONResponse({"detail": str(failure)}, failure.status, failure.headers)
 
     async def invalid(request: Request, error: Exception) -> Response:

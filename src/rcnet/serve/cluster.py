@@ -24,7 +24,8 @@ from starlette.types import Message
 from rcnet.errors import InputError
 from rcnet.models import read_metadata
 from rcnet.serve.app import check_token, create_app
-from rcnet.serve.desk import Failure, failure_of, read_body
+from rcnet.serve.decoder import Decoders
+from rcnet.serve.handler import Failure, failure_of, read_body
 from rcnet.serve.policies import policy
 from rcnet.serve.run import Settings, bind, engine_of, shown
 from rcnet.serve.scheduler import Refused
@@ -71,8 +72,9 @@ class Replica:
     async def _start(self) -> None:
         async with self._starting:
             if self._app is None:
-                await self.engine.start()
-                self._app = create_app(self.engine, limits=self.settings.limits, token=self.settings.token)
+                decoders = Decoders(self.settings.limits.pixels)
+                await asyncio.gather(self.engine.start(), decoders.start())
+                self._app = create_app(self.engine, decoders, limits=self.settings.limits, token=self.settings.token)
 
 
 def front(settings: Settings, most: int) -> Starlette:
@@ -136,7 +138,7 @@ def run(settings: Settings, replicas: tuple[int, int]) -> None:
     policy(settings.policy)  # errors of these are said here, and not by each replica
     for source in settings.models:
         read_metadata(source)
-    with bind(settings.host, settings.port) as free:
+    with bind(settings.host, settings.port, settings.token) as free:
         port, address = free.getsockname()[1], shown(free)
     if not os.environ.get("RAY_ADDRESS"):
         ray.init(include_dashboard=False, log_to_driver=False)

@@ -3,19 +3,20 @@
 import dataclasses
 import io
 import math
-import struct
+import re
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from rcnet.data import imagefile
+from rcnet.data import imagefile, limits
 from rcnet.data.imagefile import ImageFile
 from rcnet.errors import InputError
 from rcnet.serve.served import Work
 
 TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WebP": "image/webp", "npy": "application/x-npy"}
-ANSWERS = ("PNG", "JPEG", "npy", "JSON")  # what a denoised image can be sent back as
+ANSWERS = {TYPES["PNG"]: "PNG", TYPES["JPEG"]: "JPEG", TYPES["npy"]: "npy", "application/json": "JSON"}  # of a denoised image
 NPY = b"\x93NUMPY"
 
 
@@ -24,7 +25,11 @@ class TooLarge(InputError):
 
 
 class UnknownFormat(InputError):
-    """Bytes that are none of the formats that the server takes, or a format that it does not make."""
+    """Bytes that are none of the formats that the server takes."""
+
+
+class NotAcceptable(InputError):
+    """The Accept header names no format that the server makes."""
 
 
 def kind_of(data: bytes) -> str:
@@ -44,59 +49,74 @@ def kind_of(data: bytes) -> str:
     raise UnknownFormat(f"the body is {'empty' if not data else 'no image that is known here'}; valid: {', '.join(TYPES)}")
 
 
+def header(data: bytes, most: int) -> tuple[str, int, int]:
+    """The format of a body, a key of `TYPES`, and the width and height of its image by the header: nothing is decoded.
+
+    Raises:
+        UnknownFormat: not PNG, JPEG, WebP or npy.
+        TooLarge: more pixels than `most`.
+        InputError: a damaged header.
+    """
+    kind = kind_of(data)
+    if kind == "npy":
+        shape = _read_npy_header(io.BytesIO(data))[0]
+        size: tuple[int, int] | None = (shape[1], shape[0])
+    else:
+        size = limits.size_of(data)
+    if size is None:
+        raise InputError(f"the body is a damaged {kind}")
+    width, height = size
+    if width < 1 or height < 1:
+        raise InputError(f"the image has {width}x{height} pixels: give one or more")
+    if width * height > most:
+        raise TooLarge(f"the image has {width}x{height} pixels and this server takes at most {most}: send a smaller one")
+    return kind, width, height
+
+
+def file_of(data: bytes, content_type: str) -> bytes:
+    """The image of a body: the only file of a form (`curl -F file=@photo.png`), or the body itself.
+
+    Raises:
+        InputError: a form without a file, with several, or with other fields.
+    """
+    kind, _, rest = content_type.partition(";")
+    if kind.strip().lower() != "multipart/form-data":
+        return data
+    boundary = re.search(r"boundary=(?:\"([^\"]{1,70})\"|([^\s;]{1,70}))", rest)
+    parts = data.split(b"--" + (boundary[1] or boundary[2]).encode("latin-1"))[1:-1] if boundary else []
+    if len(parts) != 1 or b"\r\n\r\n" not in parts[0] or b"filename=" not in parts[0].partition(b"\r\n\r\n")[0]:
+        raise InputError("the form must hold one file and nothing else, as curl -F file=@photo.png: parameters go into the URL")
+    return parts[0].partition(b"\r\n\r\n")[2].removesuffix(b"\r\n")
+
+
 def decode(data: bytes, most: int) -> ImageFile:
     """The image of a body, of at most so many pixels; its `kind` is a key of `TYPES`.
 
     npy: uint8, uint16, or float32 and float64 in [0, 1]; [H, W], [H, W, 1] or [H, W, 3].
 
     Raises:
-        UnknownFormat: not PNG, JPEG, WebP or npy.
-        TooLarge: more pixels; nothing was decoded then.
+        UnknownFormat, TooLarge: as `header`; nothing was decoded then.
         InputError: a damaged image, or one of a kind that rcnet does not read.
     """
-    kind = kind_of(data)
+    kind, width, height = header(data, most)
     if kind == "npy":
-        return ImageFile(_read_npy(data, most), kind=kind)
+        return ImageFile(_read_npy(data), kind=kind)
     try:
-        if kind == "WebP":
-            _check_size(*_webp_size(data), most)  # Pillow would make a canvas of that size at once
-        if kind == "PNG" and len(data) >= 24:
-            width, height = struct.unpack(">II", data[16:24])
-            _check_size(width, height, most)  # Pillow refuses more than MAX_IMAGE_PIXELS in its own words
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=(kind.upper(),)) as opened:
-                _check_size(*opened.size, most)
+                if opened.size != (width, height):
+                    raise InputError(f"the body is a {kind} with two sizes: save it anew")
         return imagefile.read(data)
     except InputError:
         raise
-    except Image.DecompressionBombError as error:
-        raise TooLarge(f"the image has more pixels than the {most} that this server takes: send a smaller one") from error
     except UnidentifiedImageError as error:
         raise InputError(f"the body is a damaged {kind}") from error
     except Exception as error:  # decoders raise nearly anything on a damaged file
         raise InputError(f"the image cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-def _check_size(width: int, height: int, most: int) -> None:
-    if width < 1 or height < 1:
-        raise InputError(f"the image has {width}x{height} pixels: give one or more")
-    if width * height > most:
-        raise TooLarge(f"the image has {width}x{height} pixels and this server takes at most {most}: send a smaller one")
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height by the header."""
-    if data[12:16] == b"VP8X":
-        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
-    if data[12:16] == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
-
-
-def _read_npy(data: bytes, most: int) -> np.ndarray:
-    stream = io.BytesIO(data)
+def _read_npy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     try:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -107,7 +127,12 @@ def _read_npy(data: bytes, most: int) -> np.ndarray:
         raise InputError(
             f"the npy array is {dtype} of shape {list(shape)}: give uint8, uint16 or float in [0, 1], [H, W] or [H, W, 1 or 3]"
         )
-    _check_size(shape[1], shape[0], most)
+    return shape, fortran, dtype
+
+
+def _read_npy(data: bytes) -> np.ndarray:
+    stream = io.BytesIO(data)
+    shape, fortran, dtype = _read_npy_header(stream)
     values = data[stream.tell() :]
     if len(values) != math.prod(shape) * dtype.itemsize:
         raise InputError(f"the npy array has {len(values)} bytes of values and {math.prod(shape) * dtype.itemsize} announced")
@@ -136,23 +161,32 @@ def work_to_classify(image: ImageFile, top: int) -> Work:
     return Work(np.ascontiguousarray(pixels), top=top)
 
 
-def answer_kind(accept: str, kind: str) -> str:
-    """One of `ANSWERS`: what the Accept header names first, or the format that came in, PNG for WebP.
+def answer_kind(accept: str, kind: str, offered: Mapping[str, str]) -> str:
+    """What of the `offered` formats (by media type) the Accept header prefers; where it leaves that open `kind`, or the first.
 
     Raises:
-        UnknownFormat: the header names only other formats.
+        NotAcceptable: the header names only other formats.
     """
-    offered = {TYPES["PNG"]: "PNG", TYPES["JPEG"]: "JPEG", TYPES["npy"]: "npy", "application/json": "JSON"}
-    same = kind if kind in ANSWERS else "PNG"
+    same = kind if kind in offered.values() else next(iter(offered.values()))
+    for name in _preferred(accept):
+        matching = [other for media, other in offered.items() if name in (media, "*/*", f"{media.partition('/')[0]}/*")]
+        if matching:
+            return same if same in matching else matching[0]
+    raise NotAcceptable(f"none of {accept[:100]} can be sent; valid: {', '.join(offered)}")
+
+
+def _preferred(accept: str) -> list[str]:
+    """The media types of an Accept header, the most wanted first, without those of quality 0."""
+    ranked = []
     for part in accept.lower().split(",") if accept.strip() else ["*/*"]:
-        name = part.split(";")[0].strip()
-        if name in offered:
-            return offered[name]
-        if name in ("*/*", "application/*") or (name == "image/*" and same != "npy"):
-            return same
-        if name == "image/*":
-            return "PNG"
-    raise UnknownFormat(f"none of {accept[:100]} can be sent; valid: {', '.join(offered)}")
+        name, *options = (text.strip() for text in part.split(";"))
+        try:
+            quality = float(next((text[2:] for text in options if text.startswith("q=")), "1"))
+        except ValueError:
+            quality = 0.0
+        if quality > 0:
+            ranked.append((quality, name))
+    return [name for _, name in sorted(ranked, key=lambda pair: -pair[0])]
 
 
 def encode(image: ImageFile, pixels: np.ndarray, kind: str) -> bytes:

@@ -10,15 +10,24 @@ from typing import Any, NamedTuple
 
 from rcnet.errors import InputError
 from rcnet.serve.policies import Policy, fixed
+from rcnet.serve.process import ProcessDied
 from rcnet.serve.scheduler import Batch, Dials, Refused, Request, Scheduler
 from rcnet.serve.served import Served, Work, name_of
-from rcnet.serve.worker import Job, Plan, Worker, WorkerDied
+from rcnet.serve.worker import Job, Plan, Worker
 from rcnet.setting import Setting
 
-PATIENCE = 30.0  # seconds, and 20 times the expected ones, after which a worker that gives no answer is ended
+# A batch takes what was expected, give or take a tenth, and several times that while other work is put on the machine. Past
+# OVERDUE a worker that has computed nothing counts as down; past half of ENDED any, and past ENDED it is ended. That is late,
+# for a restart costs some seconds of processor time.
+OVERDUE = 4.0, 0.5  # times the expected seconds, and seconds
+ENDED = 20.0, 2.0
+COLD_ENDED = 30.0  # seconds more for the first batch of a worker that timed no calls: kernels are loaded and chosen then
 TRIES = 3  # of a worker to start, one after the other, before those who wait are refused
 LONGEST = 30  # seconds between two tries
 log = logging.getLogger(__name__)
+
+
+NO_ANSWER = Refused("late", "the worker gives no answer", 1.0)
 
 
 class Answer(NamedTuple):
@@ -29,6 +38,20 @@ class Answer(NamedTuple):
     queued: float
     computing: float
     batch: int
+
+
+class Terms(NamedTuple):
+    """Under which a request comes.
+
+    Attributes:
+        setting: to take this one whatever the policy says.
+        window: seconds from when the client asked to the deadline; from now on unless given.
+        client: who asked, for a fair share of what waits.
+    """
+
+    setting: Setting | None = None
+    window: float | None = None
+    client: str = ""
 
 
 class Engine:
@@ -65,6 +88,7 @@ class Engine:
         self.clock = time.perf_counter
         self._tasks: list[asyncio.Task[None]] = []
         self._open: set[Request] = set()
+        self._overdue: set[Request] = set()  # whose batch is overdue
         self._work = asyncio.Event()
 
     async def start(self) -> None:
@@ -77,8 +101,8 @@ class Engine:
         if len(set(names)) < len(names):
             raise InputError(f"two models have one name: {', '.join(names)}")
         try:
-            await asyncio.gather(*(worker.start() for worker in self.workers))
-        except WorkerDied:
+            await asyncio.gather(*(worker.load() for worker in self.workers))
+        except ProcessDied:
             raise InputError("a worker ended while it loaded the models; its messages are above") from None
         except InputError:
             await self._end_workers()
@@ -114,32 +138,39 @@ class Engine:
         """Whether a worker is up, and the engine is to go on."""
         return not self.stopping and bool(self._tasks) and math.isfinite(min(self.scheduler.free))
 
-    async def submit(
-        self, model: str, work: Work, deadline: float, setting: Setting | None = None, shape: tuple[int, ...] | None = None
-    ) -> Answer:
+    def check(self, model: str, size: tuple[int, int], deadline: float, terms: Terms) -> None:
+        """Raises `Refused` where an image of this width and height would not be admitted now; to ask before it is decoded."""
+        about = self.models[model]
+        pixels = about.size**2 or size[0] * size[1]
+        self.scheduler.check(
+            Request(model, size, pixels, deadline, None, terms.setting, terms.window, terms.client), self.clock()
+        )
+
+    async def submit(self, model: str, work: Work, deadline: float, terms: Terms | None = None) -> Answer:
         """The result for one image. To cancel the task frees the request's place in the queue.
 
         Args:
             deadline: when the answer is due, by `clock`.
-            setting: to take this one whatever the policy says.
 
         Raises:
             Refused: it was not admitted, or could not be computed in time.
             InputError: the model refuses the image or its options.
         """
-        about = self.models[model]
+        about, terms = self.models[model], terms or Terms()
         size = about.size
         pixels = size * size if size else work.pixels.shape[0] * work.pixels.shape[1] * about.planes(work)
         shape = (size,) if size else (*work.pixels.shape, work.pixels.itemsize)
-        request = Request(model, shape, pixels, deadline, work, setting)
+        request = Request(model, shape, pixels, deadline, work, terms.setting, terms.window, terms.client)
         request.answer = asyncio.get_running_loop().create_future()
         self.scheduler.submit(request, self.clock())
         self._work.set()
         self._open.add(request)
         try:
             await asyncio.wait({request.answer}, timeout=max(deadline - self.clock(), 0))
-            if not request.answer.done() and not request.probe and self.scheduler.cancel(request):
+            if not request.answer.done() and self.scheduler.cancel(request):
                 raise Refused("late", "the deadline passed while the request waited", self.scheduler.load(self.clock()))
+            if request in self._overdue:
+                _refuse(request, NO_ANSWER)
             return await request.answer
         finally:
             self.scheduler.cancel(request)
@@ -154,11 +185,20 @@ class Engine:
                 self._work.clear()
                 await self._work.wait()
             expected = scheduler.free[place] - batch.started
+            ended = ENDED[0] * expected + ENDED[1] + COLD_ENDED * worker.cold
             job = Job(self._places.index(batch.model), batch.setting, [request.payload for request in batch.requests])
+            watch, failure = Watch(self, place, batch, expected), ""
             try:
-                results, seconds = await worker.run(job, PATIENCE + 20 * expected)
-            except WorkerDied:
-                await self._revive(place, batch)
+                async with asyncio.timeout(ended):  # without the task of its own that wait_for makes
+                    results, seconds = await worker.run(job)
+            except ProcessDied:
+                failure = "died"
+            except TimeoutError:
+                failure = f"gave no answer for {ended:.1f} s, {expected:.3f} were expected, and was ended"
+            watch.cancel()
+            self._overdue.difference_update(batch.requests)
+            if failure:
+                await self._revive(place, batch, failure)
                 continue
             now = self.clock()
             if isinstance(results, Exception):  # what it took says nothing of what others will
@@ -167,6 +207,15 @@ class Engine:
                 scheduler.done(batch, now - batch.started, now, place)
                 self.each(batch.model, batch.setting, len(batch.requests), seconds)
             self._resolve(batch, results, seconds)
+
+    def doubt(self, place: int, batch: Batch) -> None:
+        """A batch is overdue: its worker counts as down until it answers, and what is late already is refused."""
+        self.scheduler.free[place] = math.inf
+        self._overdue.update(batch.requests)
+        log.warning("worker %s is overdue: it gets no more requests until it answers", self.workers[place].pid)
+        for request in batch.requests:
+            if request.deadline < self.clock():
+                _refuse(request, NO_ANSWER)
 
     def _take(self, place: int) -> Batch | None:
         now = self.clock()
@@ -189,8 +238,8 @@ class Engine:
                 queued = batch.started - request.arrived
                 request.answer.set_result(Answer(results[i], batch.setting, queued, seconds, len(batch.requests)))
 
-    async def _revive(self, place: int, batch: Batch) -> None:
-        """After a worker's death: its requests wait again, once and alone, and the worker is started anew."""
+    async def _revive(self, place: int, batch: Batch, why: str) -> None:
+        """After a worker's end: its requests wait again, once and alone, and the worker is started anew."""
         worker, scheduler = self.workers[place], self.scheduler
         scheduler.free[place] = math.inf
         for request in batch.requests:
@@ -203,12 +252,15 @@ class Engine:
         self._work.set()  # another worker may be free
         for trial in itertools.count():
             self.restarts += 1
-            log.error("worker %s died: it is started anew", worker.pid)
-            await worker.stop()
+            pid, end = worker.pid, await worker.stop()
+            if not trial:
+                log.error("worker %s %s (%s): it is started anew", pid, why, end)
             try:
-                await worker.start(warm=False)
-            except (WorkerDied, InputError, OSError) as error:
-                log.error("worker %s cannot be started: %s", worker.pid, str(error) or "it ended")
+                await worker.load(warm=False)
+            except ProcessDied:
+                log.error("worker %s cannot be started: it ended (%s)", worker.pid, await worker.stop())
+            except (InputError, OSError) as error:
+                log.error("worker %s cannot be started: %s", worker.pid, error)
             else:
                 scheduler.free[place], self.failing = self.clock(), False
                 return
@@ -217,6 +269,33 @@ class Engine:
                 for request in self._open:
                     _refuse(request, Refused("down", "no worker is up"))
             await asyncio.sleep(min(2**trial, LONGEST))
+
+
+class Watch:
+    """Over a batch: says when it is overdue."""
+
+    def __init__(self, engine: Engine, place: int, batch: Batch, expected: float) -> None:
+        self.engine, self.place, self.batch = engine, place, batch
+        self.worker = engine.workers[place]
+        self.latest = batch.started + (ENDED[0] * expected + ENDED[1]) / 2
+        self.used = self.worker.processor_seconds()
+        self._look_again(OVERDUE[0] * expected + OVERDUE[1])
+
+    def look(self) -> None:
+        """A worker that computes is slow, as others use the machine too; one that does not, or for too long, hangs."""
+        used = self.worker.processor_seconds()
+        if used > self.used and self.engine.clock() < self.latest:
+            self.used = used
+            self._look_again(OVERDUE[1])
+        else:
+            self.engine.doubt(self.place, self.batch)
+
+    def _look_again(self, seconds: float) -> None:
+        self.timer = asyncio.get_running_loop().call_later(seconds, self.look)
+
+    def cancel(self) -> None:
+        """The batch is done."""
+        self.timer.cancel()
 
 
 def _refuse(request: Request, error: Exception) -> None:

@@ -14,9 +14,11 @@ import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from rcnet.errors import InputError
+from rcnet.serve import logs
 from rcnet.serve.app import create_app
-from rcnet.serve.desk import Limits
+from rcnet.serve.decoder import Decoders
 from rcnet.serve.engine import Engine
+from rcnet.serve.handler import Limits
 from rcnet.serve.policies import policy
 from rcnet.serve.worker import Plan
 
@@ -42,6 +44,9 @@ class Settings:
     batch: int = 8
     limits: Limits = field(default_factory=Limits)
     token: str = ""
+    hosts: Sequence[str] = ()
+    root_path: str = ""
+    log: logs.Format = "none"
 
 
 def engine_of(settings: Settings) -> Engine:
@@ -65,8 +70,12 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket of that address, which takes no connections yet, or `InputError`."""
+def bind(host: str, port: int, token: str) -> socket.socket:
+    """A socket of that address, which takes no connections yet.
+
+    Raises:
+        InputError: the address cannot be listened on, or other machines reach it and there is no token.
+    """
     if not 0 <= port < 65536:  # getaddrinfo may take it modulo 65536
         raise InputError(f"port {port} is not valid: from 0, a free one, to 65535")
     try:
@@ -76,6 +85,9 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind(address)
     except OSError as error:
         raise InputError(f"{host} port {port} cannot be listened on: {getattr(error, 'strerror', None) or error}") from error
+    if not token and not is_loopback(bound.getsockname()[0]):
+        bound.close()
+        raise InputError(f"--host {host} lets other machines in: give a token with --token-file FILE or RCNET_TOKEN")
     return bound
 
 
@@ -147,16 +159,26 @@ async def serve(settings: Settings) -> None:
     Raises:
         InputError: models, settings, a policy or an address that are not valid.
     """
-    engine = engine_of(settings)
-    listening = bind(settings.host, settings.port)
+    engine, decoders = engine_of(settings), Decoders(settings.limits.pixels)
+    logs.configure(settings.log)
+    listening = bind(settings.host, settings.port, settings.token)
     try:
-        await engine.start()
-        app = create_app(engine, limits=settings.limits, token=settings.token, demonstration=is_loopback(settings.host))
+        await asyncio.gather(engine.start(), decoders.start())
+        app = create_app(
+            engine,
+            decoders,
+            limits=settings.limits,
+            token=settings.token,
+            hosts={settings.host, *settings.hosts},
+            root_path=settings.root_path,
+            demonstration=is_loopback(settings.host),
+        )
         config = uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
             log_level="warning",
+            log_config=None,
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=DRAIN,
@@ -169,7 +191,7 @@ async def serve(settings: Settings) -> None:
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn drains at one, and raises it again when it is done
         await server.serve([listening])
     finally:
-        await engine.stop()
+        await asyncio.gather(engine.stop(), decoders.stop())
 
 
 def run(settings: Settings) -> None:

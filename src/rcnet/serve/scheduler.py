@@ -39,6 +39,8 @@ class Request:
         pixels: of the image.
         deadline: when the answer is due.
         pinned: the setting, if the client named one.
+        window: seconds from when the client asked to the deadline; from when it is submitted unless given.
+        client: who asked.
         alone: not in a batch with others, which died of something that may have been this one.
         probe: admitted to measure again, and never dropped as late.
         answer: where the engine puts the result.
@@ -50,6 +52,8 @@ class Request:
     deadline: float
     payload: Any = None
     pinned: Setting | None = None
+    window: float | None = None
+    client: str = ""
     alone: bool = False
     probe: bool = False
     arrived: float = 0.0
@@ -104,37 +108,56 @@ class Scheduler:
         self._arrived = {name: (0.0, 0.0, 0.0) for name in self.models}
         self._demand = {name: (0.0, 0.0) for name in self.models}
         self._usual = dict.fromkeys(self.models, 0.0)
+        self._clients: dict[str, float] = {}
         self._measured = dict.fromkeys(self.models, -math.inf)
 
     def submit(self, request: Request, now: float) -> None:
         """Puts a request into the queue, or raises `Refused`."""
         request.arrived = now
-        ask = self._ask(request)
-        alone = self._seconds(request)
-        self._note_demand(request.model, alone, now)
+        self.check(request, now)
+        self._note_demand(request.model, self._seconds(request), now)
         self._note_arrival(request, now)
+        bisect.insort(self.waiting, request, key=lambda r: r.deadline)
+
+    def check(self, request: Request, now: float) -> None:
+        """Raises `Refused` where the request would not be admitted now.
+
+        What an idle server could not do in time either is no demand. What is refused as busy is demand for a share of the
+        machine among several models, and moves no dial: the queue that it met says that already.
+        """
         if math.isinf(min(self.free)):
             raise Refused("down", "no worker is up at the moment", 1.0)
-        if len(self.waiting) >= self.bound:
-            raise Refused("busy", "too many requests are waiting", self._drain(now))
-        idle = not self.waiting and min(self.free) <= now
-        if idle and now - self._measured[request.model] > PROBE and now + alone < now + BOLD * (request.deadline - now):
+        idle, left = self._idle(now), request.deadline - now
+        window = left if request.window is None else request.window
+        alone = self._mean(request) if idle else self._seconds(request)  # an idle worker has nothing better to do than to try
+        if alone > left and idle and now - self._measured[request.model] > PROBE and alone < BOLD * left:
             request.probe = True
-        elif now + alone > request.deadline:
+            return
+        if alone > window:
             raise Refused(
                 "large",
                 f"this image takes about {1000 * alone:.0f} ms of {request.model} here and has "
-                f"{1000 * max(request.deadline - now, 0):.0f} left: give a later deadline or a smaller image",
+                f"{1000 * max(window, 0):.0f} in all: give a later deadline or a smaller image",
             )
-        elif not self._fits(request, ask, now):
-            raise Refused("busy", "the answer would be too late even at the least setting", self._drain(now))
-        bisect.insort(self.waiting, request, key=lambda r: r.deadline)
+        try:
+            if len(self.waiting) >= self.bound:
+                raise Refused("busy", "too many requests are waiting", self._drain(now))
+            if alone > left:
+                raise Refused("busy", "the time left is too short for this image", self._drain(now))
+            if self._beyond_share(request, now):
+                raise Refused("busy", "you have more requests waiting than your share: others wait too", self._drain(now))
+            if not self._fits(request, self._ask(request), now):
+                raise Refused("busy", "the answer would be too late even at the least setting", self._drain(now))
+        except Refused:
+            self._note_demand(request.model, alone, now)
+            raise
 
     def cancel(self, request: Request) -> bool:
         """Takes a request out of the queue; False if it is not there (any more)."""
         if request not in self.waiting:
             return False
         self.waiting.remove(request)
+        self._forget_arrival(request)
         return True
 
     def put_back(self, batch: Batch) -> None:
@@ -286,9 +309,12 @@ class Scheduler:
                 within = self._seconds(request) / len(self.free) <= room
             elif claim > UNUSED:
                 kept += max(room, 0.0)
-        plan = ends(self.state(now, ask, cautious=1.0 if within else self._cautious), self._least())
+        plan = ends(self.state(now, ask, cautious=1.0 if within or self._idle(now) else self._cautious), self._least())
         i = next(i for i, (other, _) in enumerate(plan) if other is ask)
         return plan[i][1] + kept <= request.deadline and all(end <= other.deadline for other, end in plan[i:])
+
+    def _idle(self, now: float) -> bool:
+        return not self.waiting and min(self.free) <= now
 
     def _room(self, name: str, claim: float, window: float) -> float:
         """Seconds that a model's claim comes to: one request at least, and up to an even share two deviations of their number."""
@@ -316,6 +342,23 @@ class Scheduler:
         rate, pixels, _ = self._arrived[request.model]
         self._arrived[request.model] = left * rate + more, left * pixels + more * request.pixels, now
 
+    def _forget_arrival(self, request: Request) -> None:
+        """One that was never computed is no demand."""
+        rate, pixels, since = self._arrived[request.model]
+        part = min(math.exp((request.arrived - since) / self._recent) / self._recent, rate)
+        self._arrived[request.model] = rate - part, max(pixels - part * request.pixels, 0.0), since
+
+    def _beyond_share(self, request: Request, now: float) -> bool:
+        """Whether a client that has requests waiting would hold more of the time until the deadline than all others could.
+
+        Others are those that asked within `MEMORY`; a client alone may fill the queue.
+        """
+        self._clients[request.client] = now
+        self._clients = {client: seen for client, seen in self._clients.items() if now - seen < MEMORY}
+        held = sum(self._mean(other) for other in self.waiting if other.client == request.client)
+        share = (request.deadline - now) * len(self.free) / len(self._clients)
+        return len(self._clients) > 1 and held > 0 and held + self._mean(request) > share
+
     def _left(self, name: str, now: float) -> float:
         """The part of the rate of arrivals that still holds: it fades, and after a silence it is no more than `GAPS` allows."""
         rate, _, since = self._arrived[name]
@@ -323,7 +366,7 @@ class Scheduler:
         return min(math.exp(-silence / self._recent), GAPS / silence / max(rate, 1e-9))
 
     def _streams(self, now: float) -> dict[str, Stream]:
-        """What arrived lately; refused requests count, for they will come again."""
+        """What was admitted lately."""
         return {
             name: Stream(rate * self._left(name, now), round(pixels / rate))
             for name, (rate, pixels, _) in self._arrived.items()

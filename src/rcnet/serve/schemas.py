@@ -103,11 +103,12 @@ def model_info(about: Served, engine: Engine) -> ModelInfo:
 
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+FORM = {"schema": {"type": "object", "properties": {"file": BINARY["schema"]}, "required": ["file"]}}
 BODY = {
     "requestBody": {
         "required": True,
         "description": "One image, its format found from its bytes. npy: uint8, uint16 or float in [0, 1]; [H, W] or [H, W, 3].",
-        "content": dict.fromkeys([*codec.TYPES.values(), "application/octet-stream"], BINARY),
+        "content": {**dict.fromkeys([*codec.TYPES.values(), "application/octet-stream"], BINARY), "multipart/form-data": FORM},
     }
 }
 IMAGES = {codec.TYPES[kind]: BINARY for kind in ("PNG", "JPEG", "npy")}
@@ -120,10 +121,11 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"description": "The client went away while it sent the body."},
     401: {"description": "No token, or a wrong one."},
     404: {"description": "No such model, or none for this task."},
+    406: {"description": "None of the formats of the Accept header can be sent."},
     408: {"description": "The body took too long to arrive."},
     409: {"description": "Load is being made already, or this server makes none."},
-    413: {"description": "Too many bytes or pixels, or more work than the deadline leaves time for."},
-    415: {"description": "Not an image that is known here, or none of the formats that were asked for."},
+    413: {"description": "Too many bytes or pixels, or more work than even an idle server does by the deadline."},
+    415: {"description": "Not an image that is known here."},
     422: {"description": "A damaged image, or a parameter that is not valid."},
     429: {"description": "Too busy: even the least setting would be too late, or too many requests at once.", "headers": RETRY},
     503: {"description": "Admitted and then not computed in time, or no worker is up.", "headers": RETRY},

@@ -2,19 +2,20 @@
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rcnet.data.formats import ImageFile
 from rcnet.errors import unknown
 from rcnet.serve import codec
 from rcnet.serve.costs import Costs
-from rcnet.serve.engine import Answer, Engine
+from rcnet.serve.decoder import Decoders
+from rcnet.serve.engine import Answer, Engine, Terms
 from rcnet.serve.metrics import Metrics
 from rcnet.serve.scheduler import Refused
 from rcnet.serve.schemas import Load
@@ -22,12 +23,10 @@ from rcnet.serve.served import Served, Work
 
 T = TypeVar("T")
 STATUS = {"busy": 429, "large": 413, "late": 503, "down": 503, "failed": 503}
-THREADS = 2  # that decode and encode
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-SAFETY = {"content-security-policy": POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+ENCODERS = 2  # threads: what is encoded was computed here, so that none takes long
+RETRY = 1.0  # seconds that a client that is refused is told to wait, at least
+HOLD, HELD = 0.25, 256  # seconds for which a refusal is held back of a client that did not wait, and how many at once
+STALLED = 1.0  # seconds after which a body that still arrives gives its place to a new request of the same client
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,8 @@ def failure_of(error: Exception) -> Failure:
         return Failure(STATUS[error.reason], detail, None if error.reason == "large" else error.retry, error.reason)
     if isinstance(error, codec.TooLarge):
         return Failure(413, detail, reason="large")
+    if isinstance(error, codec.NotAcceptable):
+        return Failure(406, detail)
     if isinstance(error, codec.UnknownFormat):
         return Failure(415, detail)
     if isinstance(error, ClientDisconnect):
@@ -79,15 +80,43 @@ def failure_of(error: Exception) -> Failure:
     return Failure(422, detail)
 
 
-class Desk:
+@dataclass(eq=False)
+class RequestInfo:
+    """What is kept of a request while it is answered.
+
+    Attributes:
+        arrived: when its head came.
+        client: the address that it came from.
+        window: seconds that it may take.
+        model, kind, pixels: the model, the format of the response, the pixels of the image.
+        computed: when the result was there.
+        body: the time limit of the body while that arrives.
+        evicted: the body gave its place to another request.
+    """
+
+    arrived: float
+    client: str = ""
+    window: float | None = None
+    model: str = ""
+    kind: str = ""
+    pixels: int = 0
+    computed: float = 0.0
+    body: asyncio.Timeout | None = None
+    evicted: bool = False
+
+
+class RequestHandler:
     """What the requests of one server share."""
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: Engine, decoders: Decoders, limits: Limits) -> None:
         self.engine, self.limits, self.metrics = engine, limits, Metrics(engine)
-        self.open = 0
-        self._threads = ThreadPoolExecutor(THREADS, "images")
+        self.decoders = decoders
+        self._active: set[RequestInfo] = set()
+        self._refused: dict[str, float] = {}  # when a client was last refused as too much
+        self._held = 0
+        self._encoders = ThreadPoolExecutor(ENCODERS, "images")
         self._writing = Costs()  # seconds from a result to the last byte of its response
-        for kind in codec.ANSWERS:
+        for kind in codec.ANSWERS.values():
             self._writing.add(kind, {None: 1.0})
 
     def model(self, task: str, name: str | None) -> Served:
@@ -106,41 +135,92 @@ class Desk:
             Failure: no such model, a deadline later than the limit, or too many requests at once.
             InputError: the model has no such setting.
         """
-        about, visit = self.model(task, name), request.scope["rcnet"]
-        visit.model = about.name
-        visit.objective = self.engine.objective if deadline_ms is None else deadline_ms / 1000
-        if visit.objective > max(self.limits.deadline, self.engine.objective):
+        about, info = self.model(task, name), request.scope["rcnet"]
+        info.model = about.name
+        info.window = self.engine.objective if deadline_ms is None else deadline_ms / 1000
+        if info.window > max(self.limits.deadline, self.engine.objective):
             raise Failure(422, f"deadline_ms: give at most {1000 * self.limits.deadline:.0f}")
         if steps is not None:
             about.setting(steps)
-        if self.open > self.limits.requests:
+        if len(self._active) >= self.limits.requests and not self._make_room(info):
             raise Failure(429, "too many requests at once", self.engine.scheduler.load(self.engine.clock()), "busy")
+        self._active.add(info)
         return about
 
-    async def picture(self, request: Request) -> ImageFile:
-        """The image that the request brings."""
-        data = await read_body(request, self.limits)
-        return await self._aside(codec.decode, data, self.limits.pixels)
+    def _make_room(self, newcomer: RequestInfo) -> bool:
+        """Whether a body that still arrives gives its place: the oldest of the client that has the most requests here.
+
+        That is where the newcomer's client has two less or more, or the body has been arriving for long.
+        """
+        counts = Counter(info.client for info in self._active)
+        arriving = [info for info in self._active if info.body]
+        if not arriving:
+            return False
+        oldest = min(arriving, key=lambda info: (-counts[info.client], info.arrived))
+        if counts[oldest.client] < counts[newcomer.client] + 2 and newcomer.arrived - oldest.arrived < STALLED:
+            return False
+        oldest.evicted = True
+        oldest.body.reschedule(0.0)  # type: ignore[union-attr]  # it is arriving
+        oldest.body = None
+        self._active.discard(oldest)
+        return True
+
+    async def hold_back(self, info: RequestInfo) -> None:
+        """Before a refusal of what is too much: waits where the client was told the same within the last second.
+
+        To refuse costs the server about a millisecond of the processor that workers need: clients that ask again at once would
+        take as much of it as they can get. It holds no place meanwhile.
+        """
+        now = self.engine.clock()
+        again = now - self._refused.get(info.client, -math.inf) < RETRY
+        self._refused = {client: time for client, time in self._refused.items() if now - time < RETRY} | {info.client: now}
+        self._active.discard(info)
+        if again and self._held < HELD:
+            self._held += 1
+            await asyncio.sleep(HOLD)
+            self._held -= 1
+
+    async def picture(self, request: Request, about: Served, steps: str | None) -> ImageFile:
+        """The image that the request brings, which is decoded only if it can be computed in time."""
+        info = request.scope["rcnet"]
+        body = await self._body(request, info)
+        data = codec.file_of(body, request.headers.get("content-type", ""))
+        _, width, height = codec.header(data, self.limits.pixels)
+        deadline = info.arrived + info.window
+        self.engine.check(about.name, (width, height), deadline, self._terms(about, info, steps))
+        return await self.decoders.decode(data, width * height, info.client, deadline)
+
+    async def _body(self, request: Request, info: RequestInfo) -> bytes:
+        try:
+            return await read_body(request, self.limits, info)
+        except Failure as failure:
+            if info.evicted:
+                raise Failure(429, "your body arrived slowly, and others wait", 1.0, "busy") from failure
+            raise
 
     async def compute(self, request: Request, about: Served, work: Work, steps: str | None, kind: str) -> Answer:
         """The engine's answer, in time to be sent before the deadline; the place is freed if the client goes away."""
-        visit = request.scope["rcnet"]
-        visit.kind, visit.pixels = kind, work.pixels.shape[0] * work.pixels.shape[1]
-        writing = (1 + 2 * self._writing.spread) * self._writing.seconds(kind, None, visit.pixels)
-        deadline = visit.arrived + visit.objective - min(writing, visit.objective / 2)
-        setting = None if steps is None else about.setting(steps)
-        answer = await unless_gone(request, self.engine.submit(about.name, work, deadline, setting))
-        visit.computed = self.engine.clock()
+        info = request.scope["rcnet"]
+        info.kind, info.pixels = kind, work.pixels.shape[0] * work.pixels.shape[1]
+        writing = (1 + 2 * self._writing.spread) * self._writing.seconds(kind, None, info.pixels)
+        deadline = info.arrived + info.window - min(writing, info.window / 2)
+        answer = await unless_gone(request, self.engine.submit(about.name, work, deadline, self._terms(about, info, steps)))
+        info.computed = self.engine.clock()
         return answer
+
+    @staticmethod
+    def _terms(about: Served, info: RequestInfo, steps: str | None) -> Terms:
+        return Terms(None if steps is None else about.setting(steps), info.window, info.client)
 
     async def encode(self, picture: ImageFile, answer: Answer, kind: str) -> bytes:
         """The denoised image as PNG, JPEG or npy."""
         return await self._aside(codec.encode, picture, answer.result.pixels, kind)
 
-    def leave(self, visit: "Visit") -> None:
-        """A response was sent: what it took to encode and send it is learned."""
-        if visit.computed:
-            self._writing.observe(visit.kind, None, visit.pixels, 1, self.engine.clock() - visit.computed)
+    def leave(self, info: RequestInfo) -> None:
+        """A request has ended: its place is free, and what it took to encode and send its response is learned."""
+        self._active.discard(info)
+        if info.computed:
+            self._writing.observe(info.kind, None, info.pixels, 1, self.engine.clock() - info.computed)
 
     def load(self, demonstration: Literal["off", "idle", "running"]) -> Load:
         """What `GET /v1/load` says."""
@@ -159,11 +239,11 @@ class Desk:
 
     async def _aside(self, call: Callable[..., T], *arguments: Any) -> T:
         """A call in a thread, so that others are answered meanwhile."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._encoders, call, *arguments)
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
-    """The body of a request.
+async def read_body(request: Request, limits: Limits, info: RequestInfo | None = None) -> bytes:
+    """The body of a request, whose `info` says meanwhile how to stop that.
 
     Raises:
         TooLarge: more bytes than the limit, declared or sent.
@@ -175,7 +255,9 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         raise codec.TooLarge(f"the body has {declared} bytes and this server takes at most {most}")
     parts, size = [], 0
     try:
-        async with asyncio.timeout(limits.patience):
+        async with asyncio.timeout(limits.patience) as limit:
+            if info:
+                info.body = limit
             async for part in request.stream():
                 size += len(part)
                 if size > most:
@@ -183,6 +265,9 @@ async def read_body(request: Request, limits: Limits) -> bytes:
                 parts.append(part)
     except TimeoutError:
         raise Failure(408, f"the body did not arrive within {limits.patience:g} s", reason="slow") from None
+    finally:
+        if info:
+            info.body = None
     return b"".join(parts)
 
 
@@ -215,48 +300,3 @@ def as_headers(fields: dict[str, Any]) -> dict[str, str]:
     """Facts as response headers."""
     texts = {name: f"{value:.12g}" if isinstance(value, float) else str(value) for name, value in fields.items()}
     return {f"rcnet-{name.replace('_', '-')}": text for name, text in texts.items()}
-
-
-@dataclass
-class Visit:
-    """What is kept of a request while it is answered: when it came, the seconds that it may take, the model, the format of the
-    response, pixels, when the result was computed."""
-
-    arrived: float
-    objective: float | None = None
-    model: str = ""
-    kind: str = ""
-    pixels: int = 0
-    computed: float = 0.0
-
-
-class Watch:
-    """Around the application: counts and times requests, adds the safety headers."""
-
-    def __init__(self, app: ASGIApp, desk: Desk) -> None:
-        self.app, self.desk = app, desk
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        desk, clock = self.desk, self.desk.engine.clock
-        visit = scope["rcnet"] = Visit(clock())
-        status = 0
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = SAFETY | ({"connection": "close"} if desk.engine.stopping else {})
-                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in headers.items())]
-            await send(message)
-
-        desk.open += 1
-        try:
-            await self.app(scope, receive, watched)
-            desk.leave(visit)
-        finally:
-            desk.open -= 1
-            route = getattr(scope.get("route"), "path", "other")
-            desk.metrics.request(route, visit.model, status, clock() - visit.arrived, visit.objective)

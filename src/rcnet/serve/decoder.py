@@ -1,0 +1,186 @@
+"""Decoding of images in processes of their own, which are ended where a file keeps them busy for too long.
+
+A file goes to a free decoder in turn of the clients, the smaller picture first. One that is at a file for much longer than others
+of that size take is ended when another file waits, and at the file's deadline; it ends itself past its processor time.
+"""
+
+import asyncio
+import itertools
+import logging
+import signal
+import time
+from collections import Counter
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from rcnet.data.imagefile import ImageFile
+from rcnet.errors import InputError
+from rcnet.serve import codec
+from rcnet.serve.process import Channel, Process, ProcessDied, answer_messages
+from rcnet.serve.scheduler import Refused
+
+AT_ONCE, SPARE = 2, 1  # files that are decoded at once; decoders that are ready to take the place of one that is ended
+# A PNG of 16 bits, the slowest honest file, takes 0.06 s of the processor per megapixel on a fast core; others take 0.02 or less.
+BUDGET, BUDGET_PER_MEGAPIXEL = 0.5, 0.5  # processor seconds of a file, and more per megapixel of it, before it is given up
+PREEMPT, PREEMPT_PER_MEGAPIXEL = 0.1, 0.1  # processor seconds after which it gives way to a file that waits
+LOOK = 0.02  # seconds between two looks at that; the system counts them in hundredths
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Task:
+    """A file that waits or is decoded, and what becomes of it."""
+
+    data: bytes
+    pixels: int
+    client: str
+    until: float
+    serial: int
+    image: asyncio.Future[ImageFile] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    used: float = 0.0
+
+
+class Decoders:
+    """The server's end of the decoders.
+
+    Args:
+        most: pixels of an image.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.ended = 0  # decoders that a file kept busy for too long
+        self._ready: list[Process] = []
+        self._waiting: list[Task] = []
+        self._running: dict[Task, Process] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._serial = itertools.count()
+        self._clock = time.perf_counter
+
+    async def start(self) -> None:
+        """Starts the processes; returns when they are ready."""
+        await asyncio.gather(*(self._add() for _ in range(AT_ONCE + SPARE)))
+
+    async def stop(self) -> None:
+        """Ends them."""
+        for job in self._jobs:
+            job.cancel()
+        await asyncio.gather(*(process.stop() for process in [*self._ready, *self._running.values()]))
+
+    async def decode(self, data: bytes, pixels: int, client: str, until: float) -> ImageFile:
+        """The image of a body of so many pixels, by a moment of `time.perf_counter`.
+
+        Raises:
+            InputError: what `codec.decode` raises; or it takes more processor time than any honest image of its size.
+            Refused: no decoder was free in time, or this file kept one busy while others waited.
+        """
+        task = Task(data, pixels, client, until, next(self._serial))
+        self._waiting.append(task)
+        self._next()
+        try:
+            async with asyncio.timeout(max(until - self._clock(), 0)):
+                return await task.image
+        except TimeoutError:
+            if task in self._running:
+                raise Refused("late", "the image was not decoded in time", 1.0) from None
+            raise Refused("busy", "too many images wait to be decoded", 1.0) from None
+        finally:
+            with suppress(ValueError):
+                self._waiting.remove(task)
+            if task in self._running:  # its client has gone, or it is late
+                self._end(task)
+
+    def _next(self) -> None:
+        """Gives files to free decoders: that of the client with the fewest in work, then the smallest."""
+        while self._waiting and self._ready and len(self._running) < AT_ONCE:
+            work = Counter(task.client for task in self._running)
+            task = min(self._waiting, key=lambda task: (work[task.client], task.pixels, task.serial))
+            self._waiting.remove(task)
+            process = self._running[task] = self._ready.pop(0)
+            task.used = process.processor_seconds()
+            self._keep(self._run(task))
+        if self._waiting and not self._timer:
+            self._timer = asyncio.get_running_loop().call_later(LOOK, self._preempt)
+
+    async def _run(self, task: Task) -> None:
+        process = self._running[task]
+        try:
+            answer = await process.exchange((task.data, self.most, BUDGET + BUDGET_PER_MEGAPIXEL * task.pixels / 1e6))
+        except ProcessDied:
+            if self._running.pop(task, None):
+                log.warning("a decoder ended over an image (%s): another is started", await process.stop())
+                self._give(task, InputError("the image takes too long to decode: save it as an ordinary PNG or JPEG"))
+                self._keep(self._add())
+        else:
+            if self._running.pop(task, None):
+                self._give(task, answer)
+                self._ready.append(process)
+        self._next()
+
+    def _preempt(self) -> None:
+        """Where files wait: decoders that are at one for too long are ended."""
+        self._timer = None
+        for task, process in list(self._running.items()):
+            allowed = PREEMPT + PREEMPT_PER_MEGAPIXEL * task.pixels / 1e6
+            if not self._waiting or process.processor_seconds() - task.used < allowed:
+                continue
+            self._give(task, Refused("busy", "the image takes long to decode, and others wait", 1.0))
+            self._end(task)
+        self._next()
+
+    def _end(self, task: Task) -> None:
+        process = self._running.pop(task)
+        self.ended += 1
+        self._keep(self._replace(process))
+        self._next()
+
+    async def _replace(self, process: Process) -> None:
+        await process.stop()
+        await self._add()
+
+    async def _add(self) -> None:
+        process = Process("rcnet.serve.decoder")
+        await process.start()
+        with suppress(ProcessDied):  # it says that it is ready
+            await process.exchange(None)
+        self._ready.append(process)
+        self._next()
+
+    def _give(self, task: Task, answer: ImageFile | Exception) -> None:
+        if task.image.done():
+            return
+        if isinstance(answer, Exception):
+            task.image.set_exception(answer)
+        else:
+            task.image.set_result(answer)
+
+    def _keep(self, job: Coroutine[Any, Any, None]) -> None:
+        kept = asyncio.ensure_future(job)
+        self._jobs.add(kept)
+        kept.add_done_callback(self._jobs.discard)
+
+
+def answer(channel: Channel) -> None:
+    """Decodes each file that comes with the pixels that it may have and the processor seconds that it may take."""
+    from PIL import Image
+
+    Image.preinit()
+    channel.receive()
+    channel.send(None)
+    while True:
+        data, most, seconds = channel.receive()
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process, in the middle of libjpeg too
+        result: ImageFile | Exception
+        try:
+            result = codec.decode(data, most)
+        except InputError as error:
+            result = error
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        channel.send(result)
+
+
+if __name__ == "__main__":
+    answer_messages(answer)

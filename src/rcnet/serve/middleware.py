@@ -1,0 +1,98 @@
+"""What stands around the application: who may ask, HEAD, safety headers, counts and times, the access log."""
+
+import ipaddress
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rcnet.serve import logs
+from rcnet.serve.handler import Failure, RequestHandler, RequestInfo
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+SAFETY = {"content-security-policy": POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+
+
+class MetricsMiddleware:
+    """Counts and times requests, adds the safety headers, answers HEAD, and refuses what other web pages make a browser send.
+
+    Args:
+        hosts: names by which the server may be addressed beside `localhost` and IP addresses.
+    """
+
+    def __init__(self, app: ASGIApp, handler: RequestHandler, hosts: Collection[str]) -> None:
+        self.app, self.handler, self.hosts = app, handler, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        handler, clock = self.handler, self.handler.engine.clock
+        client, given = scope["client"][0] if scope.get("client") else "", Headers(scope=scope)
+        info, name = RequestInfo(clock(), client), logs.request_id(given.get("x-request-id"))
+        scope["rcnet"] = info
+        status, inner = 0, scope if scope["method"] != "HEAD" else {**scope, "method": "GET"}  # uvicorn sends no body then
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = SAFETY | {"x-request-id": name} | ({"connection": "close"} if handler.engine.stopping else {})
+                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in headers.items())]
+            await send(message)
+
+        try:
+            if failure := foreign(scope["method"], given, self.hosts):
+                handler.metrics.rejection(failure.reason)
+                await JSONResponse({"detail": str(failure)}, failure.status)(scope, receive, watched)
+            else:
+                await self.app(inner, receive, watched)
+        finally:
+            handler.leave(info)
+            route = getattr(inner.get("route"), "path", "other")
+            seconds = clock() - info.arrived
+            handler.metrics.request(route, info.model, status, seconds, info.window)
+            trace = logs.trace_of(given.get("traceparent"))
+            about = {"model": info.model, "pixels": info.pixels} if info.model else {}
+            facts = {
+                "method": scope["method"],
+                "path": scope["raw_path"][:500].decode("latin-1"),
+                "status": status,
+                "ms": round(1000 * seconds, 1),
+            }
+            logs.access(request_id=name, client=client, **facts, **about, **trace)
+
+
+def foreign(method: str, headers: Headers, hosts: Collection[str]) -> Failure | None:
+    """Why a request is refused that another web page made a browser send, or may have.
+
+    A name that is not the server's can be a page's own, pointed at this machine (DNS rebinding); an address cannot.
+    """
+    host = headers.get("host", "")
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        name = ""
+    if not (name == "localhost" or name.endswith(".localhost") or name in hosts or _is_address(name)):
+        return Failure(421, f"this server is not {host[:100]!r}: start it with --allow-host for that name", reason="foreign")
+    if method in ("GET", "HEAD", "OPTIONS"):
+        return None
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+    if origin is not None and urlsplit(origin).netloc != host:
+        return Failure(403, "a page of another origin asks: only the server's own page may", reason="foreign")
+    if site not in ("none", "same-origin"):
+        return Failure(403, "a page of another site asks: only the server's own page may", reason="foreign")
+    return None
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
