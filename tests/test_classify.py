@@ -368,15 +368,16 @@ def given(cifar_folder):
 
 def test_a_cascade_stops_where_it_is_sure(given):
     answers, _ = given
-    assert answers.steps == (2, 3, 4)
-    answer, ran = adaptive.choose(answers, Cascade((2, 4), 0.6))
+    two, three, four = answers.steps
+    assert (two, three, four) == ((2, 2), (3, 3), (4, 4))
+    answer, ran = adaptive.choose(answers, Cascade((two, four), 0.6))
     sure = answers.sure[0] >= 0.6
     assert 0 < sure.sum() < len(sure)
     assert np.array_equal(ran, np.where(sure, 1, 2))
     assert np.array_equal(answer, np.where(sure, answers.best[0], answers.best[2]))
-    cost = {2: 10, 3: 20, 4: 40}
-    assert adaptive.mean_macs(ran, Cascade((2, 4), 0.6), cost) == pytest.approx(10 + 40 * (~sure).mean())
-    assert np.array_equal(adaptive.choose(answers, Cascade((2, 4), 1.1))[0], answers.best[2])
+    cost = {two: 10, three: 20, four: 40}
+    assert adaptive.mean_macs(ran, Cascade((two, four), 0.6), cost) == pytest.approx(10 + 40 * (~sure).mean())
+    assert np.array_equal(adaptive.choose(answers, Cascade((two, four), 1.1))[0], answers.best[2])
 
 
 def test_the_test_is_that_of_clopper_and_pearson():
@@ -408,10 +409,10 @@ def test_the_stated_risk_holds_with_its_chance():
 
 def test_calibration_takes_the_cheapest_that_is_safe(given):
     answers, labels = given
-    cost = {2: 10, 3: 20, 4: 40}
+    cost = dict(zip(answers.steps, (10, 20, 40), strict=True))
     safe, bold = (adaptive.calibrate(answers, labels, cost, risk) for risk in (1e-6, 0.9))
-    assert safe == Cascade((4,), 1.0)
-    assert bold.steps[0] == 2
+    assert safe == Cascade(answers.steps[-1:], 1.0)
+    assert bold.steps[0] == answers.steps[0]
     assert bold.confidence < 0.5
     for risk in (0, 1):
         with pytest.raises(InputError, match="a part above 0 and below 1"):
@@ -437,13 +438,16 @@ def test_what_a_cascade_gains_is_measured_on_the_images_that_it_was_not_calibrat
     found = adaptive.adaptive_results(model, images, torch.from_numpy(labels), 0.5, each=seen.append)
     assert sum(seen) == 3 * len(images) == 300
     assert (found["calibrated_on"], found["images"], found["risk"], found["chance"]) == (50, 50, 0.5, 0.1)
-    cost = {n: macs(model, n, (32, 32)) for n in (2, 3, 4)}
+    cost = {n: macs(model, n, (32, 32)) for n in answers.steps}
     first, rest = (adaptive.Answers(answers.steps, answers.best[:, k::2], answers.sure[:, k::2]) for k in (0, 1))
     cascade = adaptive.calibrate(first, labels[0::2], cost, 0.5)
-    assert (found["steps"], found["confidence"]) == cascade
+    assert found["steps"] == tuple(n.to_json() for n in cascade.steps)
+    assert found["confidence"] == cascade.confidence
     *fixed, own = found["rows"]
     wrong = [100 * float((best != labels[1::2]).mean()) for best in rest.best]
-    assert fixed == [{"steps": n, "macs": cost[n], "error": pytest.approx(e)} for n, e in zip((2, 3, 4), wrong, strict=True)]
+    assert [row["steps"] for row in fixed] == [2, 3, 4]
+    assert [row["macs"] for row in fixed] == list(cost.values())
+    assert [row["error"] for row in fixed] == pytest.approx(wrong)
     answer, ran = adaptive.choose(rest, cascade)
     assert own["macs"] == round(adaptive.mean_macs(ran, cascade, cost))
     assert own["error"] == pytest.approx(100 * float((answer != labels[1::2]).mean()), abs=1e-3)

@@ -18,7 +18,7 @@ from rcnet.deploy.denoise import denoise_pixels
 from rcnet.errors import InputError
 from rcnet.models.files import find
 from rcnet.serve.costs import Costs
-from rcnet.serve.engine import Engine, Terms
+from rcnet.serve.engine import Engine
 from rcnet.serve.models import denoise
 from rcnet.serve.policies import Ask, Dial, State, Stream, fixed, hysteresis, least, policy, slack
 from rcnet.serve.scheduler import Dials, Refused, Request, Scheduler
@@ -232,7 +232,7 @@ def test_what_is_refused_and_why():
     with pytest.raises(Refused, match="too late even at the least") as busy:
         fill(scheduler, *(Request("a", (1,), PIXELS, 0.15) for _ in range(3)))
     assert busy.value.reason == "busy"
-    with pytest.raises(Refused, match=r"takes about 1[0-9]{3} ms of a here and has 150 in all") as large:
+    with pytest.raises(Refused, match=r"takes about 1[0-9]{3} ms of a here and has 150 left") as large:
         fill(scheduler, Request("a", (1,), 40 * PIXELS, 0.15))
     assert large.value.reason == "large"
     scheduler.free = [math.inf]
@@ -281,7 +281,7 @@ def test_what_would_take_far_too_long_is_not_tried(has, probe):
 
 def test_one_call_that_hung_counts_as_a_slow_one():
     costs = Costs()
-    costs.add("a", {0: 100.0})
+    costs.add("a", by_setting(100.0))
     costs.observe("a", ONE, 1000, 1, 0.01)
     costs.observe("a", ONE, 1000, 1, 10.0)  # a thousand times as long: the prediction is off by e, as far as the factor goes
     assert costs.slow == pytest.approx(math.exp(0.3))
@@ -294,18 +294,18 @@ def test_one_call_that_hung_counts_as_a_slow_one():
 
 def test_costs_take_the_pace_of_the_measured_call_nearest_in_work():
     costs = Costs()
-    costs.add("a", {0: 100.0})
+    costs.add("a", by_setting(100.0))
     costs.observe("a", ONE, 1000, 1, 0.01)  # 1e5 MACs at 1e-7 s
     costs.observe("a", ONE, 100_000, 2, 0.4)  # 2e7 at 2e-8
-    assert costs.seconds("a", 0, 3000) == pytest.approx(0.03)
-    assert costs.seconds("a", 0, 100_000) == pytest.approx(0.2)
-    assert costs.seconds("a", 0, 1000, 64) == pytest.approx(0.128)
-    assert costs.measured("a", 0, 1000)
-    assert costs.measured("a", 0, 940)  # as many, to a quarter octave
-    assert costs.measured("a", 0, 1110)
-    assert costs.measured("a", 0, 100_000, 2)
-    assert not costs.measured("a", 0, 1000, 2)
-    assert not costs.measured("a", 0, 1500)
+    assert costs.seconds("a", ONE, 3000) == pytest.approx(0.03)
+    assert costs.seconds("a", ONE, 100_000) == pytest.approx(0.2)
+    assert costs.seconds("a", ONE, 1000, 64) == pytest.approx(0.128)
+    assert costs.measured("a", ONE, 1000)
+    assert costs.measured("a", ONE, 940)  # as many, to a quarter octave
+    assert costs.measured("a", ONE, 1110)
+    assert costs.measured("a", ONE, 100_000, 2)
+    assert not costs.measured("a", ONE, 1000, 2)
+    assert not costs.measured("a", ONE, 1500)
 
 
 def test_costs_learn_sizes_batches_and_a_busy_machine():
@@ -387,7 +387,7 @@ def test_results_are_those_of_the_library(engine, loop):
 
     async def several():
         deadline = engine.clock() + 30
-        return await asyncio.gather(*(engine.submit("r3_fast.photo", work, deadline, Terms(ONE)) for _ in range(3)))
+        return await asyncio.gather(*(engine.submit("r3_fast.photo", work, deadline, ONE) for _ in range(3)))
 
     for answer in loop.run_until_complete(several()):
         assert answer.setting == ONE
@@ -519,7 +519,7 @@ def test_an_idle_worker_takes_the_requests_of_one_that_dies(loop):
         try:
             never = asyncio.Event()
             for worker in engine.workers:  # whichever dies stays dead
-                worker.load = lambda warm=True: never.wait()
+                worker.start = lambda warm=True: never.wait()
             with held(*engine.workers):
                 task = asyncio.create_task(engine.submit("r3_fast.photo", Work(cat(512)), engine.clock() + 60))
                 await until(lambda: max(engine.scheduler.free) > 0 and engine._open and not engine.scheduler.waiting)
