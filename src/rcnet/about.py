@@ -107,6 +107,13 @@ class About:
             raise InputError(f"a description of images is damaged: {error}") from error
         return dataclasses.replace(self, **told)
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "About":
+        """From what `to_json` gives; the rest of a file's `preprocessing` does not matter."""
+        kept = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
+        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in kept.items() if key != "noise"}
+        return cls(**plain).completed(values)
+
     def to_json(self) -> dict[str, Any]:
         """What the metadata of files holds as `preprocessing`: the record without what is as usual."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
