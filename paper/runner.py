@@ -24,7 +24,7 @@ from paper.training import train_exits
 from rcnet.device import best_device, hardware
 from rcnet.errors import InputError
 from rcnet.replacing import replacing
-from rcnet.training.checkpoint import held
+from rcnet.training.checkpoint import locked
 from rcnet.training.loop import train
 from rcnet.training.provenance import commit
 
@@ -43,7 +43,7 @@ def perform(run: Run, folders: Folders, progress: bool = True) -> dict[str, Any]
         KeyboardInterrupt: it was stopped; its checkpoint is kept.
     """
     work = run.work(folders)
-    with held(work, LOCK):
+    with locked(work, LOCK):
         if finished := kept_result(run, folders):
             return finished
         recipe, commits = run.recipe(folders), sign(run, work)

@@ -9,7 +9,7 @@ import torch
 from paper.costs import planned_iterations, training_flop
 from paper.runs import Folders, Run, Runs, kept_result
 from rcnet.errors import InputError
-from rcnet.training.checkpoint import held
+from rcnet.training.checkpoint import locked
 from rcnet.training.recipe import Recipe
 
 LOCK = "lock"  # of a process that trains a run and measures it
@@ -77,7 +77,7 @@ def is_taken(work: Path) -> bool:
     if not (work / LOCK).exists():
         return False
     try:
-        with held(work, LOCK, tries=1):
+        with locked(work, LOCK, tries=1):
             return False
     except InputError:
         return True

@@ -192,7 +192,7 @@ def test_mixtures_that_no_training_drew_are_refused(x):
     assert net(x, steps=(3, 2)).shape == net(x, steps=2).shape
     with pytest.raises(InputError, match="valid: 2; 3,2;"):
         net(x, steps=3)
-    with pytest.raises(InputError, match=r"\(2, 3\).* cannot be offered"):
+    with pytest.raises(InputError, match=r"\(2, 3\).* have no batch norms"):
         net.offer([(2, 3)])
 
 

@@ -176,7 +176,7 @@ def test_bad_choices_name_the_valid_ones(refused, tmp_path):
     broken = create_model("r3_fast")
     torch.nn.init.constant_(broken.get_parameter("head.bias"), float("nan"))
     save(broken, tmp_path / "nan.safetensors")
-    assert "not finite" in refused("denoise", "cat.png", "--model", "nan.safetensors")
+    assert "non-finite" in refused("denoise", "cat.png", "--model", "nan.safetensors")
     (tmp_path / "mine.safetensors").write_text("no")
     assert "safetensors" in refused("denoise", "cat.png", "--model", "mine.safetensors")
     save(create_model("r2"), tmp_path / "r2.safetensors")

@@ -173,7 +173,7 @@ def test_without_matplotlib_there_is_no_picture(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_loaded(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="holds 0 files of weights"):
+    with pytest.raises(InputError, match="contains 0 files of weights"):
         rcnet.from_pretrained(tmp_path)
     with pytest.raises(InputError, match="did you mean 'r3_fast"):
         rcnet.from_pretrained("r3_fast.foto")

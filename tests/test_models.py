@@ -263,7 +263,7 @@ def test_list_models():
         ("r2", {"steps": 2.5}, r"2\.5"),
         ("r2", {"steps": None}, "None"),
         ("r2", {"norm_mode": "indep"}, "unknown norm mode 'indep': .*none, shared, independent, double"),
-        ("r2", {"num_classes": "ten"}, "num_classes of r2 is a whole number from 1, not 'ten'"),
+        ("r2", {"num_classes": "ten"}, "num_classes of r2 must be a whole number from 1, not 'ten'"),
         ("r2", {"num_classes": -1}, "-1"),
         ("r2", {"width": -1}, "-1"),
         ("r2", {"width": float("nan")}, "nan"),
@@ -333,15 +333,15 @@ BAD_FILES = {
     ),
     "tensor missing": (
         write_other_tensors(lambda state: state.pop("head.bias")),
-        r"does not hold weights of this r3_fast: 1 tensors differ, the first is head\.bias",
+        r"does not contain weights of this r3_fast: 1 tensors differ, first head\.bias",
     ),
     "tensor too many": (
         write_other_tensors(lambda state: state.update(extra=torch.zeros(1))),
-        "does not hold weights of this r3_fast: 1 tensors differ, the first is extra",
+        "does not contain weights of this r3_fast: 1 tensors differ, first extra",
     ),
     "another shape": (
         write_other_tensors(lambda state: state.update({"head.bias": torch.zeros(7)})),
-        r"does not hold weights of this r3_fast: 1 tensors differ, the first is head\.bias",
+        r"does not contain weights of this r3_fast: 1 tensors differ, first head\.bias",
     ),
 }
 

@@ -128,13 +128,13 @@ def test_names_are_taken_once(registered):
         return dwnet()
 
     other.__name__ = "dwnet"
-    with pytest.raises(InputError, match="network 'dwnet' already"):
+    with pytest.raises(InputError, match="network named 'dwnet' already"):
         registered(other)
 
     def r2():
         return dwnet()
 
-    with pytest.raises(InputError, match="network 'r2' already"):
+    with pytest.raises(InputError, match="network named 'r2' already"):
         registered(r2)
     assert rcnet.register("denoise", replace=True)(dwnet) is dwnet
     with pytest.raises(InputError, match="has no function 'nothing'"):
@@ -191,7 +191,7 @@ def test_loaded_weights_keep_their_description(tmp_path, run, cifar_folder):
 def test_a_changed_head_is_saved_only_if_it_will_load(tmp_path):
     model = rcnet.load("r2.cifar10")
     model.classifier = nn.Linear(256, 5)
-    with pytest.raises(InputError, match=r"classifier\.\w+: \[10.*\] there, \[5.*\] here"):
+    with pytest.raises(InputError, match=r"classifier\.\w+: expected \[10.*\], found \[5.*\]"):
         rcnet.save(model, tmp_path / "head.safetensors")
     assert not (tmp_path / "head.safetensors").exists()
 
@@ -251,21 +251,21 @@ def conv_cell(steps=(1, 2), norms=lambda: [nn.BatchNorm2d(4)], channels=4, **opt
     [lambda: nn.BatchNorm2d(4), lambda: None, lambda: [4], lambda: nn.Sequential(nn.BatchNorm2d(4)), lambda: nn.BatchNorm2d],
 )
 def test_norm_gives_a_list_of_modules(norms):
-    with pytest.raises(InputError, match=r"it gives a list of the norms of one step, e\.g\. \[nn\.BatchNorm2d\(64\)\]"):
+    with pytest.raises(InputError, match=r"it must return the list of norms for one step, e\.g\. \[nn\.BatchNorm2d\(64\)\]"):
         conv_cell(norms=norms)
 
 
 def test_norm_makes_new_ones():
     one = nn.BatchNorm2d(4)
-    with pytest.raises(InputError, match="norm gives the same module again"):
+    with pytest.raises(InputError, match="norm returned the same module twice"):
         conv_cell(norms=lambda: [one])
 
 
 def test_a_body_that_does_not_fit_is_named():
     x = torch.rand(1, 4, 8, 8)
-    with pytest.raises(InputError, match="Body asks for more norms than the 1 that norm gives"):
+    with pytest.raises(InputError, match="Body uses more norms than the 1 that norm returns"):
         RecurrentNet(conv_cell(two=True))(x)
-    with pytest.raises(InputError, match=r"Body makes \[1, 6, 8, 8\] of \[1, 4, 8, 8\]"):
+    with pytest.raises(InputError, match=r"Body returned shape \[1, 6, 8, 8\] for input \[1, 4, 8, 8\]"):
         RecurrentNet(conv_cell(1, lambda: [nn.BatchNorm2d(6)], channels=6))(x)
     wider = Transition(conv_cell(channels=6).body, lambda: [nn.BatchNorm2d(6)])
     assert RecurrentNet(conv_cell(), wider)(x).shape == (1, 6, 8, 8)
@@ -504,7 +504,7 @@ def test_parametrized_and_pruned_kernels_are_folded(change, tmp_path):
         assert torch.equal(model(x, 2), expected)
     assert macs(model, 2, (8, 8)) == macs(rcnet.create_model("r3_fast", width=8), 2, (8, 8))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    with pytest.raises(InputError, match="not as create_model"):
+    with pytest.raises(InputError, match="differs from create_model"):
         rcnet.save(model, tmp_path / "x.safetensors")
 
 

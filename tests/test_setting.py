@@ -45,7 +45,7 @@ def test_anything_else_is_the_setting_of_no_network(given):
     assert Setting.of(given, 3) == ()
     model = rcnet.create_model("r3_fast", steps=(1, 2), width=8)
     assert not model.holds(Setting())
-    with pytest.raises(InputError, match=r"cannot be offered.* valid: 1,0,0; 1,0,1; "):
+    with pytest.raises(InputError, match=r"have no batch norms.* valid: 1,0,0; 1,0,1; "):
         model.offer([given])
 
 

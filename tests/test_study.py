@@ -35,7 +35,7 @@ from rcnet.errors import InputError
 from rcnet.evaluation.classify import classification_results
 from rcnet.figures.plots import DPI, WIDTH
 from rcnet.models import create_model, load, save
-from rcnet.training.checkpoint import held
+from rcnet.training.checkpoint import locked
 from rcnet.training.loop import Trainer
 
 from .conftest import IMAGES
@@ -381,11 +381,11 @@ def test_jobs_leave_what_one_process_leaves(at, capsys, done):
 def test_a_run_of_another_process_is_left_to_it(at, capsys, monkeypatch):
     work = Run("r2-1", "cifar10", 0, "smoke").work(at)
     monkeypatch.setattr(runner, "train", lambda *_, **__: pytest.fail("disturbed"))
-    with held(work, LOCK):
+    with locked(work, LOCK):
         assert listed(capsys, at, only=[work.name])[work.name]["state"] == "running, not started"
         perform(at, work.name)
         assert "left to the process that is at it" in capsys.readouterr().out
-        with pytest.raises(InputError, match="another process is at"), held(work, LOCK, tries=2):
+        with pytest.raises(InputError, match="another process is using"), locked(work, LOCK, tries=2):
             pass
     assert not is_taken(work)
 

@@ -582,7 +582,7 @@ def test_probabilities_may_be_zero_and_not_less():
 
 
 def test_free_settings_need_norms_for_all():
-    with pytest.raises(InputError, match="batch norms for them do not exist"):
+    with pytest.raises(InputError, match="have no batch norms in this network"):
         offer(create_model("r3_fast"), "free")
 
 

@@ -46,6 +46,12 @@ class About:
         size: height and width of the images that it was trained on, where it was trained on one.
         classes: the names of the outputs of a classifier.
         noise: what a denoiser was made for.
+
+    Example:
+        >>> import rcnet
+        >>> about = rcnet.About("denoise", channels=1, inputs=("image", "sigma"), multiple=4)
+        >>> about.takes_level, about.called_with((321, 481))
+        (True, (324, 484))
     """
 
     task: str = ""

@@ -1,4 +1,4 @@
-"""`ready`: the one way to call a network, for all that measures, exports or uses it."""
+"""`ready`: the one way to call a network, used by everything that measures, exports or runs it."""
 
 import copy
 import itertools
@@ -17,18 +17,18 @@ Call = Callable[..., Tensor]
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where its parameters are."""
+    """The device of its parameters."""
     return next((tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 def ready(model: RecurrentNet, steps: Steps = None, precision: str = "fp32") -> Call:
-    """`call(x)`, or `call(x, sigma=25)`: what the network gives at these steps in evaluation mode, in float32
-    (a network in float64: in float64).
+    """A function `call(x)`, or `call(x, sigma=25)`: the network at these steps in evaluation mode. It returns float32, or float64
+    for a network in float64.
 
-    x is a float tensor [B, C, H, W] of any type, on any device, in [0, 1]. Gradients pass to it where they are on.
+    x is a float tensor [B, C, H, W] in [0, 1] of any dtype and on any device. Gradients flow to it if they are enabled.
 
     Args:
-        steps: the largest unless given.
+        steps: default: the largest.
         precision: `fp32`, `bf16` or `auto`.
 
     Raises:
@@ -39,51 +39,51 @@ def ready(model: RecurrentNet, steps: Steps = None, precision: str = "fp32") -> 
 
 
 def caller(net: nn.Module, device: torch.device, precision: str = "fp32", dtype: torch.dtype = torch.float32) -> Call:
-    """As `ready`, of any module that is called with an image of that type on that device."""
+    """As `ready`, for any module that takes images of this dtype on this device."""
     precision = resolve_precision(precision, device)
 
-    def call(x: Tensor, **told: object) -> Tensor:
+    def call(x: Tensor, **kwargs: object) -> Tensor:
         if x.ndim != 4 or not x.is_floating_point():
-            raise InputError(f"images are float [B, C, H, W] in [0, 1], not {x.dtype} {list(x.shape)}")
+            raise InputError(f"images must be float [B, C, H, W] in [0, 1], not {x.dtype} {list(x.shape)}")
         x = x.to(device, dtype, memory_format=torch.channels_last)
         with autocast(precision, device):
-            y = net(x, **told)
+            y = net(x, **kwargs)
         return y if y.dtype == torch.float64 else y.float()
 
     return call
 
 
 def plain(net: Net) -> Net:
-    """A copy without parametrizations and pruning: the kernels are what these made of them."""
+    """A copy without parametrizations and pruning: they are applied to the kernels once and removed."""
     for module in net.modules():
         for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, prune.BasePruningMethod):  # what it masked has a history, which cannot be copied
+            if isinstance(hook, prune.BasePruningMethod):  # a masked tensor has a gradient history and cannot be copied
                 setattr(module, hook._tensor_name, getattr(module, hook._tensor_name).detach())
     net = copy.deepcopy(net)
     for module in net.modules():
-        if parametrize.is_parametrized(module):  # torch's own removal would change the class, which the model shares
+        if parametrize.is_parametrized(module):  # torch's remove_parametrizations would change the class that the model shares
             values = {name: getattr(module, name).detach() for name in module.get_submodule("parametrizations")._modules}
             del module.parametrizations
             module.__class__ = type(module).__bases__[0]
             for name, value in values.items():
                 module.register_parameter(name, nn.Parameter(value, requires_grad=False))
         for key, hook in list(module._forward_pre_hooks.items()):
-            if hasattr(hook, "remove"):  # pruning, and weight and spectral norms of old
+            if hasattr(hook, "remove"):  # pruning, and the old weight_norm and spectral_norm
                 hook.remove(module)
                 del module._forward_pre_hooks[key]
     return net
 
 
 def refused(model: RecurrentNet, size: tuple[int, int], error: RuntimeError) -> InputError:
-    """The error of a network that does not take images of that height and width, although it says so."""
+    """The error for a network that fails at this height and width, although its `about` allows it."""
     about, reason = model.about, str(error).strip().splitlines()[0]
     return InputError(
-        f"this network fails at {about.channels} channels and {size[1]}x{size[0]} pixels, but says that it takes them (channels="
-        f"{about.channels}, multiple={about.multiple}; net.about = rcnet.About(channels=1, multiple=4) says other): {reason}"
+        f"this network fails at {about.channels} channels and {size[1]}x{size[0]} pixels, but its about allows them (channels="
+        f"{about.channels}, multiple={about.multiple}; set e.g. net.about = rcnet.About(channels=1, multiple=4)): {reason}"
     )
 
 
 def check_range(x: Tensor) -> None:
-    """`InputError` for images of levels from 0 to 255 where [0, 1] is asked for; noise may leave that range."""
+    """`InputError` for images in [0, 255] instead of [0, 1]. Noise may leave [0, 1], so only values above 2 count."""
     if x.numel() and float(x.detach().amax()) > 2 and (float(x.detach().mean()) > 2 or bool((x == x.round()).all())):
-        raise InputError(f"images are in [0, 1] and these go to {float(x.detach().amax()):g}: divide them by 255")
+        raise InputError(f"images must be in [0, 1], but the maximum is {float(x.detach().amax()):g}: divide them by 255")

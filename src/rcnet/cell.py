@@ -1,4 +1,4 @@
-"""Recurrent convolution: one cell's kernels applied for several steps, with batch norms of their own for every step.
+"""Recurrent convolution: the kernels of one cell are applied for several steps, and each step has its own batch norms.
 
 Zhang & Jung, "Recurrent Convolution for Compact and Cost-Adjustable Neural Networks". A body holds the shared kernels and
 is called as `body(x, norms)`: its batch norms are arguments, never hidden state, so one model can be called by many threads
@@ -28,26 +28,36 @@ Net = TypeVar("Net", bound="RecurrentNet")
 
 
 class Cell(nn.Module):
-    """What a `RecurrentNet` unrolls: called as `cell(x, steps, upstream)`, `upstream` being the steps of the cell before.
+    """What a `RecurrentNet` unrolls. It is called as `cell(x, steps, upstream)`; `upstream` is the steps of the cell before.
 
     Attributes:
-        steps: the numbers of steps that it supports, ascending.
-        recurrent: whether it takes steps of its own; otherwise it is applied once (T in Eq. 10).
+        steps: the supported numbers of steps, ascending.
+        recurrent: whether it takes a number of steps; otherwise it is applied once (T in Eq. 10).
+
+    Example:
+        >>> import rcnet, torch
+        >>> class Double(rcnet.Cell):
+        ...     steps = (1, 2)
+        ...     def forward(self, x, steps, upstream=0):
+        ...         return x * 2**steps
+        >>> net = rcnet.RecurrentNet(Double())
+        >>> net(torch.ones(1, 1, 1, 1), steps=2).item()
+        4.0
     """
 
     recurrent = True
     steps: tuple[int, ...]
 
     def holds(self, steps: int, upstream: int) -> bool:
-        """Whether it has every norm that `steps` steps after `upstream` steps of the cell before need."""
+        """Whether it has all norms for `steps` steps when the cell before took `upstream` steps."""
         return steps in self.steps
 
     def fixed(self, steps: int, upstream: int) -> "Cell":
-        """A cell for this one call only: the same kernels, not copied, and the norms of that path alone."""
+        """A cell for this path only: it shares the kernels, without a copy, and has only the norms of the path."""
         return self
 
     def untied(self) -> "Cell":
-        """A fixed cell with kernels of its own for every step."""
+        """A fixed cell with separate kernels for every step."""
         return self
 
 
@@ -63,26 +73,39 @@ def _unrolled(x: Tensor, bodies: Sequence[Body], norms: Sequence[nn.Module], poo
 class RecurrentCell(Cell):
     """A body applied `steps` times with the same kernels and a table of batch norms (Fig. 1, Eq. 6).
 
-    The table is `norms[row][step][i]`: row = steps taken by the recurrent cell upstream (0 where there is none or the mode
-    does not look upstream), step = own step from 0, i = which norm of the body. Rows that no supported step count reaches are
-    empty, and row t holds only the columns that can be reached: the lower triangle of Eq. 6 when all cells take the same
-    number of steps. With `pooled_rows` a row is for one number of own steps, too: row 34 is that of 4 own steps after 3.
+    The table is `norms[row][step][i]`: `row` is the number of steps taken by the recurrent cell upstream (0 if there is none or
+    the mode ignores it), `step` counts this cell's steps from 0, `i` is the index of the norm in the body. Rows that no
+    supported step count reaches are empty, and row t holds only the columns that can be reached: the lower triangle of Eq. 6
+    when all cells take the same number of steps. With `pooled_rows` a row also belongs to one step count of this cell: row 34
+    is for 4 steps after 3 upstream.
 
     Args:
         body: a module called as `body(x, norms)`; input and output have the same shape.
-        norm: returns the norms of one step, newly made, e.g. `lambda: [nn.BatchNorm2d(64)]`.
+        norm: returns a new list of the norms of one step, e.g. `lambda: [nn.BatchNorm2d(64)]`.
         steps: the supported numbers of steps.
-        norm_mode: `none`; `shared`, one group of norms for all steps; `independent`, a group a step (Sec. 3.1); `double`,
-            a group a step and a step count of the cell upstream (Sec. 4.1).
+        norm_mode: `none`; `shared`, one group of norms for all steps; `independent`, one group per step (Sec. 3.1);
+            `double`, one group per step and per step count of the cell upstream (Sec. 4.1).
         upstream: the numbers of steps that the recurrent cell upstream can take; empty if there is none.
         unified: all cells take the same number of steps in a call (Sec. 4.2); otherwise each row holds every column.
         pool: applied once, after step ceil(n/2) of n (Sec. 5).
-        pooled_rows: norms of their own for each own step count, which decides where the pooling is: no norm sees two sizes of
-            image. Of mode double, with a pool and several step counts; otherwise it changes nothing.
+        pooled_rows: separate norms for each step count of this cell, which decides where the pooling is: no norm sees two
+            image sizes. Only used in mode double, with a pool and several step counts.
 
     Raises:
-        InputError: an unknown norm mode, no or non-positive steps, or a `norm` that gives no list of new modules; when called,
-            a body that changes the shape or asks for more norms than there are.
+        InputError: an unknown norm mode, no or non-positive steps, or a `norm` that does not return a list of new modules; when
+            called, a body that changes the shape or uses more norms than there are.
+
+    Example:
+        >>> import rcnet, torch
+        >>> class Body(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.conv = torch.nn.Conv2d(8, 8, 3, padding=1)
+        ...     def forward(self, x, norms):
+        ...         return x + norms[0](self.conv(x).relu())
+        >>> cell = rcnet.RecurrentCell(Body(), lambda: [torch.nn.BatchNorm2d(8)], steps=(1, 2, 3))
+        >>> cell(torch.rand(1, 8, 16, 16), steps=3).shape
+        torch.Size([1, 8, 16, 16])
     """
 
     def __init__(
@@ -120,29 +143,29 @@ class RecurrentCell(Cell):
         )
         made = [id(module) for group in itertools.chain(*self.norms) for module in group]
         if len(set(made)) < len(made):
-            raise InputError("norm gives the same module again: each step has norms of its own, made when norm is called")
+            raise InputError("norm returned the same module twice; it must create new norms at each call, as each step has its own")
 
     def _row(self, steps: int, upstream: int) -> int:
-        """The row of the table for that many steps after that many."""
+        """The row of the table for `steps` steps after `upstream` steps of the cell before."""
         row = upstream if self.by_upstream else 0
         return row * 10 ** len(str(self.steps[-1])) + steps if self.by_own else row
 
     def upstream_of(self, row: int) -> int:
-        """The steps of the cell upstream that a row of the table is for."""
+        """The number of upstream steps to which a row of the table belongs."""
         return row // 10 ** len(str(self.steps[-1])) if self.by_own else row
 
     def _groups(self, steps: int, upstream: int) -> nn.ModuleList:
         return cast(nn.ModuleList, self.norms[self._row(steps, upstream)])
 
     def holds(self, steps: int, upstream: int) -> bool:
-        if steps == 0:  # the identity, where nothing is pooled
+        if steps == 0:  # the identity, unless the cell pools
             return self.pool is None
         if steps not in self.steps or self._row(steps, upstream) >= len(self.norms):
             return False
         return len(self._groups(steps, upstream)) >= (steps if self.by_step else 1)
 
     def forward(self, x: Tensor, steps: int, upstream: int = 0) -> Tensor:
-        """x: [B, C, H, W]; the same shape but for the pooling."""
+        """x: [B, C, H, W]. The output has the same shape, unless the cell pools."""
         row = self._groups(steps, upstream)
         norms = [row[t if self.by_step else 0] for t in range(steps)]
         if isinstance(x, fx.Proxy) or torch.compiler.is_compiling():
@@ -150,17 +173,17 @@ class RecurrentCell(Cell):
         return _unrolled(x, [self._checked] * steps, norms, self.pool)
 
     def _checked(self, x: Tensor, norms: nn.ModuleList) -> Tensor:
-        """The body, or `InputError` if it does not fit."""
+        """Calls the body; `InputError` if its output or its number of norms does not fit."""
         try:
             y = self.body(x, norms)
         except IndexError as error:
             if "is out of range" not in str(error):
                 raise
-            raise InputError(f"{type(self.body).__name__} asks for more norms than the {len(norms)} that norm gives") from error
+            raise InputError(f"{type(self.body).__name__} uses more norms than the {len(norms)} that norm returns") from error
         if self.recurrent and y.shape != x.shape:
             raise InputError(
-                f"{type(self.body).__name__} makes {list(y.shape)} of {list(x.shape)}: the body of a cell keeps the shape; "
-                "a Transition may change it"
+                f"{type(self.body).__name__} returned shape {list(y.shape)} for input {list(x.shape)}; the body of a cell must "
+                "preserve the shape (use a Transition to change it)"
             )
         return y
 
@@ -175,18 +198,33 @@ class RecurrentCell(Cell):
 
 
 def _group(norm: Callable[[], Iterable[nn.Module]], norm_mode: NormMode) -> nn.ModuleList:
-    """The norms of one step, or `InputError` if `norm` does not give a list of modules."""
+    """The norms of one step, or `InputError` if `norm` does not return a list of modules."""
     given: Any = norm()
     made: list[Any] = list(given) if isinstance(given, Iterable) else [None]
     if isinstance(given, nn.Sequential) or not all(isinstance(module, nn.Module) for module in made):
         raise InputError(
-            f"norm gives {type(given).__name__}: it gives a list of the norms of one step, e.g. [nn.BatchNorm2d(64)]"
+            f"norm returned {type(given).__name__}; it must return the list of norms for one step, e.g. [nn.BatchNorm2d(64)]"
         )
     return nn.ModuleList(nn.Identity() if norm_mode == "none" else module for module in made)
 
 
 class Transition(RecurrentCell):
-    """A non-recurrent block (T in Eq. 10): applied once, with a row of norms for each step count of the cell upstream."""
+    """A non-recurrent block (T in Eq. 10): applied once, with one row of norms per step count of the cell upstream.
+
+    Its body may change the shape. The arguments are those of `RecurrentCell`.
+
+    Example:
+        >>> import rcnet, torch
+        >>> class Down(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.conv = torch.nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        ...     def forward(self, x, norms):
+        ...         return norms[0](self.conv(x))
+        >>> block = rcnet.Transition(Down(), lambda: [torch.nn.BatchNorm2d(16)])
+        >>> block(torch.rand(1, 8, 16, 16), steps=1).shape
+        torch.Size([1, 16, 8, 8])
+    """
 
     recurrent = False
 
@@ -205,7 +243,7 @@ class Transition(RecurrentCell):
 
 
 class StandardCell(Cell):
-    """The graph of an unrolled cell with kernels of its own for every step: a part of the standard network S."""
+    """The graph of an unrolled cell with separate kernels for every step: a part of the standard network S."""
 
     def __init__(self, bodies: Iterable[nn.Module], norms: Iterable[nn.Module], pool: nn.Module | None = None) -> None:
         super().__init__()
@@ -215,29 +253,37 @@ class StandardCell(Cell):
         self.steps = (len(self.bodies),)
 
     def forward(self, x: Tensor, steps: int, upstream: int = 0) -> Tensor:
-        """As `RecurrentCell.forward`; there is one step count, and nothing depends on the cell upstream."""
+        """As `RecurrentCell.forward`, with one step count and independent of the cell upstream."""
         norms = itertools.islice(itertools.cycle(self.norms), len(self.bodies))
         return _unrolled(x, list(self.bodies), list(norms), self.pool)
 
 
 class RecurrentNet(nn.Sequential):
-    """Alg. 1: a chain of modules, each cell unrolled for the number of steps asked for.
+    """Alg. 1: a chain of modules in which each cell is unrolled for the requested number of steps.
 
-    `model(x)` takes the largest supported steps, `model(x, steps=n)` a supported n, `model(x, steps=(n1, n2, ...))` one
-    number a recurrent cell. It takes only its `settings`, those that it was trained at: a mixture whose batch norms no training
-    drew destroys the output, although the table holds them. A cell that keeps the shape may take 0 steps: it is left out, and the
-    norms of the next are those for the last cell that ran.
+    `model(x)` takes the largest supported steps, `model(x, steps=n)` n steps in every cell, `model(x, steps=(n1, n2, ...))` one
+    number per recurrent cell. Only the `settings` that the network was trained at are valid: the table also holds batch norms
+    for other mixtures, but these were never trained and would destroy the output. A cell that preserves the shape may take 0
+    steps: it is skipped, and the next cell uses the norms for the last cell that ran.
 
     Attributes:
         steps: the step counts that all cells can take at once, ascending.
-        settings: what a call may ask for, the cheapest first; the unified ones unless `offer` names others.
-        about: what it takes and gives.
-        architecture: {"name", "config"} for `create_model`, of a network that it made, else None.
-        metadata: what the file says of weights that were loaded: `preprocessing`, `results`, `training`.
-        judge: of a denoiser, called as `judge(x)`, tells the noise levels where a call does not; see `models.judge`.
+        settings: the valid settings of a call, cheapest first; the unified ones unless `offer` sets others.
+        about: the input and output of the network.
+        architecture: {"name", "config"} for `create_model`, or None if it did not create the network.
+        metadata: the metadata of the file that the weights were loaded from: `preprocessing`, `results`, `training`.
+        judge: of a denoiser: `judge(x)` estimates the noise levels when a call does not give them; see `models.judge`.
 
     Raises:
-        InputError: no cell, a cell inside another module, or one whose `upstream` is not the cell that runs before it.
+        InputError: no cell, a cell inside another module, or a cell whose `upstream` does not match the cell before it.
+
+    Example:
+        >>> import rcnet, torch
+        >>> net = rcnet.create_model("r3", steps=(1, 2, 3)).eval()
+        >>> net.settings
+        ((1, 1, 1), (2, 2, 2), (3, 3, 3))
+        >>> net(torch.rand(1, 1, 16, 16), steps=2).shape
+        torch.Size([1, 1, 16, 16])
     """
 
     about = About()
@@ -257,20 +303,20 @@ class RecurrentNet(nn.Sequential):
         """Sets `steps` and `settings` from the cells."""
         cells = self.recurrent_cells()
         if nested := [name for name, module in self.named_modules() if "." in name and isinstance(module, Cell)]:
-            raise InputError(f"{nested[0]} is a cell inside another module: the cells of a RecurrentNet are its own children")
+            raise InputError(f"{nested[0]} is a cell inside another module; cells must be direct children of the RecurrentNet")
         if not cells:
-            raise InputError("a RecurrentNet has one RecurrentCell or more; for a chain without, take nn.Sequential")
+            raise InputError("a RecurrentNet needs at least one RecurrentCell; use nn.Sequential for a chain without cells")
         self.steps = tuple(sorted(set.intersection(*(set(cell.steps) for cell in cells))))
         most = Setting(cell.steps[-1] for cell in cells)
         self.settings = tuple(Setting.of(n, len(cells)) for n in self.steps) or (most,)
         for setting in self.settings:
-            if lacking := self._lacking(setting):
-                name, n, upstream, steps = lacking
-                has = f"upstream={steps}, the steps of the cell before" if steps else "no upstream, as no cell runs before it"
-                raise InputError(f"{name} has no norms for {n} steps after {upstream}: it takes {has}")
+            if missing := self._missing_norms(setting):
+                name, n, upstream, steps = missing
+                fix = f"upstream={steps}, the steps of the cell before" if steps else "no upstream, as no cell runs before it"
+                raise InputError(f"{name} has no norms for {n} steps after {upstream}: give it {fix}")
 
-    def _lacking(self, setting: Setting) -> tuple[str, int, int, tuple[int, ...]] | None:
-        """The first cell without norms for its steps: its name, its steps, and those taken and supported upstream."""
+    def _missing_norms(self, setting: Setting) -> tuple[str, int, int, tuple[int, ...]] | None:
+        """The first cell without norms for its steps: its name, its steps, the steps taken and the steps supported upstream."""
         before: tuple[int, ...] = ()
         for name, (module, n, upstream) in zip(self._modules, self.walk(setting), strict=True):
             if isinstance(module, Cell) and not module.holds(n, upstream):
@@ -279,23 +325,30 @@ class RecurrentNet(nn.Sequential):
         return None
 
     def holds(self, steps: int | Sequence[int]) -> bool:
-        """Whether every cell has the norms for its number of these steps."""
+        """Whether every cell has norms for its steps."""
         cells = len(self.recurrent_cells())
         setting = Setting.of(steps, cells)
-        return len(setting) == cells and self._lacking(setting) is None
+        return len(setting) == cells and self._missing_norms(setting) is None
 
     def offer(self, settings: Iterable[int | Sequence[int]]) -> None:
-        """Makes these the settings that a call may ask for, e.g. after a training that drew them.
+        """Sets the settings that calls may use, e.g. those that a training drew.
 
         Raises:
-            InputError: there is none, or one that the BN tables do not hold.
+            InputError: no settings, or settings without batch norms.
+
+        Example:
+            >>> import rcnet
+            >>> net = rcnet.create_model("r3", steps=(1, 2), unified=False)
+            >>> net.offer([1, (2, 1, 1), 2])
+            >>> net.choices
+            (1, (2, 1, 1), 2)
         """
         cells = len(self.recurrent_cells())
         wanted = sorted((Setting.of(setting, cells) for setting in settings), key=lambda setting: setting.order)
         missing = [setting for setting in wanted if not self.holds(setting)]
         if missing or not wanted:
             raise InputError(
-                f"settings {missing} cannot be offered: the batch norms for them do not exist; valid: "
+                f"settings {missing} have no batch norms in this network; valid: "
                 f"{listed(self.possible_settings())}"
             )
         self.settings = tuple(wanted)
@@ -303,18 +356,36 @@ class RecurrentNet(nn.Sequential):
 
     @property
     def choices(self) -> tuple[int | tuple[int, ...], ...]:
-        """`settings` as numbers that all cells take, or tuples of one number per cell: as in JSON."""
+        """`settings` as in JSON: a number if all cells take it, else a tuple of one number per cell.
+
+        Example:
+            >>> import rcnet
+            >>> rcnet.create_model("r3", steps=(1, 2)).choices
+            (1, 2)
+        """
         return tuple(setting.to_json() for setting in self.settings)
 
     def recurrent_cells(self) -> list[Cell]:
-        """The recurrent cells in the order in which they run."""
+        """The recurrent cells in the order in which they run.
+
+        Example:
+            >>> import rcnet
+            >>> len(rcnet.create_model("r3").recurrent_cells())
+            3
+        """
         return [m for m in self if isinstance(m, Cell) and m.recurrent]
 
     def per_cell(self, steps: Steps = None) -> Setting:
-        """The setting that is asked for, the largest by None, or `InputError` that names the supported ones."""
+        """The setting for `steps`, the largest if None. Raises `InputError` with the valid ones for any other.
+
+        Example:
+            >>> import rcnet
+            >>> rcnet.create_model("r3", steps=(1, 2)).per_cell(2)
+            (2, 2, 2)
+        """
         if isinstance(steps, fx.Proxy):
             if len(self.settings) > 1:
-                raise InputError("a trace follows one step count: trace unroll(model, steps)")
+                raise InputError("a trace holds one setting: trace unroll(model, steps)")
             steps = None
         if steps is None:
             return self.settings[-1]
@@ -322,13 +393,13 @@ class RecurrentNet(nn.Sequential):
         if setting not in self.settings:
             given = steps if isinstance(steps, Setting) else repr(steps)
             kept = (
-                "; the network was not trained at it, and its batch norms would destroy the output" if self.holds(setting) else ""
+                "; the network was not trained at it, so the output would be destroyed" if self.holds(setting) else ""
             )
             raise InputError(f"steps={given} is not supported: valid: {listed(self.settings)}{kept}")
         return setting
 
     def walk(self, setting: Setting) -> list[tuple[nn.Module, int, int]]:
-        """Each module in order, with its steps (0 for a plain one) and those of the recurrent cell upstream that takes any."""
+        """Each module in order, its steps (0 for a plain module), and those of the last recurrent cell before it that ran."""
         walk: list[tuple[nn.Module, int, int]] = []
         upstream, cell = 0, 0
         for module in self:
@@ -340,12 +411,18 @@ class RecurrentNet(nn.Sequential):
         return walk
 
     def possible_settings(self) -> Iterator[Setting]:
-        """Every setting for which there are batch norms, trained or not; 0 leaves a cell out."""
+        """Every setting for which there are batch norms, trained or not; 0 skips a cell."""
         every = map(Setting, itertools.product(*((0, *cell.steps) for cell in self.recurrent_cells())))
         return (setting for setting in every if any(setting) and self.holds(setting))
 
     def forward(self, x: Tensor, steps: Steps = None) -> Tensor:  # type: ignore[override]
-        """x: [B, C, H, W]. Raises `InputError`, which names the supported steps, for any others."""
+        """x: [B, C, H, W]. Raises `InputError` with the valid steps for any others.
+
+        Example:
+            >>> import rcnet, torch
+            >>> rcnet.create_model("r2", steps=(1, 2)).eval()(torch.rand(4, 3, 32, 32), steps=1).shape
+            torch.Size([4, 10])
+        """
         for module, n, upstream in self.walk(self.per_cell(steps)):
             x = module(x, n, upstream) if isinstance(module, Cell) else module(x)
         return x
@@ -360,16 +437,16 @@ class RecurrentNet(nn.Sequential):
         return net
 
     def over(self, chain: nn.Module) -> Self:
-        """A shallow copy that runs `chain` in the place of its own modules, with whatever its class does around them."""
+        """A shallow copy that runs `chain` instead of its modules, inside the `forward` of its class."""
         net = _shallow_copy(self)
         net._modules = {"chain": chain}
         return net
 
-    def __getitem__(self, place: Any) -> Any:
-        """A module by its number; a slice is a network of these modules, or `nn.Sequential` where none is a cell."""
-        if not isinstance(place, slice):
-            return super().__getitem__(place)
-        part = OrderedDict(list(self._modules.items())[place])
+    def __getitem__(self, index: Any) -> Any:
+        """A module by its index; a slice is a network of these modules, or `nn.Sequential` if none is a cell."""
+        if not isinstance(index, slice):
+            return super().__getitem__(index)
+        part = OrderedDict(list(self._modules.items())[index])
         return (RecurrentNet if any(isinstance(module, Cell) for module in part.values()) else nn.Sequential)(part)
 
 
@@ -377,7 +454,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def _shallow_copy(module: M) -> M:
-    """The same children, parameters and buffers, in dictionaries of its own: hooks on one do not run on the other."""
+    """The same children, parameters and buffers in new dictionaries: hooks on one do not run on the other."""
     other = copy.copy(module)
     other.__dict__.update({key: value.copy() for key, value in vars(module).items() if isinstance(value, dict)})
     return other
@@ -392,25 +469,37 @@ def supported_steps(steps: int | Iterable[int]) -> tuple[int, ...]:
 
 
 def unroll(model: Net, steps: Steps = None) -> Net:
-    """The ordinary network for one step count: `net(x)` equals `model(x, steps=steps)`.
+    """The ordinary network for one setting: `net(x)` equals `model(x, steps=steps)`.
 
-    It holds only the norms on that path. Kernels and norms are those of `model`, not copies: train or move one and the other
-    follows; `copy.deepcopy` separates them.
+    It holds only the norms on that path. Kernels and norms are shared with `model`, not copied: training or moving one also
+    changes the other; `copy.deepcopy` separates them.
 
     Raises:
         InputError: the model does not support these steps.
+
+    Example:
+        >>> import rcnet, torch
+        >>> net, x = rcnet.create_model("r3", steps=(1, 2)).eval(), torch.rand(1, 1, 16, 16)
+        >>> torch.equal(rcnet.unroll(net, 2)(x), net(x, steps=2))
+        True
     """
     return model.replace(lambda cell, n, upstream: cell.fixed(n, upstream), model.per_cell(steps))
 
 
 def untie(model: Net) -> Net:
-    """The standard network S of an unrolled one: the same function and graph, a copy of the kernels for every step.
+    """The standard network S of an unrolled one: the same function and graph, with a copy of the kernels for every step.
 
     Raises:
         InputError: the model supports more than one step count; `unroll` it first.
+
+    Example:
+        >>> import rcnet
+        >>> one = rcnet.create_model("r3", steps=3)
+        >>> [sum(p.numel() for p in net.parameters()) for net in (one, rcnet.untie(one))]
+        [112961, 334145]
     """
     if any(len(cell.steps) > 1 for cell in model.recurrent_cells()):
-        raise InputError("untie takes a network of one step count: untie(unroll(model, steps))")
+        raise InputError("untie needs a network with one step count: untie(unroll(model, steps))")
     return copy.deepcopy(model.replace(lambda cell, n, upstream: cell.fixed(n, upstream).untied(), model.per_cell()))
 
 
@@ -435,7 +524,7 @@ def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 
 def norms_of(model: nn.Module) -> list[nn.Module]:
-    """Every norm of the model, of any class, by its place: in the tables of cells; and batch norms anywhere."""
+    """Every norm in the tables of cells, of any class, and every batch norm elsewhere."""
     tables = [cell.norms for cell in model.modules() if isinstance(cell, RecurrentCell | StandardCell)]
-    held = [m for table in tables for m in table.modules() if not isinstance(m, nn.ModuleList | nn.Identity)]
-    return list(dict.fromkeys([*held, *batch_norms(model)]))
+    in_tables = [m for table in tables for m in table.modules() if not isinstance(m, nn.ModuleList | nn.Identity)]
+    return list(dict.fromkeys([*in_tables, *batch_norms(model)]))

@@ -1,4 +1,4 @@
-"""Which device and which precision a call runs in."""
+"""The device and the precision of a call."""
 
 import ctypes
 import platform
@@ -16,12 +16,12 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 
 def best_device() -> torch.device:
-    """CUDA if there is one, else the CPU."""
+    """CUDA if available, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def gains_by_bf16(device: torch.device) -> bool:
-    """Whether bf16 arithmetic is native, so that autocast and channels_last are faster: CUDA from Ampere, CPUs with BF16."""
+    """Whether bf16 is native and autocast thus faster: CUDA from Ampere on, CPUs with AVX512-BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
@@ -33,7 +33,7 @@ def sums_8_bits() -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """`fp32` or `bf16`; `auto` picks bf16 where the machine gains by it."""
+    """`fp32` or `bf16`; `auto` picks bf16 if it is native on this machine."""
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     if precision == "auto":
@@ -42,12 +42,12 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def channels_last(model: Module) -> Module:
-    """The model with its kernels laid out for channels_last, which is the faster layout for convolutions."""
+    """The model with its kernels in channels_last, the faster memory layout for convolutions."""
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context to call a network in at this precision, or `InputError` if it is none."""
+    """The context for calling a network at this precision. Raises `InputError` for an unknown precision."""
     bf16 = resolve_precision(precision, device) == "bf16"
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
 
@@ -65,7 +65,11 @@ def hardware(device: torch.device) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep freed blocks instead of giving them back: fewer page faults, and training on a CPU 10% faster."""
+    """Makes glibc keep freed blocks instead of returning them to the system.
+
+    Fewer page faults: measured, training on a CPU is 10% faster. The thresholds, 1 GiB and 2 GiB, are above any tensor of a
+    training batch; the second is the largest int that mallopt takes.
+    """
     if sys.platform != "linux":
         return
     try:

@@ -7,7 +7,16 @@ LISTED_BY = {"weights": "rcnet models", "model": "rcnet models"}
 
 
 class InputError(ValueError):
-    """What the caller gave is wrong; the message is one line that says what was wrong and what is valid."""
+    """What the caller gave is wrong; the message is one line that says what was wrong and what is valid.
+
+    Example:
+        >>> import rcnet
+        >>> try:
+        ...     rcnet.create_model("r33")
+        ... except rcnet.InputError as error:
+        ...     print(str(error).partition("?")[0])
+        unknown model 'r33': did you mean 'r3'
+    """
 
 
 def unknown(what: str, given: object, valid: Iterable[object]) -> InputError:

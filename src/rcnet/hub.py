@@ -1,4 +1,4 @@
-"""Publishing: a folder, or a repository of the Hugging Face hub, with the weights and a card of what was measured of them."""
+"""Publishing: the weights and a model card with their measured results, in a folder or a repository on the Hugging Face hub."""
 
 import tempfile
 from collections.abc import Iterator
@@ -19,21 +19,29 @@ from rcnet.tasks.dial import best_settings
 from rcnet.tasks.task import Kind
 
 CARD, PICTURE = "README.md", "dial.png"
-ENTRIES = ("license", "data", "limits", "about")  # of a card, which only its author knows
+ENTRIES = ("license", "data", "limits", "about")  # of a card: what only its author knows
 PAPER = "https://arxiv.org/abs/1902.09809"
 
 
 def from_pretrained(name: str | Path) -> RecurrentNet:
-    """A trained network, as `rcnet.load`: of a folder that holds one file of weights, e.g. of `save_pretrained` or `rcnet train`,
-    else bundled weights or a file, else `user/name` on the Hugging Face hub, which is downloaded.
+    """A trained network from a folder, a name or the hub; otherwise as `rcnet.load`.
+
+    Args:
+        name: a folder with one file of weights, e.g. one written by `save_pretrained` or `rcnet train`; bundled weights or a file;
+            or `user/name` on the Hugging Face hub, which is downloaded.
 
     Raises:
-        InputError: a folder without a file of weights, or with several; what `rcnet.load` raises.
+        InputError: a folder with no file of weights or with several; what `rcnet.load` raises.
+
+    Example:
+        >>> import rcnet
+        >>> rcnet.from_pretrained("r2.cifar10").about.task
+        'classify'
     """
     if Path(name).is_dir():
         files = sorted(Path(name).glob("*.safetensors"))
         if len(files) != 1:
-            raise InputError(f"{name} holds {len(files)} files of weights (*.safetensors): one is needed, or rcnet.load(FILE)")
+            raise InputError(f"{name} contains {len(files)} files of weights (*.safetensors), not 1: use rcnet.load(FILE)")
         return load(files[0])
     if str(name).startswith(PREFIX) or Path(name).is_file() or Path(name).suffix == ".safetensors" or str(name).count("/") != 1:
         return load(name)
@@ -44,26 +52,39 @@ def from_pretrained(name: str | Path) -> RecurrentNet:
 
 
 def save_pretrained(model: RecurrentNet, folder: str | Path, **card: str) -> None:
-    """Writes the weights and a model card to a folder: `model.safetensors`, `README.md`, and `dial.png`, what the settings cost
-    and reach, where that was measured and matplotlib is there.
+    """Writes the weights and a model card to a folder: `model.safetensors`, `README.md`, and `dial.png`, a plot of quality against
+    cost, if the file has measured results and matplotlib is installed.
 
     Args:
-        card: what only you know, for the card and the file: `license`, e.g. `"apache-2.0"`; `data`, on which it was trained;
-            `limits`, what it is not for; `about`, a sentence or two.
+        card: what only you know, for the card and the file: `license`, e.g. `"apache-2.0"`; `data`, the training data;
+            `limits`, what it should not be used for; `about`, a sentence or two.
 
     Raises:
-        InputError: another entry of the card; what `rcnet.save` raises.
+        InputError: an unknown entry of the card; what `rcnet.save` raises.
+
+    Example:
+        >>> import rcnet, tempfile, os
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     rcnet.save_pretrained(rcnet.create_model("r3"), folder, license="apache-2.0")
+        ...     sorted(os.listdir(folder))
+        ['README.md', 'model.safetensors']
     """
     _write(model, Path(folder), str(folder), card)
 
 
 def push_to_hub(model: RecurrentNet, name: str, *, private: bool = False, **card: str) -> str:
-    """Uploads what `save_pretrained` writes to the repository `user/name`, made if there is none; returns the commit's address.
+    """Uploads what `save_pretrained` writes to the repository `user/name`, which is created if needed; returns the commit's URL.
 
-    Needs `pip install 'rcnet[hub]'` and a token of the hub (`hf auth login`, or the environment's HF_TOKEN).
+    Needs `pip install 'rcnet[hub]'` and a token of the hub (`hf auth login`, or the environment variable HF_TOKEN).
 
     Raises:
-        InputError: what `save_pretrained` raises; huggingface_hub is not installed, or the hub refuses or is not reached.
+        InputError: what `save_pretrained` raises; huggingface_hub is not installed, or the hub refuses or cannot be reached.
+
+    Example:
+        >>> import rcnet
+        >>> net = rcnet.load("r2.cifar10")
+        >>> rcnet.push_to_hub(net, "user/name", license="apache-2.0")  # doctest: +SKIP
+        'https://huggingface.co/user/name/commit/...'
     """
     with tempfile.TemporaryDirectory() as folder:
         _write(model, Path(folder), name, card)

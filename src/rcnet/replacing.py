@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Atomic writing: nobody ever sees a half-written file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Whatever the system refuses inside, e.g. on a full disk, names `path`: writing to an open file names none."""
+    """Adds `path` to an OSError that names no file, as one from writing to an open file on a full disk."""
     try:
         yield
     except OSError as error:
@@ -18,12 +18,13 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path, writer: str = "") -> Iterator[Path]:
-    """A temporary path beside `path` to write to. It takes the place of `path` at the end; after an error it is gone.
+    """A temporary path beside `path` to write to. At the end it replaces `path`; after an error it is deleted.
 
-    What a killed process leaves, the next one overwrites. `writer` tells apart those that may write at the same time.
+    If a process is killed, its temporary file stays until the next one overwrites it. `writer` distinguishes processes that may
+    write at the same time.
 
     Raises:
-        OSError: it cannot be written, e.g. as the disk is full; it names `path`, which is as it was.
+        OSError: the file cannot be written, e.g. because the disk is full. The error names `path`, which is unchanged.
     """
     temporary = path.with_name(f"{path.name}{writer}.tmp")
     with naming(path):

@@ -13,6 +13,11 @@ class Setting(tuple[int, ...]):
     """The steps of each cell, e.g. (3, 2, 2), in the order in which the cells run; it equals the tuple.
 
     As text it is what people type: `3,2,2`, or `2` where all cells take two.
+
+    Example:
+        >>> from rcnet.setting import Setting
+        >>> Setting.parse("3,2,2") == (3, 2, 2), str(Setting.of(2, cells=3)), Setting.of([3, 2, 2]).name
+        (True, '2', 'steps3_2_2')
     """
 
     __slots__ = ()

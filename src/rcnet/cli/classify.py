@@ -71,7 +71,7 @@ def classify(
     import torch
     from tqdm import tqdm
 
-    from rcnet.cli.text import check_cost, count, others_go_on, read_steps, table
+    from rcnet.cli.text import check_cost, count, collect_errors, read_steps, table
     from rcnet.cost import macs
     from rcnet.cost.budget import setting_for
     from rcnet.data.images import list_images
@@ -105,7 +105,7 @@ def classify(
     for first in tqdm(range(0, len(files), at_a_time), disable=None if len(files) > BATCH else True, unit="batch", leave=False):
         read = []
         for file in files[first : first + at_a_time]:
-            with others_go_on(len(files), failed):
+            with collect_errors(len(files), failed):
                 read.append((file, read_fitting(file, network)))
         if read:
             images = torch.stack([x for _, x in read])

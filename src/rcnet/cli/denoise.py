@@ -126,7 +126,7 @@ def denoise(
         raise InputError(f"--threads {threads} is not valid: give a whole number from 1")
     import torch
 
-    from rcnet.cli.text import check_cost, others_go_on
+    from rcnet.cli.text import check_cost, collect_errors
     from rcnet.runtime.denoise import check_strength
     from rcnet.runtime.tiles import TILE, check_tile
 
@@ -148,7 +148,7 @@ def denoise(
         jobs = todo
     failed: list[InputError] = []
     for job in jobs:
-        with others_go_on(len(jobs), failed):
+        with collect_errors(len(jobs), failed):
             denoise_file(job, how, sessions)
     if failed:
         raise InputError(f"{len(failed)} of {len(jobs)} images could not be denoised; the others are done")

@@ -56,7 +56,7 @@ def read_steps(steps: str | None, network: "RecurrentNet") -> Setting:
 
 
 @contextmanager
-def others_go_on(count: int, failed: list[InputError]) -> Iterator[None]:
+def collect_errors(count: int, failed: list[InputError]) -> Iterator[None]:
     """An `InputError` of one of `count` images is printed and kept in `failed`; that of one alone is raised."""
     try:
         yield

@@ -127,8 +127,8 @@ def tensor_of(root: nn.Module, name: str) -> Tensor:
 def own_part(root: nn.Module, name: str) -> nn.Module:
     """A copy of what `take_out` took out of a graph, by name."""
     found: Any = root
-    for place in name.split("."):
-        found = getattr(found, place)
+    for part in name.split("."):
+        found = getattr(found, part)
     return copy.deepcopy(found) if isinstance(found, nn.Module) else Value(found)
 
 

@@ -163,9 +163,9 @@ class _Recorder(TorchFunctionMode):
             self.nodes[id(result)] = self.latest = node
             self.kept.append(result)
         elif isinstance(result, tuple | list):
-            for place, part in enumerate(result):
+            for index, part in enumerate(result):
                 if isinstance(part, Tensor):
-                    self.value(self.graph.call_function(operator.getitem, (node, place)), part)
+                    self.value(self.graph.call_function(operator.getitem, (node, index)), part)
         return result
 
     def node(self, value: Any) -> Any:
@@ -227,12 +227,12 @@ class _Recorder(TorchFunctionMode):
         """Sides that know their nodes."""
         source = self.node(args[0])
 
-        def side(value: int, place: int) -> _Size:
-            return _Size(value, lambda: self.graph.call_method("size", (source, place)))
+        def side(value: int, index: int) -> _Size:
+            return _Size(value, lambda: self.graph.call_method("size", (source, index)))
 
         if isinstance(result, int):
             return side(result, args[1] if len(args) > 1 else kwargs["dim"])
-        return torch.Size([side(value, place) for place, value in enumerate(result)])
+        return torch.Size([side(value, index) for index, value in enumerate(result)])
 
     def called(self, plain: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """The call of a module, written down: a node if it is a leaf, else what it does inside."""

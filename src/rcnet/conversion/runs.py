@@ -25,8 +25,8 @@ class Run:
     @property
     def name(self) -> str:
         first, last = self.blocks[0][0].name, self.blocks[-1][-1].name
-        parent, _, place = first.rpartition(".")
-        return f"{parent}.{place}-{last.rpartition('.')[2]}" if parent else f"{place}-{last}"
+        parent, _, number = first.rpartition(".")
+        return f"{parent}.{number}-{last.rpartition('.')[2]}" if parent else f"{number}-{last}"
 
     @property
     def what(self) -> str:
@@ -37,9 +37,9 @@ class Run:
         """[B, C, H, W] of what the first block takes, for the example."""
         return self.blocks[0][0].shapes[0]
 
-    def module(self, place: int) -> nn.Module:
+    def module(self, index: int) -> nn.Module:
         """A block as one module."""
-        calls = self.blocks[place]
+        calls = self.blocks[index]
         if len(calls) == 1:
             return calls[0].module
         return nn.Sequential(*(call.module for call in calls))
@@ -77,9 +77,9 @@ def find_runs(root: nn.Module, recording: Recording, regions: Iterable[str] | No
     for call in calls:
         if times[id(call.module)] > 1:
             call.reason = f"is called {times[id(call.module)]} times already"
-    place = {node: i for i, node in enumerate(recording.graph.nodes)}
+    position = {node: i for i, node in enumerate(recording.graph.nodes)}
     found, inside = Found(), ()  # type: Found, tuple[str, ...]
-    for chain in sorted(_chains(calls, place), key=lambda chain: chain[0].name.count(".")):
+    for chain in sorted(_chains(calls, position), key=lambda chain: chain[0].name.count(".")):
         if _within(chain[0].name, inside):
             continue
         for named, part in itertools.groupby(chain, lambda call: regions is None or _within(call.name, regions)):
@@ -95,7 +95,7 @@ def _within(name: str, others: Iterable[str]) -> bool:
     return any(name == other or name.startswith(other + ".") for other in others)
 
 
-def _chains(calls: Sequence[Call], place: dict[fx.Node, int]) -> Iterator[list[Call]]:
+def _chains(calls: Sequence[Call], position: dict[fx.Node, int]) -> Iterator[list[Call]]:
     """Calls of modules side by side, each of which takes what the one before gives, and nothing else does."""
     families: dict[str, list[Call]] = {}
     for call in calls:
@@ -111,7 +111,7 @@ def _chains(calls: Sequence[Call], place: dict[fx.Node, int]) -> Iterator[list[C
                 continue
             before = chain[-1].gives if chain else None
             alone = before is not None and all(
-                call.start <= place.get(user, -1) < call.end for user in before.users if user.target is not device_of_input
+                call.start <= position.get(user, -1) < call.end for user in before.users if user.target is not device_of_input
             )
             if chain and not (call.takes is before and alone):
                 chain[-1].shared = call.takes is before

@@ -29,14 +29,14 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._add(tensor.untyped_storage(), new)
 
     def _add(self, storage: torch.UntypedStorage, new: bool) -> None:
-        place = storage._cdata
-        size = self.alive[place] = storage.nbytes() if new else 0
+        key = storage._cdata
+        size = self.alive[key] = storage.nbytes() if new else 0
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, place)
+        weakref.finalize(storage, self._free, key)
 
-    def _free(self, place: int) -> None:
-        self.now -= self.alive.pop(place, 0)
+    def _free(self, key: int) -> None:
+        self.now -= self.alive.pop(key, 0)
 
 
 def peak_memory(call: Callable[[], object]) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, JpegImagePlugin, TiffImagePlugin
 
 from rcnet.data import encoding, limits
-from rcnet.data.formats import CHUNKS, FORMATS, KINDS, OWN_TAGS, ImageFile, bad_file, lacking, load_heif
+from rcnet.data.formats import CHUNKS, FORMATS, KINDS, OWN_TAGS, ImageFile, unreadable, missing_package, load_heif
 from rcnet.errors import InputError
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "YCbCr", "I;16", "I;16B", "CMYK")
@@ -44,7 +44,7 @@ def decode(name: str, data: bytes) -> ImageFile:
             if frames > 1 or image.info.get("aux") or image.info.get("depth_images"):
                 notes.append("only its main picture is kept")
         elif frames > 1:
-            raise bad_file(name, f"is animated or has several pages: take one of its {frames} frames")
+            raise unreadable(name, f"is animated or has several pages: take one of its {frames} frames")
         if (bits := _bits(kind, data, image)) > 8 and image.mode != "I;16":
             notes.append(f"its {bits} bits become 8")
         image.load()
@@ -97,9 +97,9 @@ def plugins(name: str, data: bytes) -> list[str]:
     """Pillow's names of the formats that can be read; `InputError` if the one of this file needs something else."""
     load_heif()
     brand = data[8:12] if data[4:8] == b"ftyp" else b""
-    if brand in (b"heic", b"heix", b"mif1", b"msf1", b"hevc") and (needed := lacking("HEIC")):
+    if brand in (b"heic", b"heix", b"mif1", b"msf1", b"hevc") and (needed := missing_package("HEIC")):
         raise InputError(f"{name} cannot be read: {needed}")
-    if brand in (b"avif", b"avis") and (needed := lacking("AVIF")):
+    if brand in (b"avif", b"avis") and (needed := missing_package("AVIF")):
         raise InputError(f"{name} cannot be read: {needed}")
     return [form.plugin or kind for kind, form in FORMATS.items() if (form.plugin or kind.upper()) in Image.OPEN]
 
@@ -148,7 +148,7 @@ def _colours(data: bytes, notes: list[str]) -> bytes:
 def _samples(name: str, image: Image.Image, icc: bytes, notes: list[str]) -> tuple[np.ndarray, bytes]:
     """Pixels and alpha, [H, W, 1 to 4] of uint8 or uint16, and the ICC profile that goes with them."""
     if image.mode not in _MODES:
-        raise bad_file(name, f"has pixels of mode {image.mode}, not {', '.join(_MODES)}")
+        raise unreadable(name, f"has pixels of mode {image.mode}, not {', '.join(_MODES)}")
     if image.mode == "CMYK":
         srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
         try:
@@ -179,7 +179,7 @@ def _deep_png(name: str, data: bytes, image: Image.Image) -> np.ndarray:
     samples: np.ndarray = imagecodecs.png_decode(data)
     seen = np.asarray(image)[:, :, [0, 3] if samples.shape[2] == 2 else slice(samples.shape[2])]
     if samples.dtype != np.uint16 or not np.array_equal(samples[:, :, : seen.shape[2]] >> 8, seen):
-        raise bad_file(name, "is a 16-bit image that imagecodecs and Pillow read differently")
+        raise unreadable(name, "is a 16-bit image that imagecodecs and Pillow read differently")
     return samples[:, :, : seen.shape[2]]
 
 
@@ -209,7 +209,7 @@ def _tiff_page(
 ) -> ImageFile:
     """One page, of the directory at this offset; `opened` is the file as Pillow reads it."""
     if tags.get(TiffImagePlugin.EXTRASAMPLES, ()) not in ((), (2,)):
-        raise bad_file(name, "has premultiplied alpha or an extra channel that is not alpha")
+        raise unreadable(name, "has premultiplied alpha or an extra channel that is not alpha")
     exif = Image.Exif()
     exif.endian, exif.bigtiff = tags._endian, tags._bigtiff
     exif.load_from_fp(io.BytesIO(data), offset)
@@ -254,7 +254,7 @@ def _pages(name: str, pages: list[TiffImagePlugin.ImageFileDirectory_v2], every:
     ]
     count = small.count(False)
     if count != 1 and not (every and count):
-        raise bad_file(name, f"has {count} pages: split it, e.g. magick {name} page-%d.tif, or rcnet denoise --pages all")
+        raise unreadable(name, f"has {count} pages: split it, e.g. magick {name} page-%d.tif, or rcnet denoise --pages all")
     return [index for index, copy in enumerate(small) if not copy], ["its reduced copy is not kept"] if any(small) else []
 
 
@@ -269,11 +269,11 @@ def _deep_tiff(name: str, data: bytes, index: int, notes: list[str]) -> np.ndarr
         Image._decompression_bomb_check((page.imagewidth, page.imagelength))
         inverted, kind, bits = page.photometric == 0, page.dtype.kind, page.bitspersample
         if page.photometric > 2 or kind not in "uf" or (kind == "u" and bits != 16) or (kind == "f" and inverted):
-            raise bad_file(
+            raise unreadable(
                 name, f"has {bits}-bit pixels of the kind {page.photometric.name} {page.dtype}: convert it to 8 or 16 bits"
             )
         if any(at + size > len(data) for at, size in zip(page.dataoffsets, page.databytecounts, strict=True)):
-            raise bad_file(name, "is truncated")
+            raise unreadable(name, "is truncated")
         samples: np.ndarray = page.asarray()
         if page.planarconfig == 2 and samples.ndim == 3:
             samples = np.moveaxis(samples, 0, -1)
@@ -284,7 +284,7 @@ def _deep_tiff(name: str, data: bytes, index: int, notes: list[str]) -> np.ndarr
         notes.append("its 64-bit floats become 32-bit")
     low, high = float(samples.min()), float(samples.max())
     if not (np.isfinite([low, high]).all() and -low <= high / 2):
-        raise bad_file(name, f"has values from {low:g} to {high:g}, and not numbers from about 0, black, up: add what is missing")
+        raise unreadable(name, f"has values from {low:g} to {high:g}, and not numbers from about 0, black, up: add what is missing")
     return samples.astype(np.float16 if bits == 16 else np.float32)
 
 

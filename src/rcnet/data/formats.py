@@ -104,7 +104,7 @@ class ImageFile:
         return {"L;16": "I;16", "L;F": "F", "L;F16": "F16"}.get(mode + deep, mode + deep)
 
 
-def bad_file(name: str, problem: str) -> InputError:
+def unreadable(name: str, problem: str) -> InputError:
     """The error of a file that cannot be read."""
     return InputError(f"{name} {' '.join(problem.split())}; {_VALID}")
 
@@ -120,7 +120,7 @@ def load_heif() -> None:
     pillow_heif.register_heif_opener(thumbnails=False)
 
 
-def lacking(kind: str) -> str:
+def missing_package(kind: str) -> str:
     """What to install for a format, or the empty string."""
     load_heif()
     if kind == "HEIC" and "HEIF" not in Image.SAVE:

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from rcnet.data import encoding
 from rcnet.data.decoding import decode, decode_tiff, is_tiff
-from rcnet.data.formats import CHUNKS, FORMATS, LABELS, NAMES, OWN_TAGS, SEGMENTS, SUFFIXES, ImageFile, bad_file, lacking
+from rcnet.data.formats import CHUNKS, FORMATS, LABELS, NAMES, OWN_TAGS, SEGMENTS, SUFFIXES, ImageFile, unreadable, missing_package
 from rcnet.errors import InputError, unknown
 from rcnet.replacing import replacing
 
@@ -69,9 +69,9 @@ def _read(source: Source, decoded: Callable[[str, bytes], list[ImageFile]]) -> l
     except InputError:
         raise
     except UnidentifiedImageError as error:
-        raise bad_file(name, "is no image that can be read") from error
+        raise unreadable(name, "is no image that can be read") from error
     except Exception as error:  # decoders raise nearly anything on a damaged file
-        raise bad_file(name, f"cannot be read: {error or type(error).__name__}") from error
+        raise unreadable(name, f"cannot be read: {error or type(error).__name__}") from error
 
 
 def check_writable(path: str | Path, image: ImageFile, *more: ImageFile) -> tuple[str, ...]:
@@ -99,9 +99,9 @@ def check_kind(kind: str, image: ImageFile, *more: ImageFile, name: str = "the i
         raise unknown("format", kind, FORMATS)
     if more and kind != "TIFF":
         raise InputError(f"{name} cannot be written: {kind} holds one page and there are {1 + len(more)}; valid: .tif, .tiff")
-    if lack := _lack(kind, image):
-        valid = ", ".join(suffix for suffix, other in SUFFIXES.items() if not _lack(other, image))
-        raise InputError(f"{name} cannot be written: {kind} {lack}; valid for this image: {valid}")
+    if problem := _unsupported(kind, image):
+        valid = ", ".join(suffix for suffix, other in SUFFIXES.items() if not _unsupported(other, image))
+        raise InputError(f"{name} cannot be written: {kind} {problem}; valid for this image: {valid}")
     lost = [label for field, label in LABELS.items() if getattr(image, field) and not _keeps(kind, field, image)]
     if image.kind != kind:
         labels: dict[Any, str] = {**CHUNKS, **SEGMENTS, **OWN_TAGS}
@@ -181,17 +181,17 @@ def _bytes(name: str, source: str | Path | bytes | IO[bytes]) -> bytes:
     if isinstance(source, str | Path):
         path = Path(source)
         if not path.is_file():
-            raise bad_file(name, "is a folder" if path.is_dir() else "is not a file" if path.exists() else "does not exist")
+            raise unreadable(name, "is a folder" if path.is_dir() else "is not a file" if path.exists() else "does not exist")
         source = path.read_bytes()
     data = source if isinstance(source, bytes) else source.read()
     if not data:
-        raise bad_file(name, "is empty")
+        raise unreadable(name, "is empty")
     return data
 
 
-def _lack(kind: str, image: ImageFile) -> str:
+def _unsupported(kind: str, image: ImageFile) -> str:
     """What keeps the image out of a format, or the empty string."""
-    if needed := lacking(kind):
+    if needed := missing_package(kind):
         return f"cannot be made here ({needed})"
     form = FORMATS[kind]
     if image.mode not in form.modes.split():

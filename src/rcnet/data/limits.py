@@ -4,7 +4,7 @@ import re
 import struct
 from typing import NamedTuple
 
-from rcnet.data.formats import bad_file
+from rcnet.data.formats import unreadable
 
 MAX_SCANS = 100  # of a JPEG: encoders write about 10, mozjpeg up to 20; each makes libjpeg pass over the whole picture once more
 MAX_SEGMENTS = (
@@ -40,9 +40,9 @@ def check(name: str, data: bytes) -> None:
     if data.startswith(b"\xff\xd8\xff"):
         found = read_jpeg(data)
         if found.scans > MAX_SCANS:
-            raise bad_file(name, f"has more than {MAX_SCANS} scans: save it as an ordinary JPEG")
+            raise unreadable(name, f"has more than {MAX_SCANS} scans: save it as an ordinary JPEG")
         if found.segments > MAX_SEGMENTS:
-            raise bad_file(name, f"has more than {MAX_SEGMENTS} segments: save it without its metadata")
+            raise unreadable(name, f"has more than {MAX_SEGMENTS} segments: save it without its metadata")
     elif data.startswith(b"\x89PNG\r\n\x1a\n"):
         _check_png(name, data)
     elif data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -96,7 +96,7 @@ def _check_png(name: str, data: bytes) -> None:
     while at + 8 <= len(data) and data[at + 4 : at + 8] != b"IEND":
         pixels, others = (pixels + 1, others) if data[at + 4 : at + 8] == b"IDAT" else (pixels, others + 1)
         if others > MAX_CHUNKS or pixels > MAX_CHUNKS + len(data) // MIN_IDAT:
-            raise bad_file(name, f"has more than {others + pixels - 1} chunks: save it as an ordinary PNG")
+            raise unreadable(name, f"has more than {others + pixels - 1} chunks: save it as an ordinary PNG")
         at += 12 + int.from_bytes(data[at : at + 4])
 
 
@@ -112,12 +112,12 @@ def _check_tiff(name: str, data: bytes) -> None:
             (number,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
             entries += number
             if entries > MAX_ENTRIES:
-                raise bad_file(name, f"has more than {MAX_ENTRIES} entries in its directories: save it as one picture")
+                raise unreadable(name, f"has more than {MAX_ENTRIES} entries in its directories: save it as one picture")
             for place in range(number):
                 kind, values = struct.unpack_from(f"{order}H{word}", data, at + count + entry * place + 2)
                 asked += values * (_TIFF_SIZES[kind] if kind < len(_TIFF_SIZES) else 1)
             if asked > TAG_BYTES * len(data):
-                raise bad_file(name, "has tags that name more bytes than the file has: save it anew")
+                raise unreadable(name, "has tags that name more bytes than the file has: save it anew")
             (at,) = struct.unpack_from(order + word, data, at + count + entry * number)
     except struct.error:  # truncated: its decoder says so
         return

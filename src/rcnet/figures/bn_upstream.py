@@ -25,7 +25,7 @@ def norms_by_upstream(model: RecurrentNet) -> tuple[str, dict[str, nn.Module]]:
     for name, cell in model.named_children():
         if isinstance(cell, RecurrentCell) and cell.by_upstream:
             rows: Any = cell.norms
-            taken = {t: row[0][0] for t, row in ((cell.upstream_of(place), row) for place, row in enumerate(rows)) if len(row)}
+            taken = {t: row[0][0] for t, row in ((cell.upstream_of(index), row) for index, row in enumerate(rows)) if len(row)}
             norms = {f"{t} step{'s' * (t > 1)} upstream": norm for t, norm in taken.items() if t}
             if len(norms) > 1:
                 return name, norms

@@ -38,12 +38,12 @@ def dial(
                 label="another is better, and no dearer",
             )
         below = metric == "error"
-        for place, (text, (x, y)) in enumerate(points.items()):  # in turns on the two sides of the curve, where there is room
-            right = place % 2 == 0
+        for index, (text, (x, y)) in enumerate(points.items()):  # in turns on the two sides of the curve, where there is room
+            right = index % 2 == 0
             offset = (4 if right else -4, 5 if right == below else -11)
             panel.annotate(text, (x, y), xytext=offset, textcoords="offset points", fontsize=7, ha="left" if right else "right")
-        for place, (label, (x, y)) in enumerate((others or {}).items(), start=2):
-            panel.plot([x], [y], **(style(place) | {"linestyle": ""}), markersize=7)
+        for index, (label, (x, y)) in enumerate((others or {}).items(), start=2):
+            panel.plot([x], [y], **(style(index) | {"linestyle": ""}), markersize=7)
             panel.annotate(label, (x, y), xytext=(-7, 0), textcoords="offset points", fontsize=8, ha="right", va="center")
         if others and max(x for x, _ in others.values()) > 10 * max(x for x, _ in points.values()):
             panel.set_xscale("log")

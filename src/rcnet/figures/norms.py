@@ -30,9 +30,9 @@ def draw_norms(norms: Mapping[str, nn.Module], title: str) -> Image.Image:
         for panel, (variable, name) in zip(panels.flat, VARIABLES.items(), strict=True):
             values = {label: values_of(norm, variable) for label, norm in norms.items()}
             order = np.argsort(next(iter(values.values())), kind="stable")
-            for place, (label, value) in enumerate(values.items()):
+            for index, (label, value) in enumerate(values.items()):
                 panel.plot(
-                    np.arange(1, len(order) + 1), value[order], **style(place) | {"linestyle": ""}, markersize=3.5, label=label
+                    np.arange(1, len(order) + 1), value[order], **style(index) | {"linestyle": ""}, markersize=3.5, label=label
                 )
             positive = all((value > 0).all() for value in values.values())
             if variable == "running_var" and positive:

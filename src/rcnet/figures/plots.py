@@ -55,7 +55,7 @@ def to_image(figure: "Figure") -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def style(place: int) -> dict[str, Any]:
-    """Colour, marker and line of the series at a place."""
-    turn = place % len(COLOURS)
+def style(index: int) -> dict[str, Any]:
+    """Colour, marker and line of the series at an index."""
+    turn = index % len(COLOURS)
     return {"color": COLOURS[turn], "marker": MARKERS[turn], "linestyle": LINES[turn]}

@@ -1,4 +1,4 @@
-"""`save` and `load`: a network in one safetensors file whose metadata says what it is, how to feed it and what it reached."""
+"""`save` and `load`: a network in one safetensors file; the metadata hold architecture, preprocessing and results."""
 
 import copy
 import json
@@ -21,7 +21,7 @@ from rcnet.models.registry import architecture_of, build_model, build_shapes, en
 from rcnet.replacing import replacing
 
 KEY = "rcnet"  # the one metadata key, holding JSON
-JUDGE = "judge."  # begins the names of the tensors of a denoiser's judge
+JUDGE = "judge."  # prefix of the tensors of a denoiser's judge
 
 
 def bundled() -> dict[str, Path]:
@@ -31,7 +31,7 @@ def bundled() -> dict[str, Path]:
 
 
 def find(name_or_path: str | Path) -> Path:
-    """The file of bundled weights, of a path or of `hf-hub:user/name`, or `InputError` that names the bundled ones."""
+    """The file for the name of bundled weights, a path or `hf-hub:user/name`, or `InputError` with the bundled names."""
     if str(name_or_path).startswith(PREFIX):
         return fetch(str(name_or_path).removeprefix(PREFIX))
     known = bundled()
@@ -41,14 +41,14 @@ def find(name_or_path: str | Path) -> Path:
     if path.is_file():
         return path
     if (inside := path / "weights.safetensors").is_file():
-        raise InputError(f"{path} is a folder; the weights of this run: {inside}")
+        raise InputError(f"{path} is a folder; the weights of this run are {inside}")
     if path.suffix == ".safetensors" or path.parent != Path():
         raise InputError(f"no file of weights at {path}; bundled weights: {', '.join(known) or 'none'}")
     raise unknown("weights", name_or_path, known)
 
 
 def read_metadata(name_or_path: str | Path) -> dict[str, Any]:
-    """Metadata of a file of weights: `architecture`, `preprocessing`, `results`, `training`, without reading the tensors."""
+    """The metadata of a file of weights (`architecture`, `preprocessing`, `results`, `training`), without reading the tensors."""
     path = find(name_or_path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -56,29 +56,36 @@ def read_metadata(name_or_path: str | Path) -> dict[str, Any]:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a readable safetensors file: {error}") from error
     if metadata is None:
-        raise InputError(f"{path} was not written by rcnet.save: it does not say which architecture it holds")
+        raise InputError(f"{path} was not written by rcnet.save: its metadata name no architecture")
     try:
         read = json.loads(metadata)
         if not isinstance(read["architecture"]["config"], dict) or not isinstance(read.setdefault("results", []), list):
             raise TypeError
         read["architecture"]["name"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged: its metadata names no architecture, or its results are no list") from error
+        raise InputError(f"{path} is damaged: its metadata name no architecture, or its results are not a list") from error
     return read
 
 
 def save(model: RecurrentNet, path: str | Path, *, half: bool = False, **metadata: Any) -> None:
     """Writes the model's weights and `metadata` (JSON values, e.g. `results`, `training`) to one safetensors file, atomically.
 
-    Each kernel is stored once. What `load` read of the model's file is kept; of weights that have changed since, `results` are
-    not, and `training` becomes its `before`. `preprocessing` is what the model says of itself, completed by what is given.
+    Each kernel is stored once. Metadata that `load` read are kept; if the weights have changed since, `results` are dropped and
+    the old `training` becomes `before` in the new one. `preprocessing` is the model's `about`, completed by the given values.
 
     Args:
-        half: kernels are rounded to bf16 in the file, which is then half as large; measure its results again. Kernels that bf16
-            holds exactly are always stored as such.
+        half: round the kernels to bf16, which halves the file; measure its results again. Kernels that bf16 represents exactly
+            are always stored in bf16.
 
     Raises:
         InputError: the model was not made by `create_model` or `load`, or was changed so that `load` could not read it.
+
+    Example:
+        >>> import rcnet, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     rcnet.save(rcnet.create_model("r3", steps=(1, 2)), f"{folder}/r3.safetensors")
+        ...     rcnet.load(f"{folder}/r3.safetensors").steps
+        (1, 2)
     """
     model = getattr(model, "_orig_mod", model)
     architecture = architecture_of(model)
@@ -87,8 +94,8 @@ def save(model: RecurrentNet, path: str | Path, *, half: bool = False, **metadat
     judge = {name: state.pop(name) for name in [*state] if name.startswith(JUDGE)}
     if different := _difference(fresh, state):
         raise InputError(
-            f"this network is not as create_model({architecture['name']!r}) makes it: {different} (unrolled, pruned, a new head?)"
-            "; save the network that it was made from, or create it with the options that it has now, e.g. num_classes"
+            f"this network differs from create_model({architecture['name']!r}): {different} (unrolled, pruned, a new head?); "
+            "save the network that it was made from, or create it with its present options, e.g. num_classes"
         )
     state |= judge
     if half:
@@ -115,7 +122,7 @@ def save(model: RecurrentNet, path: str | Path, *, half: bool = False, **metadat
 
 
 def _state(model: RecurrentNet) -> dict[str, Tensor]:
-    """The tensors of a network and of its judge, which is kept under `judge.`."""
+    """The tensors of a network, and those of its judge with the prefix `judge.`."""
     judge = getattr(model, "judge", None)
     beside = {} if judge is None else {JUDGE + name: tensor for name, tensor in judge.state_dict().items()}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in {**model.state_dict(), **beside}.items()}
@@ -126,7 +133,7 @@ def _is_kernel(tensor: Tensor) -> bool:
 
 
 def _fits_bf16(tensor: Tensor) -> bool:
-    """Whether it is a kernel that bf16 holds without a loss."""
+    """Whether it is a kernel that bf16 represents exactly."""
     return _is_kernel(tensor) and tensor.dtype == torch.float32 and torch.equal(tensor.bfloat16().float(), tensor)
 
 
@@ -144,32 +151,42 @@ def _difference(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
     if not wrong:
         return ""
     shapes = [str(list(part[wrong[0]].shape)) if wrong[0] in part else "missing" for part in (expected, state)]
-    return f"{len(wrong)} tensors differ, the first is {wrong[0]}: {shapes[0]} there, {shapes[1]} here"
+    return f"{len(wrong)} tensors differ, first {wrong[0]}: expected {shapes[0]}, found {shapes[1]}"
 
 
 def load(name_or_path: str | Path) -> RecurrentNet:
-    """A network with its trained weights, in evaluation mode: bundled weights by name, or a file written by `save`.
+    """A network with trained weights, in evaluation mode.
 
-    `hf-hub:user/name`, or `hf-hub:user/name@revision`, is downloaded from the Hugging Face hub (`pip install 'rcnet[hub]'`). The
-    file's metadata is on the model as `metadata`; what it says of images is also in `about`.
+    Args:
+        name_or_path: the name of bundled weights; a file written by `save`; or `hf-hub:user/name` or `hf-hub:user/name@revision`,
+            which is downloaded from the Hugging Face hub (`pip install 'rcnet[hub]'`).
+
+    Returns:
+        the network. Its `metadata` are those of the file; what they say about images is also in `about`.
 
     Raises:
-        InputError: no such weights, not a file of weights, weights of another architecture than the file claims, or of one
-            that is not registered.
+        InputError: no such weights, not a file of weights, tensors that do not fit the architecture named in the file, or an
+            architecture that is not registered.
+
+    Example:
+        >>> import rcnet, torch
+        >>> net = rcnet.load("r2.cifar10")
+        >>> net.about.classes[:3], net(torch.rand(1, 3, 32, 32)).shape
+        (('airplane', 'automobile', 'bird'), torch.Size([1, 10]))
     """
     path = find(name_or_path)
     metadata = read_metadata(path)
     architecture = metadata["architecture"]
     model = build_model(entry(architecture["name"]), architecture["config"])
     with safe_open(path, framework="pt") as file:
-        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    state = {name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor for name, tensor in held.items()}
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    state = {name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor for name, tensor in stored.items()}
     if "judge" in metadata:
         attach_judge(model, Judge(**metadata["judge"]["config"]).eval())
     if different := _difference(_state(model), state):
-        raise InputError(f"{path} does not hold weights of this {architecture['name']}: {different}")
+        raise InputError(f"{path} does not contain weights of this {architecture['name']}: {different}")
     if not all(torch.isfinite(tensor).all() for tensor in state.values()):
-        raise InputError(f"{path} holds numbers that are not finite: the training that wrote it diverged")
+        raise InputError(f"{path} contains non-finite numbers: the training that wrote it diverged")
     for module, prefix in ((model, ""), (getattr(model, "judge", None), JUDGE)):
         if module is not None:
             module.load_state_dict({name: state[prefix + name] for name in module.state_dict()})

@@ -15,8 +15,8 @@ WEIGHTS = "model.safetensors"  # the file of weights in a repository
 
 @contextmanager
 def hub(name: str) -> Iterator[Any]:
-    """The package huggingface_hub; what it raises becomes an `InputError` of one line that names the repository."""
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the line of the error says it; its tries are no news
+    """The package huggingface_hub. Its exceptions become an `InputError` of one line that names the repository."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # one line of error is enough; its retries need no log
     try:
         api: Any = importlib.import_module("huggingface_hub")
         errors: Any = importlib.import_module("huggingface_hub.errors")
@@ -31,11 +31,12 @@ def hub(name: str) -> Iterator[Any]:
 
 
 def fetch(name: str) -> Path:
-    """The file of weights of `user/name`, or `user/name@revision`: downloaded, or from the cache if it is the newest or if the
-    hub cannot be reached.
+    """The file of weights of `user/name`, or `user/name@revision`: downloaded, or from the cache if that is up to date or the hub
+    cannot be reached.
 
     Raises:
-        InputError: huggingface_hub is not installed, there is no such repository or file of weights in it, or it is not reached.
+        InputError: huggingface_hub is not installed, the repository does not exist or has no file of weights, or the hub cannot
+            be reached.
     """
     repository, _, revision = name.partition("@")
     with hub(name) as api:

@@ -23,7 +23,7 @@ KEPT = ("checkpoint.pt", "weights.safetensors", "result.json")  # what a run mus
 
 
 @contextmanager
-def held(folder: Path, name: str = "training.lock", tries: int = 10) -> Iterator[None]:
+def locked(folder: Path, name: str = "training.lock", tries: int = 10) -> Iterator[None]:
     """Keeps a folder to one process, or `InputError` after so many tries. The lock goes with the process, however that ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def held(folder: Path, name: str = "training.lock", tries: int = 10) -> Iterator
         yield
 
 
-def goes_on(out: Path, resume: bool) -> bool:
+def can_resume(out: Path, resume: bool) -> bool:
     """Whether the folder holds a checkpoint to go on from, or `InputError` where a run would overwrite what is there."""
     there = [name for name in KEPT if (out / name).exists()]
     if there and not resume:

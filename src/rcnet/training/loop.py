@@ -32,13 +32,13 @@ from rcnet.replacing import replacing
 from rcnet.setting import Setting
 from rcnet.tasks import task_of
 from rcnet.tasks.task import Batch, Setup, Task
-from rcnet.training.checkpoint import add_line, cut_log, goes_on, held, read_checkpoint, read_result, write_checkpoint
+from rcnet.training.checkpoint import add_line, cut_log, can_resume, locked, read_checkpoint, read_result, write_checkpoint
 from rcnet.training.console import Board, clock_text, progress_bar, stopped_by_signals
 from rcnet.training.optimizer import learning_rate_factor, make_optimizers, set_learning_rate
 from rcnet.training.parallel import average, join, leave, share
 from rcnet.training.provenance import commit, made_here
 from rcnet.training.recipe import Recipe, fixed
-from rcnet.training.start import about_before, check_batch, compiled, new_network, of_init, take_weights
+from rcnet.training.start import about_before, check_batch, compiled, new_network, with_init_model, take_weights
 from rcnet.training.steps import check_probabilities, draw_steps, expected_cost
 from rcnet.training.teaching import Teacher, make_teacher
 
@@ -78,13 +78,13 @@ class Trainer:
     """One run's state: the network, its average, the optimizers and how far they are."""
 
     def __init__(self, recipe: Recipe, data: Path, out: Path, resume: bool) -> None:
-        recipe, found = of_init(recipe)
+        recipe, found = with_init_model(recipe)
         self.recipe, self.out, self.resume, self.commit = recipe, out, resume, commit()
         self.checkpoint = out / "checkpoint.pt"
         self.device = best_device()
         self.world = join(self.device)
         self.writes = self.world.rank == 0
-        going_on = share(self.writes and goes_on(out, resume), self.world)
+        going_on = share(self.writes and can_resume(out, resume), self.world)
         if recipe.batch % (self.world.size * recipe.accumulate):
             raise InputError(
                 f"batch = {recipe.batch} does not divide into {self.world.size} processes x {recipe.accumulate} parts "
@@ -183,8 +183,8 @@ class Trainer:
 
     def go(self, progress: bool, clock: Callable[[], float], tensorboard: bool = False) -> dict[str, Any]:
         """Trains to the end, in a folder that no other process is at."""
-        with held(self.out) if self.writes else nullcontext():
-            if share(self.writes and goes_on(self.out, self.resume), self.world):
+        with locked(self.out) if self.writes else nullcontext():
+            if share(self.writes and can_resume(self.out, self.resume), self.world):
                 self.restore(share(read_checkpoint(self.checkpoint, self.identity()) if self.writes else None, self.world))
             if self.writes:
                 cut_log(self.out / "log.jsonl", self.iteration)

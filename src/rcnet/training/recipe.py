@@ -142,12 +142,12 @@ def read_overrides(overrides: Sequence[str], table: dict[str, Any] | None = None
         if not equals:
             raise InputError(f"{override!r} is not an override: give key=value, e.g. batch=8 or optimizer.lr=1e-3")
         *sections, last = key.split(".")
-        place = table
+        target = table
         for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
                 raise InputError(f"{section!r} in {override!r} is not a section of a recipe")
-        place[last] = _toml_value(text)
+        target[last] = _toml_value(text)
     return table
 
 

@@ -20,7 +20,7 @@ from rcnet.training.recipe import Recipe
 from rcnet.training.steps import offer
 
 
-def of_init(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
+def with_init_model(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with the network of the weights that it starts from, and their metadata, where it names no network itself."""
     if "name" in recipe.model or not recipe.init:
         return recipe, {}

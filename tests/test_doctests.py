@@ -1,0 +1,32 @@
+"""The examples in docstrings run, and every public name that documents itself here has one."""
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+import rcnet
+from rcnet.models import registry
+
+ROOT = Path(rcnet.__file__).parent
+WITH_EXAMPLES = sorted(path.relative_to(ROOT.parent) for path in ROOT.rglob("*.py") if ">>>" in path.read_text())
+METHODS = ("choices", "offer", "per_cell", "recurrent_cells", "forward")  # of RecurrentNet, in docs/reference.md
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=str)
+def test_the_examples_of_a_module_run(path, monkeypatch):
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))  # what an example registers goes with it
+    module = importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
+    result = doctest.testmod(module)
+    assert result.attempted and not result.failed
+
+
+@pytest.mark.parametrize("name", rcnet.__all__)
+def test_every_public_name_has_an_example(name):
+    assert ">>>" in (getattr(rcnet, name).__doc__ or "")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_documented_method_has_an_example(name):
+    assert ">>>" in (getattr(rcnet.RecurrentNet, name).__doc__ or "")
