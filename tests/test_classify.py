@@ -147,7 +147,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(cifar_folder, tmp_pa
     assert whole.step() == pytest.approx(parts.step(), rel=1e-5)
     for ours, theirs in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
-    with pytest.raises(InputError, match="batch = 20 does not divide into 1 processes x 3 parts"):
+    with pytest.raises(InputError, match="batch = 20 cannot be divided evenly among 1 processes x 3 parts"):
         Trainer(small("accumulate=3"), cifar_folder, tmp_path / "third", False)
 
 
@@ -248,11 +248,11 @@ def test_a_run_may_be_fine_tuned_to_other_classes(cifar_folder, weights, tmp_pat
     shutil.rmtree(tmp_path / "nine" / "train" / "ship")
     shutil.rmtree(tmp_path / "nine" / "test" / "ship")
     run = Trainer(small(f"init={weights}", "model.width=0.25"), tmp_path / "nine", tmp_path / "run", False)
-    assert capsys.readouterr().err.endswith("has no weights for classifier: they start fresh\n")
+    assert capsys.readouterr().err.endswith("has no weights for classifier, which start from fresh weights\n")
     kernel = "cell2.body.conv1.weight"
     assert torch.equal(run.model.state_dict()[kernel], load(weights).state_dict()[kernel])
     assert run.model.classifier.out_features == 9
-    with pytest.raises(InputError, match="does not fit, as the kernels of all cells must"):
+    with pytest.raises(InputError, match="does not fit; the kernels of all cells must fit"):
         Trainer(small(f"init={weights}", "model.width=0.125"), cifar_folder, tmp_path / "run", False)
 
 
@@ -415,7 +415,7 @@ def test_calibration_takes_the_cheapest_that_is_safe(given):
     assert bold.steps[0] == answers.steps[0]
     assert bold.confidence < 0.5
     for risk in (0, 1):
-        with pytest.raises(InputError, match="a part above 0 and below 1"):
+        with pytest.raises(InputError, match="a fraction between 0 and 1"):
             adaptive.calibrate(answers, labels, cost, risk)
 
 

@@ -253,7 +253,7 @@ def test_train_and_resume(run, refused, tmp_path):
     assert status == 0, err
     assert out.endswith("next: rcnet denoise IN --model run/weights.safetensors\n")
     assert "the weights of this run: run/weights.safetensors" in refused("denoise", BSD, "--model", "run")
-    assert "already holds a run" in refused(*arguments, "--data", BSD, "--out", "run")
+    assert "already contains a run" in refused(*arguments, "--data", BSD, "--out", "run")
     before = snapshot()
     assert run("train", "r3_fast", "--data", BSD, "--out", "run", "--resume", *arguments[2:])[0] == 0
     assert snapshot() == before  # a finished run is left as it is

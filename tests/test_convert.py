@@ -236,10 +236,10 @@ def test_more_rank_is_nearer_and_costs_more():
 def test_regions():
     net = convert(trained(UNet()), 2, regions=["middle"])
     assert [done.name for done in net.conversion.replaced] == ["middle.0-3"]
-    assert "is in no region that was named" in {kept.reason for kept in net.conversion.kept}
+    assert "is in none of the regions" in {kept.reason for kept in net.conversion.kept}
     with pytest.raises(InputError, match="unknown region 'midle': did you mean 'middle'"):
         convert(UNet(), regions=["midle"])
-    with pytest.raises(InputError, match="repeats no block in pool"):
+    with pytest.raises(InputError, match="has no repeated blocks in pool"):
         convert(UNet(), regions=["pool"])
 
 
@@ -274,11 +274,11 @@ class Side(nn.Module):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (Looping, "block is called 2 times already"),
+        (Looping, "block is already called 2 times"),
         (Deciding, r"depends on the values of tensors \(Tensor\.__bool__\)"),
-        (Side, r"blocks\.0 what it gives is used again later"),
+        (Side, r"blocks\.0 its output is used again later"),
         (lambda: nn.Sequential(conv_block(3), nn.Conv2d(3, 3, 1)), "0 no equal block follows it"),
-        (lambda: nn.Sequential(nn.Linear(7, 7)), r"cannot be followed on an image of \[2, 3, 64, 64\]"),
+        (lambda: nn.Sequential(nn.Linear(7, 7)), r"cannot be traced on an image of \[2, 3, 64, 64\]"),
     ],
 )
 def test_what_cannot_be_converted_is_said(make, reason):
@@ -425,7 +425,7 @@ def test_a_folder_of_transformers(run, refused, tmp_path):
     assert net.about.size == (32, 32)
     with torch.no_grad():
         torch.testing.assert_close(net(x), model((x - 0.5) / 0.25).logits, rtol=0, atol=1e-4)
-    assert "has its own configuration" in refused("convert", tmp_path / "old", "a=1", "-o", "x.safetensors")
+    assert "contains its configuration" in refused("convert", tmp_path / "old", "a=1", "-o", "x.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -437,7 +437,7 @@ def test_a_folder_of_transformers(run, refused, tmp_path):
         (("tests.test_convert:small", "--task", "sharpen"), "unknown task 'sharpen': valid: classify, denoise"),
         (("tests.test_convert:small", "--task", "classify", "--mean", "x"), "--mean x is not valid"),
         (("tests.test_convert:small", "classes=3", "--task", "classify"), "cannot be built"),
-        (("tests.test_convert:block16", "--task", "classify"), "cannot be followed on an image"),
+        (("tests.test_convert:block16", "--task", "classify"), "cannot be traced on an image"),
     ],
 )
 def test_the_command_says_what_is_wrong(refused, forgotten, arguments, message):
@@ -609,7 +609,7 @@ def test_what_convert_refuses_says_why(refused, tmp_path):
     torch.save({f"module.{name}": x for name, x in small().state_dict().items()}, tmp_path / "old.pt")
     told = refused(*arguments, "--size", "32", "--weights", tmp_path / "old.pt")
     assert 'Missing key(s) in state_dict: "' in told
-    with pytest.raises(InputError, match=r"cannot be followed on an image of .*: not 48 pixels"):
+    with pytest.raises(InputError, match=r"cannot be traced on an image of .*: not 48 pixels"):
         convert(Strict(), 2, example=torch.rand(1, 3, 16, 16))
 
 

@@ -219,13 +219,13 @@ def test_results_of_bundled_weights_go_to_a_copy(run, refused, tmp_path):
     known = read_metadata("r3_fast.bsd-gray-25")["results"]
     assert [result["sigma"] for result in results] == [*(result["sigma"] for result in known), 15.0, 50.0]
     shutil.copy(bundled()["r3_fast.gray"], tmp_path / "r3_fast.bsd-gray-25.safetensors")
-    assert "holds other weights" in run(*arguments)[2]
+    assert "contains other weights" in run(*arguments)[2]
     named, other = tmp_path / "named.safetensors", tmp_path / "other.safetensors"
     shutil.copy(bundled()["r3.bsd-gray-25"], other)
     shutil.copy(bundled()["r3_fast.bsd-gray-25"], named)
     model = rcnet.load(named)
     shutil.copy(other, named)  # a training writes there while this one is measured
-    with pytest.raises(InputError, match="was written by others since it was loaded"):
+    with pytest.raises(InputError, match="has changed since it was loaded"):
         record_result(model, named, {"rows": []})
     assert named.read_bytes() == other.read_bytes()
 

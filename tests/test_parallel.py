@@ -105,7 +105,7 @@ def test_a_batch_is_shared_evenly(cifar_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "join", lambda device: World(1, 3))
     monkeypatch.setattr(loop, "share", lambda value, world: value)
     monkeypatch.setattr(loop, "average", lambda model, world, values: values)
-    with pytest.raises(Exception, match="batch = 20 does not divide into 3 processes"):
+    with pytest.raises(Exception, match="batch = 20 cannot be divided evenly among 3 processes"):
         Trainer(small(), cifar_folder, tmp_path / "run", False)
     run = Trainer(small("batch=24"), cifar_folder, tmp_path / "run", False)
     whole, seen = run.task.batch(np.random.default_rng([0, 0]), 0), []

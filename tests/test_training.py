@@ -81,7 +81,7 @@ def test_a_killed_run_resumed_ends_with_the_weights_of_one_left_alone(tmp_path):
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     process = subprocess.Popen(command(tmp_path / "run", iterations=100_000), stderr=subprocess.PIPE, text=True)
     wait_for_iteration(tmp_path / "run", 3, process)
-    with pytest.raises(InputError, match="another process is at"):
+    with pytest.raises(InputError, match="another process is using"):
         train(tiny("iterations=100_000"), DATA, tmp_path / "run", resume=True, progress=False)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)
@@ -173,7 +173,7 @@ def test_finished_weights_are_not_overwritten_where_the_checkpoint_is_gone(tmp_p
     train(tiny(), DATA, tmp_path / "run", progress=False)
     (tmp_path / "run" / "checkpoint.pt").unlink()
     weights = (tmp_path / "run" / "weights.safetensors").read_bytes()
-    with pytest.raises(InputError, match=r"no checkpoint\.pt to go on from"):
+    with pytest.raises(InputError, match=r"no checkpoint\.pt to resume from"):
         train(tiny("iterations=2"), DATA, tmp_path / "run", resume=True, progress=False)
     assert (tmp_path / "run" / "weights.safetensors").read_bytes() == weights
 
@@ -452,9 +452,9 @@ def test_training_takes_what_fits_of_weights_of_other_steps_and_heads(tmp_path, 
     taken, own = load(first).state_dict(), run.model.state_dict()
     assert all(torch.equal(tensor, own[name]) for name, tensor in taken.items())
     told = f"rcnet: init = '{first}' has no weights for "
-    assert capsys.readouterr().err == f"{told}cell1.norms, cell2.norms, cell3.norms: they start fresh\n"
+    assert capsys.readouterr().err == f"{told}cell1.norms, cell2.norms, cell3.norms, which start from fresh weights\n"
     Trainer(tiny(f"init='{first}'", "model.in_chans=3"), DATA, tmp_path / "colour", False)
-    assert capsys.readouterr().err == f"{told}cell1.norms, cell2.norms, cell3.norms, head, stem: they start fresh\n"
+    assert capsys.readouterr().err == f"{told}cell1.norms, cell2.norms, cell3.norms, head, stem, which start from fresh weights\n"
     run.step()
 
 
@@ -502,7 +502,7 @@ def test_epochs(tmp_path):
 def test_an_existing_run_is_not_touched_without_resume(tmp_path):
     train(tiny(), DATA, tmp_path / "run", progress=False)
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
-    with pytest.raises(InputError, match="already holds a run"):
+    with pytest.raises(InputError, match="already contains a run"):
         train(tiny(), DATA, tmp_path / "run", progress=False)
     with pytest.raises(InputError, match="another run: seed was 0 and is now 1"):
         train(replace(tiny(), seed=1), DATA, tmp_path / "run", resume=True, progress=False)

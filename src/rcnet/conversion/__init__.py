@@ -1,4 +1,4 @@
-"""An ordinary network made recurrent: its repeated blocks found, and each run of them replaced by a cell."""
+"""Conversion of ordinary networks: each run of repeated blocks is replaced by one recurrent cell."""
 
 from rcnet.conversion.convert import Conversion, ConvertedNet, Init, Kept, Replaced, convert
 from rcnet.conversion.record import first_tensor

@@ -1,4 +1,4 @@
-"""What a block becomes: a body that takes its norms, and a cell whose steps may differ by more than norms."""
+"""The cells of converted networks: a block becomes a body that takes its norms, and steps may also have low-rank differences."""
 
 import copy
 import operator
@@ -14,7 +14,7 @@ from rcnet.conversion.record import NORMS
 
 
 class Value(nn.Module):
-    """A parameter or buffer as a module: what a step has of its own, beside its norms."""
+    """A parameter or buffer as a module, which each step has its own copy of, like its norms."""
 
     value: Tensor
 
@@ -33,11 +33,11 @@ class Value(nn.Module):
 class RelaxedCell(RecurrentCell):
     """A recurrent cell whose steps may add layers of low rank to the shared ones (Bae et al. 2024, arXiv 2410.20672).
 
-    Its body is called as `body(x, [*norms, *differences])`, both those of the step. A tuple passes through but for its first
-    tensor, [B, C, H, W]: what layers further down the chain take beside the cell's output.
+    The body is called as `body(x, [*norms, *differences])` with those of the step. If the input is a tuple, the cell changes only
+    its first tensor, [B, C, H, W]; the others bypass the cell, for layers further down the chain.
 
     Args:
-        differences: the modules of each step; none unless given.
+        differences: the modules of each step; default: none.
         others: as for `RecurrentCell`.
     """
 
@@ -53,7 +53,7 @@ class RelaxedCell(RecurrentCell):
         return [[*group, *more[t]] for t, group in enumerate(groups)]
 
     def forward(self, x: Any, steps: int, upstream: int = 0) -> Any:
-        """x: [B, C, H, W], or a tuple that begins with it; the same shape."""
+        """x: [B, C, H, W], or a tuple that begins with it. The output has the same shape."""
         return _passing([self.body] * steps, self._parts(steps, upstream), x)
 
     def fixed(self, steps: int, upstream: int) -> Cell:
@@ -67,24 +67,24 @@ class RelaxedCell(RecurrentCell):
 
 
 class UntiedCell(StandardCell):
-    """As `StandardCell`; a tuple passes through but for its first tensor."""
+    """As `StandardCell`; of a tuple, only the first tensor changes."""
 
     def forward(self, x: Any, steps: int, upstream: int = 0) -> Any:
         return _passing(list(self.bodies), list(self.norms), x)
 
 
 def _passing(bodies: Sequence[nn.Module], parts: Sequence[Any], x: Any) -> Any:
-    y, *held = x if isinstance(x, tuple) else (x,)
-    for body, own in zip(bodies, parts, strict=True):
-        y = body(y, own)
-    return (y, *held) if held else y
+    y, *rest = x if isinstance(x, tuple) else (x,)
+    for body, norms in zip(bodies, parts, strict=True):
+        y = body(y, norms)
+    return (y, *rest) if rest else y
 
 
 def take_out(graph: fx.Graph, root: nn.Module, vectors: bool) -> list[str]:
-    """Makes norms an argument of a graph, `norms`; returns the names of what they stand for, in their order.
+    """Replaces the norms of a graph by an argument `norms`; returns the names of the replaced modules, in the order of `norms`.
 
     Args:
-        vectors: so are the parameters and buffers of one dimension that are used outside of layers (a layer's scale).
+        vectors: also replace one-dimensional parameters and buffers that are used outside layers (e.g. layer scale).
     """
     first = next(iter(graph.nodes))
     with graph.inserting_after(first):
@@ -106,9 +106,9 @@ def take_out(graph: fx.Graph, root: nn.Module, vectors: bool) -> list[str]:
             args = ()
         else:
             continue
-        own = part(str(node.target))
+        norm = part(str(node.target))
         with graph.inserting_before(node):
-            called = graph.call_method("__call__", (own, *args), dict(node.kwargs))
+            called = graph.call_method("__call__", (norm, *args), dict(node.kwargs))
         node.replace_all_uses_with(called)
         graph.erase_node(node)
     return list(names)
@@ -125,7 +125,7 @@ def tensor_of(root: nn.Module, name: str) -> Tensor:
 
 
 def own_part(root: nn.Module, name: str) -> nn.Module:
-    """A copy of what `take_out` took out of a graph, by name."""
+    """A copy of a module or tensor that `take_out` replaced, by name."""
     found: Any = root
     for part in name.split("."):
         found = getattr(found, part)
@@ -133,7 +133,7 @@ def own_part(root: nn.Module, name: str) -> nn.Module:
 
 
 def add_differences(graph: fx.Graph, root: nn.Module, before: int) -> list[str]:
-    """Adds to each convolution and linear layer what the norms from number `before` give; returns the layers' names."""
+    """Adds to each convolution and linear layer the output of a module in `norms`, from index `before`; returns the layers' names."""
     given = next(node for node in graph.nodes if node.op == "placeholder" and node.target == "norms")
     names: list[str] = []
     for node in list(graph.nodes):
@@ -142,9 +142,9 @@ def add_differences(graph: fx.Graph, root: nn.Module, before: int) -> list[str]:
         if node.target not in names:
             names.append(str(node.target))
         with graph.inserting_after(node):
-            own = graph.call_function(operator.getitem, (given, before + names.index(str(node.target))))
-        with graph.inserting_after(own):
-            more = graph.call_method("__call__", (own, *node.args), dict(node.kwargs))
+            extra = graph.call_function(operator.getitem, (given, before + names.index(str(node.target))))
+        with graph.inserting_after(extra):
+            more = graph.call_method("__call__", (extra, *node.args), dict(node.kwargs))
         with graph.inserting_after(more):
             total = graph.call_function(torch.add, (node, more))
         node.replace_all_uses_with(total, delete_user_cb=lambda user, total=total: user is not total)

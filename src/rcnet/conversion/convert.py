@@ -1,4 +1,4 @@
-"""`convert`: an ordinary network with repeated blocks made one with recurrent cells."""
+"""`convert`: turns an ordinary network with repeated blocks into one with recurrent cells."""
 
 import copy
 import operator
@@ -18,12 +18,12 @@ from rcnet.conversion.runs import Run, count_parameters, find_runs
 from rcnet.errors import InputError, unknown
 
 Init = Literal["first", "mean", "low-rank"]
-SIDE = 64  # pixels of the example where nothing says
+SIDE = 64  # default side of the example in pixels: five halvings still leave 2x2
 
 
 @dataclass(frozen=True)
 class Replaced:
-    """A run that became a cell, with the parameters of the blocks and of the cell."""
+    """A run that became a cell, with its parameters before and after."""
 
     cell: str
     name: str
@@ -35,7 +35,7 @@ class Replaced:
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays as it was, and why."""
+    """A part that was not converted, and why."""
 
     name: str
     what: str
@@ -45,11 +45,11 @@ class Kept:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert` did: as text, a table.
+    """A report of `convert`; its text is a table.
 
     Attributes:
-        before, after: parameters of the whole network; `after` with all norms and differences.
-        difference: of the outputs at the most steps and before, for the example, relative to the output.
+        before, after: parameters of the whole network; `after` includes all norms and differences.
+        difference: relative difference of the outputs for the example, between the most steps and the original network.
     """
 
     replaced: tuple[Replaced, ...]
@@ -82,29 +82,29 @@ def convert(
     about: About | None = None,
     fit: bool = True,
 ) -> ConvertedNet:
-    """A network in which each run of repeated blocks is one recurrent cell; `model` is not changed.
+    """A network in which each run of repeated blocks is one recurrent cell. `model` is not changed.
 
-    A run is two blocks or more that follow each other, of one class and differing only in their weights, whose input and output
-    have the same shape. Blocks that change the shape stay, as parts of the chain between the cells. Steps stand for blocks,
-    evenly spread: with as many steps as blocks each for its own; a step's norms and layer scales are those of its block, and
-    convolutions are shared. The result is in float32. What was done is in its `conversion`, and prints as a table.
+    A run is at least two consecutive blocks of one class that differ only in their weights and whose input and output have the
+    same shape. Blocks that change the shape stay, as parts of the chain between the cells. Each step stands for a block; with
+    fewer steps than blocks, the blocks are chosen evenly. A step has the norms and layer scales of its block, and all steps share
+    the convolutions. The result is in float32, and its `conversion` is a report that prints as a table.
 
     Args:
-        model: called with one image tensor; it gives a tensor, or several, of which `logits` or the first counts.
-        steps: the step counts of every cell; `all`: each cell takes from 1 to as many as it had blocks.
-        init: the shared kernels: those of the `first` block; their `mean`; `low-rank`, the kernels beside which the differences
-            of this rank leave the least (least squares, by turns).
-        regions: names of modules; only what is in them is replaced.
-        rank: of the difference, of its own, that each step adds to the kernel of each convolution and linear layer; 0: none. At
-            the full rank (any large number), with as many steps as blocks, the function is that of `model`.
-        norm_mode: shared, independent or double; independent for one step count and double for several unless given.
-        example: what the network is called with to find its course, [B, C, H, W]; random of the size that `about` says, or
-            64x64 pixels, unless given.
-        about: what the network takes and gives: its task, its channels, its size.
-        fit: set the weights; without, only their names and shapes count, as where a file brings them.
+        model: called with one image tensor; returns a tensor, or several, of which `logits` or the first one is used.
+        steps: the step counts of every cell; `all`: each cell takes from 1 to as many steps as it had blocks.
+        init: the shared kernels: those of the `first` block; their `mean`; or `low-rank`, the kernels that minimize the squared
+            error left by differences of this rank (alternating least squares).
+        regions: names of modules; only blocks in them are replaced.
+        rank: each step adds a difference of this rank to the kernel of each convolution and linear layer; 0: none. At full rank
+            (any large number), with as many steps as blocks, the network computes the same function as `model`.
+        norm_mode: shared, independent or double; default: independent for one step count, double for several.
+        example: the images [B, C, H, W] on which the network is traced; default: random images of the size in `about`, or of
+            64x64 pixels.
+        about: the input and output of the network: its task, channels and size.
+        fit: set the weights; False: only names and shapes matter, e.g. because a file of weights is loaded next.
 
     Raises:
-        InputError: nothing repeats (the reasons are named), or the network's code cannot be followed.
+        InputError: no block repeats (the error says why), or the network's code cannot be traced.
     """
     about = about or About()
     if init not in INITS:
@@ -112,19 +112,19 @@ def convert(
     if norm_mode is not None and norm_mode not in NORM_MODES[1:]:
         raise unknown("norm mode", norm_mode, NORM_MODES[1:])
     if type(rank) is not int or rank < 0 or (init == "low-rank" and not rank):
-        raise InputError(f"rank={rank!r} is not valid: a whole number from 0; from 1 with init='low-rank'")
+        raise InputError(f"rank={rank!r} is not valid: give a whole number from 0, or from 1 with init='low-rank'")
     counts = None if isinstance(steps, str) and steps == "all" else supported_steps(steps)  # type: ignore[arg-type]
     source = copy.deepcopy(model).cpu().float().eval()
     x = torch.rand(2, about.channels, *(about.size or (SIDE, SIDE))) if example is None else example.detach().cpu().float()
     try:
         recording = record(source, x)
     except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError) as error:
-        raise InputError(f"{type(model).__name__} cannot be followed on an image of {list(x.shape)}: {error}") from error
+        raise InputError(f"{type(model).__name__} cannot be traced on an image of {list(x.shape)}: {error}") from error
     found = find_runs(source, recording, regions)
     kept = tuple(Kept(*row) for row in found.kept)
     if not found.runs:
         why = "; ".join(f"{k.name} {k.reason}" for k in kept[:4])
-        raise InputError(f"{type(model).__name__} repeats no block{' in ' + ', '.join(regions) if regions else ''}: {why}")
+        raise InputError(f"{type(model).__name__} has no repeated blocks{' in ' + ', '.join(regions) if regions else ''}: {why}")
     mode: NormMode = norm_mode or ("independent" if counts is not None and len(counts) == 1 else "double")
     net, replaced = _chain(source, x, found.runs, counts, init, rank, mode, fit)
     net.about = about
@@ -152,7 +152,7 @@ def _chain(
     mode: NormMode,
     fit: bool,
 ) -> tuple[ConvertedNet, tuple[Replaced, ...]]:
-    """The network of the runs' cells, and what lies between them."""
+    """The network of the runs' cells and the parts between them."""
     blocks = {call.name for run in runs for block in run.blocks for call in block}
     modules = {id(source.get_submodule(name)) for name in blocks}
     graph = record(source, x, lambda module: id(module) in modules or is_leaf(module)).graph
@@ -162,23 +162,23 @@ def _chain(
     for j, segment in enumerate(_segments(graph, runs)):
         name = "stem" if j == 0 else "head" if j == len(runs) else f"transition{j}"
         if segment is not None:
-            parts[name] = _between(source, segment, mode, before)
+            parts[name] = _part(source, segment, mode, before)
         if j == len(runs):
             break
         run = runs[j]
-        own = counts or tuple(range(1, len(run.blocks) + 1))
-        cell = make_cell(run, own, init, rank, mode, before, unified=counts is not None, fit=fit)
-        parts[f"cell{j + 1}"], before = cell, own
+        cell_steps = counts or tuple(range(1, len(run.blocks) + 1))
+        cell = make_cell(run, cell_steps, init, rank, mode, before, unified=counts is not None, fit=fit)
+        parts[f"cell{j + 1}"], before = cell, cell_steps
         old = count_parameters(*(run.module(i) for i in range(len(run.blocks))))
         replaced.append(Replaced(f"cell{j + 1}", run.name, run.what, len(run.blocks), old, count_parameters(cell)))
     return ConvertedNet(**parts), tuple(replaced)
 
 
 def _segments(graph: fx.Graph, runs: Sequence[Run]) -> list[fx.Graph | None]:
-    """The graph cut at its runs: a graph before each and one after the last, or None where nothing is between.
+    """The graph, cut at its runs: one graph before each run and one after the last; None if there is nothing in between.
 
-    Each takes what the cell before gives, and gives what the next one takes; where more than that is used later, both are tuples,
-    of which the rest passes the cells by.
+    Each maps the output of the cell before to the input of the next cell. If other values are used later, both are tuples, whose
+    remaining items bypass the cells.
     """
     first = {run.blocks[0][0].name: j for j, run in enumerate(runs)}
     last = {run.blocks[-1][-1].name: j for j, run in enumerate(runs)}
@@ -204,7 +204,7 @@ def _segments(graph: fx.Graph, runs: Sequence[Run]) -> list[fx.Graph | None]:
         use[node] = max(use[node], j)
 
     def live(j: int) -> list[fx.Node]:
-        """What passes cell j by."""
+        """The values that bypass cell j."""
         return [n for n in home if home[n] <= j and n.op != "get_attr" and use[n] > j]
 
     segments: list[fx.Graph | None] = []
@@ -217,7 +217,7 @@ def _segments(graph: fx.Graph, runs: Sequence[Run]) -> list[fx.Graph | None]:
 
 
 def _cut(takes: Sequence[fx.Node], inside: Sequence[fx.Node], gives: Sequence[Any]) -> fx.Graph:
-    """A graph of these nodes, from the values `takes` to the values `gives`."""
+    """A graph of the nodes `inside`, from the values `takes` to the values `gives`."""
     part = fx.Graph()
     x = part.placeholder("x")
     new = {takes[0]: x}
@@ -237,8 +237,8 @@ def _cut(takes: Sequence[fx.Node], inside: Sequence[fx.Node], gives: Sequence[An
     return part
 
 
-def _between(source: nn.Module, graph: fx.Graph, mode: NormMode, upstream: tuple[int, ...]) -> nn.Module:
-    """A part of the network, with norms for each number of steps of the cell before where there are several."""
+def _part(source: nn.Module, graph: fx.Graph, mode: NormMode, upstream: tuple[int, ...]) -> nn.Module:
+    """A part between cells. It has separate norms for each step count of the cell before, if that has several."""
     if mode != "double" or not upstream:
         return fx.GraphModule(source, graph)
     names = take_out(graph, source, vectors=False)
@@ -253,11 +253,11 @@ def _between(source: nn.Module, graph: fx.Graph, mode: NormMode, upstream: tuple
 def make_cell(
     run: Run, steps: tuple[int, ...], init: Init, rank: int, mode: NormMode, upstream: tuple[int, ...], unified: bool, fit: bool
 ) -> RelaxedCell:
-    """The cell that stands for a run."""
+    """The cell that replaces a run."""
     roots = [run.module(i) for i in range(len(run.blocks))]
     graph = record(roots[0], torch.rand(run.shape)).graph
-    own = take_out(graph, roots[0], vectors=True)
-    layers = add_differences(graph, roots[0], len(own)) if rank else []
+    norms = take_out(graph, roots[0], vectors=True)
+    layers = add_differences(graph, roots[0], len(norms)) if rank else []
     body = fx.GraphModule(copy.deepcopy(roots[0]), graph)
     for name, p in body.named_parameters() if fit else ():
         owner = roots[0].get_submodule(name.rpartition(".")[0])
@@ -267,7 +267,7 @@ def make_cell(
     differences = [[_difference(roots[i], body, name, rank, fit) for name in layers] for i in stands_for]
     cell = RelaxedCell(
         body,
-        lambda: [own_part(roots[0], name) for name in own],
+        lambda: [own_part(roots[0], name) for name in norms],
         steps,
         norm_mode=mode,
         upstream=upstream,
@@ -277,18 +277,18 @@ def make_cell(
     groups: Any = cell.norms
     for row in groups:
         for t, group in enumerate(row):
-            for module, name in zip(group, own, strict=True):
+            for module, name in zip(group, norms, strict=True):
                 module.load_state_dict(own_part(roots[stands_for[t]], name).state_dict())
     return cell
 
 
 def block_of(step: int, steps: int, blocks: int) -> int:
-    """The block that a step stands for, both from 0: the first for the first, the last for the last."""
+    """The index of the block that a step stands for, both counted from 0. The last step stands for the last block."""
     return 0 if steps == 1 else round(step * (blocks - 1) / (steps - 1))
 
 
 def _difference(root: nn.Module, body: nn.Module, name: str, rank: int, fit: bool) -> nn.Sequential:
-    """What a block's layer adds to the shared one; zero without `fit`."""
+    """The difference between a block's layer and the shared one; zero without `fit`."""
     layer = root.get_submodule(name)
     made = difference(layer, rank)
     if fit:
@@ -303,15 +303,15 @@ def _difference(root: nn.Module, body: nn.Module, name: str, rank: int, fit: boo
 
 @torch.no_grad()
 def _distance(source: nn.Module, net: RecurrentNet, x: Tensor) -> float:
-    """How far the outputs at the most steps are from those before."""
+    """The relative difference between the outputs at the most steps and those of the original."""
     expected, given = first_tensor(source(x)), net.eval()(x)
     return float((given - expected).norm() / expected.norm().clamp(min=1e-12))
 
 
 @torch.no_grad()
 def _check_sizes(source: nn.Module, net: RecurrentNet, x: Tensor) -> None:
-    """`InputError` if the graph holds the size of the example's batch."""
+    """Raises `InputError` if the graph only works for the batch size of the example."""
     more = torch.cat([x, x[:1]])
     given = net.eval()(more, net.settings[0]).shape
     if given != first_tensor(source(more)).shape:
-        raise InputError(f"its code cannot be followed for other batches than the example's: {list(given)}")
+        raise InputError(f"its code cannot be traced: it depends on the batch size of the example ({list(given)})")

@@ -1,4 +1,4 @@
-"""One kernel for many, and what is left of each as a product of low rank."""
+"""One shared kernel for several, and low-rank approximations of the differences."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 LAYERS = (nn.Conv2d, nn.Linear)
 INITS = ("first", "mean", "low-rank")
-ROUNDS = 20
+ROUNDS = 20  # of alternating least squares; each is an SVD per kernel
 
 
 def groups_of(layer: nn.Module) -> int:
@@ -15,15 +15,15 @@ def groups_of(layer: nn.Module) -> int:
 
 
 def largest_rank(layer: nn.Module) -> int:
-    """The rank at which a difference can be any: that of the kernel as a matrix, outputs x inputs, of one group."""
+    """The full rank of a difference: that of the kernel of one group as a matrix, outputs x inputs."""
     weight = layer.get_parameter("weight")
     return min(len(weight) // groups_of(layer), weight[0].numel())
 
 
 def difference(layer: nn.Module, rank: int) -> nn.Sequential:
-    """A layer beside `layer`, a convolution or a linear one: to `rank` channels (of each group), then to all; it gives zero.
+    """A low-rank layer in parallel to `layer`, a convolution or linear layer: to `rank` channels per group, then to all outputs.
 
-    Its parameters and its cost are rank x (inputs of a kernel + outputs).
+    It returns zero at first. Its parameters are rank x (inputs of a kernel + outputs).
     """
     rank, bias = min(rank, largest_rank(layer)), getattr(layer, "bias", None) is not None
     if isinstance(layer, nn.Linear):
@@ -45,7 +45,7 @@ def difference(layer: nn.Module, rank: int) -> nn.Sequential:
 
 @torch.no_grad()
 def set_difference(layers: nn.Sequential, whole: Tensor, bias: Tensor | None, groups: int) -> None:
-    """Makes the two layers the best fit of a kernel `whole` [out, in, ...], by its singular values, and a bias."""
+    """Sets the two layers to the best approximation of a kernel `whole` [out, in, ...] by SVD, and the bias."""
     down, up = layers[0].get_parameter("weight"), layers[1].get_parameter("weight")
     left, right = low_rank(_matrices(whole, groups), len(down) // groups)
     down.copy_(right.reshape(down.shape))
@@ -55,14 +55,14 @@ def set_difference(layers: nn.Sequential, whole: Tensor, bias: Tensor | None, gr
 
 
 def low_rank(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The nearest product of that rank: [N, out, rank] and [N, rank, in]."""
+    """The best approximation of this rank as a product of [N, out, rank] and [N, rank, in]."""
     u, s, v = torch.linalg.svd(matrices.double(), full_matrices=False)
     root = s[:, :rank].sqrt()
     return (u[:, :, :rank] * root[:, None]).to(matrices), (root[:, :, None] * v[:, :rank]).to(matrices)
 
 
 def shared_kernel(weights: Sequence[Tensor], init: str, rank: int, groups: int) -> Tensor:
-    """One for all: the first; the mean; or that beside which the best differences of this rank leave the least, by turns."""
+    """The shared kernel: the first; the mean; or the one that minimizes the error of differences of this rank (alternating)."""
     if init == "first" or not weights[0].is_floating_point():
         return weights[0]
     whole = torch.stack(list(weights))
@@ -75,5 +75,5 @@ def shared_kernel(weights: Sequence[Tensor], init: str, rank: int, groups: int) 
 
 
 def _matrices(kernel: Tensor, groups: int) -> Tensor:
-    """[out, in, ...] as a matrix a group: [groups, out, inputs]."""
+    """[out, in, ...] as one matrix per group: [groups, out, inputs]."""
     return kernel.reshape(groups, len(kernel) // groups, -1)

@@ -1,8 +1,8 @@
-"""`record`: the graph of what a module does to an example, whatever its code looks like.
+"""`record`: the graph of what a module does to an example, whatever its code.
 
-`torch.fx.symbolic_trace` runs the code on stand-ins and stops where it asks for a shape or a type. Here the code runs on real
-tensors, and each function of torch and each call of a layer is written down. Sizes stay numbers of the graph, so that other
-batches fit; the course of the code, and dropout that is no layer, are those of the example in evaluation mode.
+`torch.fx.symbolic_trace` runs the code on proxies and fails where the code reads a shape or a type. Here the code runs on real
+tensors, and each torch function and each call of a layer is recorded. Sizes are nodes of the graph, so that other batch sizes
+work; branches, and dropout that is not a layer, are those of the example in evaluation mode.
 """
 
 import inspect
@@ -21,17 +21,17 @@ from rcnet.errors import InputError
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_ONE_AT_A_TIME = threading.RLock()  # as calls of modules are changed for the whole process
+_ONE_AT_A_TIME = threading.RLock()  # as nn.Module.__call__ is replaced for the whole process
 DECIDING = ("__bool__", "item", "tolist", "__int__", "__float__", "__len__", "numpy")
 
 
 @dataclass
 class Call:
-    """One call of a module: its nodes are `start` to `end` of the graph; it takes and gives one tensor, or `reason` says not.
+    """One call of a module: nodes `start` to `end` of the graph. It takes and returns one tensor, or `reason` says why not.
 
     Attributes:
-        shapes: of what it takes and gives.
-        shared: what it gives is used by others than the module after it.
+        shapes: of its input and output.
+        shared: its output is used by others than the next module.
     """
 
     name: str
@@ -47,19 +47,19 @@ class Call:
 
 @dataclass
 class Recording:
-    """The graph of a module, whose targets are its parts by name, and the calls of them all in order."""
+    """The graph of a module, with its submodules and tensors as targets by name, and all calls in order."""
 
     graph: fx.Graph
     calls: list[Call]
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is one node of a graph: torch's own layers, and norms of any class."""
+    """Whether a module is a single node of a graph: layers of torch, and norms of any class."""
     return isinstance(module, NORMS) or (type(module).__module__.startswith("torch.nn") and not isinstance(module, CONTAINERS))
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The tensor of what a network gives: itself, `logits`, or the first of a tuple or a dictionary."""
+    """The tensor in a network's output: the output itself, `logits`, or the first of a tuple or dictionary."""
     while not isinstance(output, Tensor):
         if getattr(output, "logits", None) is not None:
             output = output.logits
@@ -68,16 +68,16 @@ def first_tensor(output: Any) -> Tensor:
         elif isinstance(output, tuple | list) and output:
             output = output[0]
         else:
-            raise InputError(f"the network gives {type(output).__name__}: it has to give a tensor, or several, the first of them")
+            raise InputError(f"the network returned {type(output).__name__}; it must return a tensor, or several, of which the first is used")
     return output
 
 
 @torch.no_grad()
 def record(root: nn.Module, example: Tensor, leaf: Callable[[nn.Module], bool] = is_leaf) -> Recording:
-    """The graph of `root(example)`; modules for which `leaf` holds are one node.
+    """The graph of `root(example)`; modules for which `leaf` is true are single nodes.
 
     Raises:
-        InputError: the course of the code depends on values of the example, or it uses a tensor that the module does not hold.
+        InputError: a branch depends on values of tensors, or the code uses a tensor that does not belong to the module.
     """
     with _ONE_AT_A_TIME:
         recorder, x = _Recorder(root, leaf, example.device), example.clone()
@@ -89,13 +89,13 @@ def record(root: nn.Module, example: Tensor, leaf: Callable[[nn.Module], bool] =
 
 
 def device_of_input(x: Tensor) -> torch.device:
-    """Stands in a graph for the device that all is on; which tensor it takes does not matter."""
+    """The device of the graph's input; which tensor it is given does not matter."""
     return x.device
 
 
 @contextmanager
 def _patched(recorder: "_Recorder") -> Iterator[None]:
-    """Calls of modules in this thread go through the recorder."""
+    """Redirects calls of modules in this thread to the recorder."""
     plain, thread = recorder.plain, threading.get_ident()
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -111,7 +111,7 @@ def _patched(recorder: "_Recorder") -> Iterator[None]:
 
 
 class _Size(int):
-    """A side of a tensor: a number that knows its node."""
+    """A size of a tensor: a number that knows its node."""
 
     make: Callable[[], fx.Node]
 
@@ -143,7 +143,7 @@ for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordi
 
 
 class _Recorder(TorchFunctionMode):
-    """Writes down what runs."""
+    """Records what runs."""
 
     def __init__(self, root: nn.Module, leaf: Callable[[nn.Module], bool], device: torch.device) -> None:
         super().__init__()
@@ -152,13 +152,13 @@ class _Recorder(TorchFunctionMode):
         self.graph = fx.Graph()
         self.calls: list[Call] = []
         self.names = {id(module): name for name, module in root.named_modules()}
-        self.held = {id(tensor): name for name, tensor in [*root.named_parameters(), *root.named_buffers()]}
+        self.tensors = {id(tensor): name for name, tensor in [*root.named_parameters(), *root.named_buffers()]}
         self.nodes: dict[int, fx.Node] = {}
         self.kept: list[Any] = []  # so that no id is used again
         self.off = False
 
     def value(self, node: fx.Node, result: Any) -> Any:
-        """What ran, known by its node from now on."""
+        """The result of a node, which is known by that node from now on."""
         if isinstance(result, Tensor):
             self.nodes[id(result)] = self.latest = node
             self.kept.append(result)
@@ -177,9 +177,9 @@ class _Recorder(TorchFunctionMode):
         if not isinstance(value, Tensor):
             return value
         if id(value) not in self.nodes:
-            if id(value) not in self.held:
-                raise InputError("a tensor that is no parameter, buffer or result")
-            self.value(self.graph.get_attr(self.held[id(value)]), value)
+            if id(value) not in self.tensors:
+                raise InputError("it uses a tensor that is not a parameter, a buffer or a result")
+            self.value(self.graph.get_attr(self.tensors[id(value)]), value)
         return self.nodes[id(value)]
 
     def mapped(self, values: Any, change: Callable[[Any], Any]) -> Any:
@@ -204,7 +204,7 @@ class _Recorder(TorchFunctionMode):
             self.graph.call_function(operator.setitem, nodes)
             return None
         if name in DECIDING and function is getattr(Tensor, name, None):
-            raise InputError(f"its course depends on the values of tensors (Tensor.{name})")
+            raise InputError(f"a branch depends on the values of tensors (Tensor.{name})")
         owner: Any = getattr(function, "__self__", None)
         is_property = name == "__get__"
         shape = (is_property and owner.__name__ == "shape") or (name == "size" and function is Tensor.size)
@@ -224,7 +224,7 @@ class _Recorder(TorchFunctionMode):
         return self.value(node, result)
 
     def sizes(self, args: Any, kwargs: Any, result: Any) -> Any:
-        """Sides that know their nodes."""
+        """The sizes of a tensor as `_Size`."""
         source = self.node(args[0])
 
         def side(value: int, index: int) -> _Size:
@@ -235,7 +235,7 @@ class _Recorder(TorchFunctionMode):
         return torch.Size([side(value, index) for index, value in enumerate(result)])
 
     def called(self, plain: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """The call of a module, written down: a node if it is a leaf, else what it does inside."""
+        """Calls a module and records it: one node for a leaf, else what it does inside."""
         if self.off or id(module) not in self.names:
             return plain(module, *args, **kwargs)
         call = Call(self.names[id(module)], module, start=len(self.graph.nodes))
@@ -257,7 +257,7 @@ class _Recorder(TorchFunctionMode):
         if _has_options(module, kwargs):
             call.reason = "is called with options"
         elif len(given) != 1 or len(args) != 1 or source is None or not isinstance(result, Tensor):
-            call.reason = "takes or gives more than one tensor"
+            call.reason = "takes or returns more than one tensor"
         else:
             call.takes, call.gives = source, self.nodes.get(id(result))
             call.shapes = (tuple(map(int, shape)), tuple(int(n) for n in tuple.__iter__(result.shape)))
@@ -265,7 +265,7 @@ class _Recorder(TorchFunctionMode):
 
 
 def _has_options(module: nn.Module, kwargs: dict[str, Any]) -> bool:
-    """Whether a call says more than what the module does without being told."""
-    told = {key: value for key, value in kwargs.items() if value is not None and not isinstance(value, Tensor)}
-    usual = inspect.signature(module.forward).parameters if told else {}
-    return any(key not in usual or value != usual[key].default for key, value in told.items())
+    """Whether a call passes options other than the defaults."""
+    options = {key: value for key, value in kwargs.items() if value is not None and not isinstance(value, Tensor)}
+    usual = inspect.signature(module.forward).parameters if options else {}
+    return any(key not in usual or value != usual[key].default for key, value in options.items())

@@ -1,4 +1,4 @@
-"""`find_runs`: where a network repeats a block."""
+"""`find_runs`: the repeated blocks of a network."""
 
 import itertools
 from collections import Counter
@@ -14,7 +14,7 @@ from rcnet.errors import InputError, unknown
 
 @dataclass(frozen=True)
 class Run:
-    """Blocks that follow each other and differ only in their weights; a block is one module, or several that are called in order.
+    """Consecutive blocks that differ only in their weights. A block is one module, or several that are called in order.
 
     Attributes:
         blocks: the calls of each block.
@@ -34,7 +34,7 @@ class Run:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[B, C, H, W] of what the first block takes, for the example."""
+        """[B, C, H, W] of the input of the first block, for the example."""
         return self.blocks[0][0].shapes[0]
 
     def module(self, index: int) -> nn.Module:
@@ -47,7 +47,7 @@ class Run:
 
 @dataclass
 class Found:
-    """The runs in the order in which they are called, and what stays as it is: its name, class, parameters and the reason."""
+    """The runs in the order of their calls, and the parts that are kept: name, class, parameters and the reason."""
 
     runs: list[Run] = field(default_factory=list)
     kept: list[tuple[str, str, int, str]] = field(default_factory=list)
@@ -59,13 +59,13 @@ def count_parameters(*modules: nn.Module) -> int:
 
 
 def find_runs(root: nn.Module, recording: Recording, regions: Iterable[str] | None = None) -> Found:
-    """The runs of a recorded network, outermost first where there are runs in runs.
+    """The runs of a recorded network; of nested runs the outermost.
 
     Args:
-        regions: names of modules; only what is in them is replaced.
+        regions: names of modules; only blocks in them are replaced.
 
     Raises:
-        InputError: a region that is no module of the network.
+        InputError: a region is not a module of the network.
     """
     regions = None if regions is None else tuple(regions)
     calls = recording.calls
@@ -76,7 +76,7 @@ def find_runs(root: nn.Module, recording: Recording, regions: Iterable[str] | No
     times = Counter(id(call.module) for call in calls)
     for call in calls:
         if times[id(call.module)] > 1:
-            call.reason = f"is called {times[id(call.module)]} times already"
+            call.reason = f"is already called {times[id(call.module)]} times"
     position = {node: i for i, node in enumerate(recording.graph.nodes)}
     found, inside = Found(), ()  # type: Found, tuple[str, ...]
     for chain in sorted(_chains(calls, position), key=lambda chain: chain[0].name.count(".")):
@@ -96,7 +96,7 @@ def _within(name: str, others: Iterable[str]) -> bool:
 
 
 def _chains(calls: Sequence[Call], position: dict[fx.Node, int]) -> Iterator[list[Call]]:
-    """Calls of modules side by side, each of which takes what the one before gives, and nothing else does."""
+    """Chains of calls of sibling modules; the output of each call is used only by the next."""
     families: dict[str, list[Call]] = {}
     for call in calls:
         if call.name:
@@ -123,7 +123,7 @@ def _chains(calls: Sequence[Call], position: dict[fx.Node, int]) -> Iterator[lis
 
 
 def _repeats(chain: Sequence[Call]) -> Iterator[Run]:
-    """The runs of a chain: first the one that saves most, then those beside it."""
+    """The runs of a chain: the one that saves most parameters, then those before and after it."""
     kinds = [signature(call) for call in chain]
     best: tuple[int, bool, int, int, int] | None = None
     for start in range(len(chain)):
@@ -148,7 +148,7 @@ def _repeats(chain: Sequence[Call]) -> Iterator[Run]:
 
 
 def signature(call: Call) -> str:
-    """What two blocks have in common that differ only in the values of their weights."""
+    """A text that is equal for two blocks that differ only in the values of their weights."""
     module = call.module
     parts = [f"{type(module).__module__}.{type(module).__qualname__}", str(call.shapes)]
     parts += [f"{name} {tuple(value.shape)}" for name, value in module.state_dict().items()]
@@ -165,7 +165,7 @@ def signature(call: Call) -> str:
 
 
 def _kept(calls: Sequence[Call], inside: Sequence[str], regions: tuple[str, ...] | None) -> Iterator[tuple[str, str, int, str]]:
-    """The outermost modules with weights that hold no run and are in none."""
+    """The outermost modules with weights that contain no run and are in none."""
     done: list[str] = []
     for call in calls:
         name, size = call.name, count_parameters(call.module)
@@ -174,11 +174,11 @@ def _kept(calls: Sequence[Call], inside: Sequence[str], regions: tuple[str, ...]
             continue
         done.append(name)
         if regions is not None and not _within(name, regions):
-            reason = "is in no region that was named"
+            reason = "is in none of the regions"
         elif call.reason:
             reason = call.reason
         elif call.shapes[0] != call.shapes[1]:
             reason = f"changes the shape, {list(call.shapes[0][1:])} to {list(call.shapes[1][1:])}"
         else:
-            reason = "what it gives is used again later" if call.shared else "no equal block follows it"
+            reason = "its output is used again later" if call.shared else "no equal block follows it"
         yield name, type(call.module).__name__, size, reason

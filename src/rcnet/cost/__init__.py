@@ -1,4 +1,4 @@
-"""What a step count costs: parameters, multiply-accumulates, memory, latency; and the steps that fit a budget."""
+"""The cost of a setting: parameters, multiply-accumulates, memory, latency; and the setting that fits a budget."""
 
 from rcnet.cost.budget import latencies, parse_budget, steps_for
 from rcnet.cost.counting import macs, parameters

@@ -1,4 +1,4 @@
-"""The best setting that fits a budget of time or of MACs, by what this machine was measured to take."""
+"""The best setting within a budget of time or MACs; times are measured on this machine."""
 
 import hashlib
 import re
@@ -23,7 +23,7 @@ UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "MAC": 1.0, "kMAC": 1e3, "
 
 
 class Budget(NamedTuple):
-    """`amount` of milliseconds (`timed`) or of MACs, and the text that named it."""
+    """`amount` in milliseconds (`timed`) or MACs, and the text it was parsed from."""
 
     amount: float
     timed: bool
@@ -31,10 +31,14 @@ class Budget(NamedTuple):
 
 
 def parse_budget(text: str) -> Budget:
-    """`50ms`, `0.2s`, `1min`, `2GMAC`, `300 MMACs`, `1e3MMAC`.
+    """Parses `50ms`, `0.2s`, `1min`, `2GMAC`, `300 MMACs` or `1e3MMAC`.
 
     Raises:
-        InputError: no positive number with one of the units.
+        InputError: not a positive number with one of the units.
+
+    Example:
+        >>> parse_budget("300MMAC")
+        Budget(amount=300000000.0, timed=False, text='300MMAC')
     """
     match = re.fullmatch(r"((?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?) *([a-zµμ]+)", text.strip(), re.IGNORECASE)
     named = re.sub("macs?$", "mac", match[2].lower()).translate({0xB5: "u", 0x3BC: "u"}) if match else ""
@@ -48,7 +52,7 @@ def parse_budget(text: str) -> Budget:
 
 
 def fingerprint(model: RecurrentNet) -> str:
-    """What tells a network's cost from that of others: its modules, their options and code, its tensors' shapes, its steps."""
+    """A hash of everything that a network's cost depends on: modules, their options and code, shapes of tensors, settings."""
     parts: list[object] = [sorted(model.settings), [(k, list(v.shape), str(v.dtype)) for k, v in model.state_dict().items()]]
     for name, module in model.named_modules():
         code = getattr(type(module).forward, "__code__", None)
@@ -59,7 +63,7 @@ def fingerprint(model: RecurrentNet) -> str:
 
 
 def _is_plain(value: object) -> bool:
-    """A number, a text, or several, which print the same in every process."""
+    """A number, a text, or a tuple of them, whose repr is the same in every process."""
     return isinstance(value, int | float | str | None) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
@@ -70,7 +74,7 @@ def latencies(
     precision: str = "fp32",
     each: Callable[[], object] = lambda: None,
 ) -> dict[Setting, dict[str, float]]:
-    """`ms` (median) and `p95` of a call at each setting, warm, measured interleaved once and then remembered.
+    """`ms` (median) and `p95` of a warm call at each setting, measured interleaved; later calls reuse the measurement.
 
     Args:
         size: height and width of the input in pixels.
@@ -96,14 +100,18 @@ def time_text(ms: float) -> str:
 
 
 def refuse_at_once(budget: Budget, call: Callable[[], object], times: float, setting: Setting, what: str) -> None:
-    """`InputError` if even the cheapest call, of which the whole takes `times`, is far from fitting: no long measurement then."""
+    """Raises `InputError` before a long measurement if even the cheapest setting is far above the budget.
+
+    Args:
+        call: runs the cheapest setting on a part, e.g. one tile; the whole takes `times` as long.
+    """
     call()
     best = float("inf")
     for _ in range(2):
         before = time.perf_counter()
         call()
         best = min(best, 1000 * times * (time.perf_counter() - before))
-    if best > 1.3 * budget.amount:
+    if best > 1.3 * budget.amount:  # two calls are noisy: only clear cases are refused here
         raise InputError(f"no step count fits {budget.text} {what}: the cheapest, {setting}, takes {time_text(best)}")
 
 
@@ -114,8 +122,8 @@ def choose_setting(
     metric: str = "",
     quality: Mapping[Setting, float] = MappingProxyType({}),
 ) -> Setting:
-    """Of the settings whose cost (milliseconds or MACs, as the budget counts) fits, the best by quality: the highest `psnr`, the
-    lowest `error`. Where that is not known, the one that `cost` names last.
+    """The best of the settings whose cost (milliseconds or MACs, as in the budget) fits: the highest `psnr` or the lowest `error`.
+    If the quality is unknown, the last one in `cost`.
 
     Raises:
         InputError: none fits; the error names the cheapest.
@@ -131,17 +139,23 @@ def choose_setting(
 def steps_for(
     model: RecurrentNet, budget: str, size: tuple[int, int], *, batch: int = 1, precision: str = "fp32", **each: Any
 ) -> int | tuple[int, ...]:
-    """The best setting of the model, as one number or one per cell, whose call fits the budget, by this machine's measurements
-    (95th percentile of a call) and by the results in the file of weights; without results, the one of most steps.
+    """The best setting of the model within a budget, as one number or one number per cell.
 
-    The first question about a model, size and batch measures for some seconds; the answer is kept (`latency.kept_measurements`).
+    Times are the 95th percentile of a call, measured on this machine. The best setting is that with the best result in the file
+    of weights, or with the most steps if the file has no results. The first call for a model, size and batch measures for some
+    seconds; the measurement is kept (`latency.kept_measurements`).
 
     Args:
         budget: e.g. `"50ms"` or `"2GMAC"`, for the whole call.
         size: height and width of the input in pixels.
 
     Raises:
-        InputError: not a budget, or one that no step count fits.
+        InputError: not a valid budget, or no setting fits it.
+
+    Example:
+        >>> import rcnet
+        >>> rcnet.steps_for(rcnet.load("r3_fast.bsd-gray-25"), "10GMAC", size=(321, 481))
+        2
     """
     return setting_for(model, budget, size, batch=batch, precision=precision, **each).to_json()
 
@@ -149,7 +163,7 @@ def steps_for(
 def setting_for(
     model: RecurrentNet, budget: str, size: tuple[int, int], *, batch: int = 1, precision: str = "fp32", **each: Any
 ) -> Setting:
-    """As `steps_for`, a setting; `each` is that of `latencies`."""
+    """As `steps_for`, but returns a `Setting`; `each` is that of `latencies`."""
     asked = parse_budget(budget)
     if asked.timed:
         cost = {n: value["p95"] for n, value in latencies(model, size, batch, precision, **each).items()}

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates (MACs) of a network at a step count."""
+"""Parameters and multiply-accumulates (MACs) of a network at a setting."""
 
 from collections.abc import Callable
 
@@ -19,16 +19,21 @@ def macs(model: RecurrentNet, steps: Steps, size: tuple[int, int], batch: int = 
     """MACs of convolutions and linear layers in one call, as `torch.utils.flop_counter` counts them (a MAC is two FLOPs).
 
     Args:
-        steps: a supported step count, or one number a cell.
+        steps: a supported step count, or one number per cell.
         size: height and width of the input in pixels.
 
     Raises:
-        InputError: unsupported steps, or images that the network does not take.
+        InputError: unsupported steps, or an image size at which the network fails.
+
+    Example:
+        >>> import rcnet
+        >>> macs(rcnet.create_model("r3", steps=(1, 2)), 1, (32, 32))
+        114425856
     """
     size = model.about.called_with(size)
     net = plain(unroll(model, steps)).to("meta")
     for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):  # has no MACs, and most of the time of a call without numbers
+        if isinstance(module, torch.nn.BatchNorm2d):  # no MACs, but most of the time of a call on the meta device
             module.forward = lambda x: x  # type: ignore[method-assign, assignment]
     call = ready(net)
     try:
@@ -38,7 +43,7 @@ def macs(model: RecurrentNet, steps: Steps, size: tuple[int, int], batch: int = 
 
 
 def counted(call: Callable[[], object]) -> int:
-    """MACs of what `call()` runs, counted as those of networks are."""
+    """MACs of everything that `call()` runs, counted as in `macs`."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         call()
     return int(counter.get_total_flops()) // 2

@@ -1,4 +1,4 @@
-"""Measured latency: of every step count, interleaved, kept per machine and reused."""
+"""Measured latency of every setting: interleaved, kept per machine and reused."""
 
 import hashlib
 import json
@@ -15,9 +15,9 @@ from rcnet.device import hardware
 from rcnet.replacing import replacing
 from rcnet.version import __version__
 
-ROUNDS, WARM_UP = 30, 3  # timed and untimed calls of each choice
-KEPT, KEPT_IF_BUSY = 30 * 24 * 3600, 600  # seconds for which a measurement counts, and one of a machine with other work
-SECONDS = 20.0  # a measurement ends after so long, though not before a few rounds
+ROUNDS, WARM_UP = 30, 3  # timed and untimed calls per setting; of 30, p95 is the second largest: one disturbed call does not decide
+KEPT, KEPT_IF_BUSY = 30 * 24 * 3600, 600  # lifetime of a measurement in seconds, and of one on a busy machine
+SECONDS = 20.0  # a measurement ends after so long, as nobody waits longer for an answer, but not before FEWEST rounds
 FEWEST = 5
 
 Key = TypeVar("Key", bound=Hashable)
@@ -29,12 +29,12 @@ def interleaved(
     seconds: float = SECONDS,
     each: Callable[[], object] = lambda: None,
 ) -> dict[Key, list[float]]:
-    """Milliseconds of each call, in rounds that take each once, so that a machine's slower moments fall on all alike.
+    """Milliseconds of each call, in rounds that run each call once, so that slow moments of the machine affect all alike.
 
     Args:
-        rounds: timed ones, after `WARM_UP` untimed ones.
-        seconds: no new round begins after so long, but `FEWEST` there are.
-        each: called after each round, untimed ones too, for a progress bar.
+        rounds: timed rounds, after `WARM_UP` untimed ones.
+        seconds: no new round starts after so long, except for the first `FEWEST`.
+        each: called after each round, including untimed ones, for a progress bar.
     """
     times: dict[Key, list[float]] = {key: [] for key in calls}
     started = time.perf_counter()
@@ -65,16 +65,16 @@ def summary(milliseconds: list[float]) -> dict[str, float]:
 
 
 def kept_measurements() -> Path:
-    """The file of this user's measurements: in `RCNET_CACHE`, else in the usual cache folder."""
+    """The file of this user's measurements: in the folder `RCNET_CACHE`, else in the default cache folder."""
     usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rcnet"
     return Path(os.environ.get("RCNET_CACHE") or usual) / "latency.json"
 
 
 def measured_once(what: Mapping[str, Any], device: torch.device, measure: Callable[[], Any]) -> Any:
-    """What `measure()` returned (JSON values) for this device, the threads and `what`, now or at an earlier time.
+    """The result of `measure()` (JSON values) for this device, its threads and `what`, measured now or earlier.
 
-    It is measured again after a month, and after ten minutes if the machine was busy when it was measured. A file of
-    measurements that cannot be read or written is as none.
+    A measurement expires after a month, or after ten minutes if the machine was busy. A file of measurements that cannot be read
+    or written is ignored.
     """
     whole = {"hardware": hardware(device), "torch": torch.__version__, "rcnet": __version__, **what}
     key = hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:24]
@@ -102,7 +102,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def is_busy() -> bool:
-    """Whether other work takes more than half of the processors, by the last minute's load; no where the system does not tell."""
+    """Whether other work used more than half of the processors in the last minute; False if the system has no load average."""
     try:
         return os.getloadavg()[0] > (os.cpu_count() or 1) / 2
     except (OSError, AttributeError):

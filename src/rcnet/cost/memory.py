@@ -1,4 +1,4 @@
-"""Peak memory of a call: the largest sum of tensors that are alive at once."""
+"""Peak memory of a call: the largest total size of tensors alive at the same time."""
 
 import weakref
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def peak_memory(call: Callable[[], object]) -> int:
-    """Bytes of tensors that `call` makes and holds at once, at most; not those that are there before, nor an operation's own."""
+    """Peak bytes of the tensors that `call` creates, without tensors that existed before and without workspaces of operations."""
     with torch.inference_mode(), _Living() as living:
         call()
     return living.peak

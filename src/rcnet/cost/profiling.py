@@ -1,4 +1,4 @@
-"""What each setting of a network costs."""
+"""The cost of each setting of a network."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,8 +20,8 @@ def profile(
     precision: str = "fp32",
     each: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """A row for each setting: `steps`, `macs`, `parameters` (that the call touches), `memory` (bytes, of a fp32 call's tensors),
-    `ms` and `p95` (milliseconds of a warm call, median and 95th percentile; see `latencies`).
+    """One row per setting: `steps`, `macs`, `parameters` (those that the call uses), `memory` (bytes of tensors in an fp32 call),
+    `ms` and `p95` (median and 95th percentile of a warm call in milliseconds; see `latencies`).
     """
     counted = {n: macs(model, n, size, batch) for n in model.settings}
     times = latencies(model, size, batch, precision, each)

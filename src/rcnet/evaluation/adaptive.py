@@ -1,7 +1,7 @@
-"""Cost by the image: the least setting first, and on only where the network is unsure.
+"""Adaptive cost per image: the cheapest setting runs first, and a larger one only if the network is unsure.
 
-The threshold is calibrated as in "Fast yet Safe" (Jazbec et al. 2024, arXiv 2405.20915): on images held out, for a stated
-risk against the full setting, tested from the safest threshold downward, each time by the binomial test.
+The threshold is calibrated as in "Fast yet Safe" (Jazbec et al. 2024, arXiv 2405.20915): on held-out images, for a given risk
+relative to the full setting, with binomial tests from the safest threshold downward.
 """
 
 import itertools
@@ -19,21 +19,22 @@ from rcnet.cost.counting import macs
 from rcnet.errors import InputError
 from rcnet.setting import Setting
 
-# From the safest: one minus the probability of the likeliest class above which a setting's answer is taken.
+# The thresholds that are tested, safest first, as 1 - the probability of the likeliest class from which an answer is accepted.
+# Spaced evenly in the logarithm, as the confidences of a trained classifier crowd near 1.
 DOUBTS = tuple(np.geomspace(1e-5, 0.8, 80))
-MANY = 5  # settings, above which cascades have two of them and not three
-CHANCE = 0.1  # that the risk is larger than stated
+MANY = 5  # with more settings, cascades have two and not three: all share `chance`, so more cascades mean stricter tests
+CHANCE = 0.1  # the probability that the risk is exceeded, as the help of rcnet eval --risk says
 
 
 class Cascade(NamedTuple):
-    """Settings, cheapest first. The first whose likeliest class has a probability of `confidence` answers, else the last."""
+    """Settings, cheapest first. The first whose likeliest class has at least probability `confidence` answers, else the last."""
 
     steps: tuple[Setting, ...]
     confidence: float
 
 
 class Answers(NamedTuple):
-    """What each setting answers to each image: the class and its probability, [settings, images]."""
+    """The predicted class and its probability for each setting and image, [settings, images]."""
 
     steps: tuple[Setting, ...]
     best: np.ndarray
@@ -49,7 +50,7 @@ def answers(
     batch: int = 250,
     each: Callable[[int], object] = lambda images: None,
 ) -> Answers:
-    """What every setting of a classifier answers.
+    """The predictions of every setting of a classifier.
 
     Args:
         images: uint8 [N, C, H, W].
@@ -67,7 +68,7 @@ def answers(
 
 
 def choose(given: Answers, cascade: Cascade) -> tuple[np.ndarray, np.ndarray]:
-    """The answer to each image, and how many settings of the cascade ran for it."""
+    """The prediction for each image, and how many settings of the cascade ran for it."""
     rows = [given.steps.index(n) for n in cascade.steps]
     enough = given.sure[rows] >= cascade.confidence
     enough[-1] = True
@@ -76,13 +77,13 @@ def choose(given: Answers, cascade: Cascade) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mean_macs(ran: np.ndarray, cascade: Cascade, cost: dict[Setting, int]) -> float:
-    """Multiply-accumulates an image: every setting that ran counts whole, as nothing of the one before is used again."""
+    """Mean multiply-accumulates per image. Every setting that ran counts in full, as nothing of the one before is reused."""
     sums = np.cumsum([cost[n] for n in cascade.steps])
     return float(sums[ran - 1].mean())
 
 
 def chance_of(bad: int, count: int, rate: float) -> float:
-    """The probability that `bad` or fewer of `count` are bad, for a rate in (0, 1)."""
+    """The binomial probability of at most `bad` failures among `count`, for a failure rate in (0, 1)."""
     total = 0.0
     for k in range(bad + 1):
         ways = math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
@@ -91,22 +92,23 @@ def chance_of(bad: int, count: int, rate: float) -> float:
 
 
 def calibrate(given: Answers, labels: np.ndarray, cost: dict[Setting, int], risk: float, chance: float = CHANCE) -> Cascade:
-    """The cascade of least cost whose error is at most `risk` (a part, 0.005) above the full setting's, but with that chance.
+    """The cheapest cascade whose error is at most `risk` (a fraction, e.g. 0.005) above that of the full setting. The
+    probability that this fails is at most `chance`.
 
-    What is bounded is the rate of images that the full setting gets right and the cascade wrong: the errors' difference is less.
-    All cascades share the chance. Where none is safe and cheaper, the full setting alone.
+    The bound is on the rate of images that the full setting gets right and the cascade gets wrong, which is at least the
+    difference of the errors. All cascades share `chance`. If none is safe and cheaper, the result is the full setting alone.
 
     Args:
-        given: answers to images held out from training.
+        given: predictions for images held out from training.
         labels: their classes, [images].
         cost: MACs of each setting.
 
     Raises:
-        InputError: a risk or a chance that is none, or no images.
+        InputError: `risk` or `chance` is not between 0 and 1, or there are no images.
     """
     for name, value in (("risk", risk), ("chance", chance)):
         if not 0 < value < 1:
-            raise InputError(f"{name}={value:g} is not valid: a part above 0 and below 1, e.g. 0.005")
+            raise InputError(f"{name}={value:g} is not valid: give a fraction between 0 and 1, e.g. 0.005")
     if not len(labels):
         raise InputError("there are no images to calibrate on")
     full = max(given.steps, key=lambda n: cost[n])
@@ -136,22 +138,22 @@ def adaptive_results(
     precision: str = "fp32",
     each: Callable[[int], object] = lambda images: None,
 ) -> dict[str, Any]:
-    """A cascade calibrated on every other image, and measured on the rest, beside the fixed settings.
+    """A cascade calibrated on every other image and measured on the rest, and the fixed settings for comparison.
 
-    `steps` and `confidence` of the cascade; `risk`, `chance`; `rows` of the fixed settings and of the cascade: `steps`, `macs`
-    (of the cascade the mean), `error` in %, and of the cascade `ends`, the part of images that each setting answers; `curve`: the
-    same for all thresholds; `fixed`: the error that fixed settings reach for the cascade's cost, between two settings by drawing
-    one; `pays`: whether the cascade's is less.
+    The result has `steps` and `confidence` of the cascade; `risk` and `chance`; `rows` of the fixed settings and the cascade with
+    `steps`, `macs` (for the cascade the mean), `error` in %, and for the cascade `ends`, the fraction of images that each setting
+    answers; `curve`, the same for all thresholds; `fixed`, the error of fixed settings at the cascade's cost (between two
+    settings, of choosing one at random per image); `pays`, whether the error of the cascade is lower.
 
     Args:
         images: uint8 [N, C, H, W].
         labels: int64 [N].
 
     Raises:
-        InputError: one setting only, or what `calibrate` raises.
+        InputError: the network has only one setting; what `calibrate` raises.
     """
     if len(model.settings) < 2:
-        raise InputError("this network has one setting: there is none that costs less")
+        raise InputError("this network has only one setting, so no cheaper one can run first")
     size = (images.shape[-2], images.shape[-1])
     cost, target = {n: macs(model, n, size) for n in model.settings}, labels.numpy()
     given = answers(model, images, precision=precision, each=each)
@@ -193,6 +195,6 @@ def _error(answer: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _between(fixed: Sequence[dict[str, Any]], work: float) -> float:
-    """The error of fixed settings at so many MACs, on straight lines between them."""
+    """The error of fixed settings at this many MACs, linearly interpolated."""
     ordered = sorted(fixed, key=lambda row: row["macs"])
     return round(float(np.interp(work, [row["macs"] for row in ordered], [row["error"] for row in ordered])), 3)

@@ -1,6 +1,6 @@
-"""Test cards that a denoiser should leave alone or bring back, uint8 [H, W, channels]: flat areas, screens, textures, a night.
+"""Test cards that a denoiser should leave unchanged or restore, uint8 [H, W, channels]: flat areas, screens, textures, a night.
 
-Each is the same at every call. A gray card is the gray version of the coloured one, or what stands for it in gray.
+All are deterministic. A gray card is the gray version of the coloured one, or its gray counterpart.
 """
 
 import colorsys
@@ -33,7 +33,7 @@ DARK_INKS = ((200, 30, 30), (20, 60, 200), (0, 110, 40), (150, 0, 140), (20, 20,
 
 
 class NoisyFlat(NamedTuple):
-    """A flat area with noise as a file holds it, and the level that it had."""
+    """A flat area with noise as in an 8-bit file, and its level without the noise."""
 
     image: np.ndarray
     level: int
@@ -61,7 +61,7 @@ def noisy_cards(channels: int) -> dict[str, NoisyFlat]:
 
 
 def picture_cards(channels: int) -> dict[str, dict[str, np.ndarray]]:
-    """Pictures without noise, by what they stand for: `page`, `screen`, `texture` and `night`, in each some by name."""
+    """Pictures without noise in the groups `page`, `screen`, `texture` and `night`, in each by name."""
     page = draw_page(240, 360, channels, np.random.default_rng(17), on_white=True)
     drawn = {
         "screen": {"coloured text": coloured_text(), "subpixel text": subpixel_text()},
@@ -86,7 +86,7 @@ def coloured_text() -> np.ndarray:
 
 
 def subpixel_text() -> np.ndarray:
-    """Text as screens show it (ClearType): three times as fine across, the thirds of a pixel as its red, green and blue."""
+    """Text with subpixel rendering (ClearType): drawn at three times the width, each third of a pixel is one colour channel."""
     height, width = 160, 240
     cover = Image.new("L", (3 * width, 3 * height), 0)
     draw = ImageDraw.Draw(cover)
@@ -101,7 +101,7 @@ def subpixel_text() -> np.ndarray:
 
 
 def halftone() -> np.ndarray:
-    """A smooth picture as printed dots: a screen of 5 pixels for each ink, turned by 15, 75 and 0 degrees."""
+    """A smooth picture as printed dots: a screen of 5 pixels per ink, rotated by 15, 75 and 0 degrees."""
     y, x = np.mgrid[:160, :160] + 0.5
     disc = np.hypot(y - 80, x - 80) < 50
     amounts = [x / 160, np.where(disc, 0.7, y / 200), np.where(disc, 0.2, 0.8 - x / 250)]
@@ -109,12 +109,12 @@ def halftone() -> np.ndarray:
     for amount, angle in zip(amounts, np.radians((15, 75, 0)), strict=True):
         across, along = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
         dots = (2 + np.cos(2 * np.pi * across / 5) + np.cos(2 * np.pi * along / 5)) / 4
-        channels.append(1 - ((amount + dots - 1) * 6 + 0.5).clip(0, 1))  # edges a pixel wide, as scans have them
+        channels.append(1 - ((amount + dots - 1) * 6 + 0.5).clip(0, 1))  # edges one pixel wide, as in scans
     return _levels(0.1 + 0.85 * np.stack(channels, 2))
 
 
 def checkerboard() -> np.ndarray:
-    """Fields of 1, 2 and 4 pixels, in black and white, in grays that differ little, and in two colours."""
+    """Fields of 1, 2 and 4 pixels in black and white, in two similar grays, and in two colours."""
     y, x = np.mgrid[:48, :48]
     pairs = [((0, 0, 0), (255, 255, 255)), ((100, 100, 100), (140, 140, 140)), ((220, 40, 40), (40, 80, 220))]
     fields = [(y // size + x // size) % 2 for size in (1, 2, 4)]
@@ -122,7 +122,7 @@ def checkerboard() -> np.ndarray:
 
 
 def grass() -> np.ndarray:
-    """Blades about a pixel wide, thousands, one over the other."""
+    """Thousands of overlapping blades, about one pixel wide."""
     rng, side, scale = np.random.default_rng(3), 160, 2
     card = Image.new("RGB", (scale * side, scale * side), (40, 60, 25))
     draw = ImageDraw.Draw(card)
@@ -156,5 +156,5 @@ def night() -> np.ndarray:
 
 
 def _levels(values: np.ndarray | tuple[float, ...]) -> np.ndarray:
-    """uint8 of values of [0, 1], clipped."""
+    """Values in [0, 1], clipped, as uint8."""
     return np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)

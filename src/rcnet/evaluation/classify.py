@@ -23,7 +23,7 @@ def classification_results(
     batch: int = 250,
     each: Callable[[int], object] = lambda images: None,
 ) -> list[dict[str, Any]]:
-    """One row a step count: `steps`, `error` in %, `top5_error` in % (of more than five classes), and `loss`, the mean
+    """One row per setting: `steps`, `error` in %, `top5_error` in % (with more than five classes), and `loss`, the mean
     cross-entropy. No augmentation.
 
     Args:

@@ -1,4 +1,4 @@
-"""PSNR and SSIM by the protocol of BSD68: per image against the uint8 original, mean over images."""
+"""PSNR and SSIM by the BSD68 protocol: per image against the uint8 original, then the mean over images."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -19,7 +19,13 @@ from rcnet.setting import Steps
 
 
 def psnr(image: Tensor, reference: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of images in [0, 1] of the same shape; infinite where they are equal."""
+    """Peak signal-to-noise ratio in dB of images in [0, 1] of the same shape; infinite if they are equal.
+
+    Example:
+        >>> import torch
+        >>> round(psnr(torch.full((1, 1, 8, 8), 0.6), torch.full((1, 1, 8, 8), 0.5)), 3)
+        20.0
+    """
     error = torch.mean((image.double() - reference.double()) ** 2).item()
     return float("inf") if error == 0 else -10 * float(np.log10(error))
 
@@ -27,7 +33,13 @@ def psnr(image: Tensor, reference: Tensor) -> float:
 def ssim(image: Tensor, reference: Tensor) -> float:
     """Structural similarity (Wang et al. 2004) of images [B, C, H, W] in [0, 1]: 11x11 Gaussian window of sigma 1.5.
 
-    Channels are averaged and so are the places at which the whole window fits.
+    The mean over channels and over all positions at which the whole window fits.
+
+    Example:
+        >>> import torch
+        >>> image = torch.linspace(0, 1, 256).view(1, 1, 16, 16)
+        >>> ssim(image, image)
+        1.0
     """
     x, y = image.double(), reference.double()
     channels = x.shape[1]
@@ -46,15 +58,15 @@ def ssim(image: Tensor, reference: Tensor) -> float:
 
 
 def check_sizes(images: Sequence[np.ndarray]) -> None:
-    """`InputError` if one of the images [H, W, C] is too small for SSIM's window."""
+    """Raises `InputError` if one of the images [H, W, C] is smaller than SSIM's window."""
     for image in images:
         if min(image.shape[:2]) < 11:
             height, width = image.shape[:2]
-            raise InputError(f"an image of {width}x{height} pixels is too small to measure: SSIM takes 11 a side or more")
+            raise InputError(f"an image of {width}x{height} pixels is too small to measure: SSIM needs at least 11x11")
 
 
 def to_uint8_levels(x: Tensor) -> Tensor:
-    """Clamped to [0, 1] and rounded to levels of 1/255: what an 8-bit file would hold."""
+    """Clamped to [0, 1] and rounded to multiples of 1/255, as in an 8-bit file."""
     return (x.float().clamp(0, 1) * 255).round() / 255
 
 
@@ -68,10 +80,10 @@ def denoising_scores(
     device: torch.device | str = "cpu",
     each: Callable[[], object] = lambda: None,
 ) -> tuple[float, float]:
-    """PSNR in dB and SSIM, means over images (uint8 [H, W, C]), of whatever denoises float [1, C, H, W].
+    """Mean PSNR in dB and mean SSIM over images (uint8 [H, W, C]) of a function that denoises float [1, C, H, W].
 
     Args:
-        as_8bit: the noisy images are clipped and rounded first, as files are.
+        as_8bit: clip and round the noisy images first, as in 8-bit files.
         each: called after each image, for a progress bar.
     """
     return pair_scores(network, ((protocol_noise(image, sigma, as_8bit), to_tensor(image)) for image in images), device, each)
@@ -84,7 +96,7 @@ def pair_scores(
     device: torch.device | str = "cpu",
     each: Callable[[], object] = lambda: None,
 ) -> tuple[float, float]:
-    """PSNR in dB and SSIM, means over pairs of noisy and clean images, float [1, C, H, W], of whatever denoises the first.
+    """Mean PSNR in dB and mean SSIM over pairs of noisy and clean images, float [1, C, H, W], of a denoising function.
 
     `each` is called after each pair.
     """
@@ -110,20 +122,20 @@ def denoising_results(
     precision: str = "fp32",
     each: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """One row a step count: `steps`, `psnr` in dB and `ssim`, as `denoising_scores` measures them.
+    """One row per setting: `steps`, `psnr` in dB and `ssim`, as `denoising_scores` measures them.
 
-    A network that takes the noise level is told it, unless `blind`. `each` is called after each image at each step count.
+    The network is given the noise level if it takes one, except with `blind`. `each` is called after each image at each setting.
 
     Raises:
-        InputError: steps that the model does not support, or an image of less than 11 pixels a side.
+        InputError: steps that the model does not support, or an image smaller than 11x11 pixels.
     """
     check_sizes(images)
-    told = sigma if model.about.takes_level and not blind else None
+    level = sigma if model.about.takes_level and not blind else None
     device = device_of(model)
     return _rows(
         model,
         steps,
-        told,
+        level,
         precision,
         lambda call: denoising_scores(call, images, sigma, as_8bit=as_8bit, device=device, each=each),
     )
@@ -139,18 +151,19 @@ def pair_results(
     precision: str = "fp32",
     each: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """As `denoising_results`, of pairs of a noisy and a clean image, uint8 [H, W, C]; the first row, of 0 steps, is of the noisy.
+    """As `denoising_results`, for pairs of a noisy and a clean image, uint8 [H, W, C]. The first row, 0 steps, is the noisy image.
 
     Args:
-        sigma: what a network that takes the noise level is told; None: nothing.
+        sigma: the noise level for a network that takes one; None: unknown.
 
     Raises:
-        InputError: unsupported steps, or a pair of different sizes or of less than 11 pixels a side.
+        InputError: unsupported steps, or a pair of different sizes or smaller than 11x11 pixels.
     """
     check_sizes([clean for _, clean in pairs])
     for noisy, clean in pairs:
         if noisy.shape != clean.shape:
-            raise InputError(f"a pair has {noisy.shape[1]}x{noisy.shape[0]} and {clean.shape[1]}x{clean.shape[0]} pixels")
+            sizes = f"{noisy.shape[1]}x{noisy.shape[0]} and {clean.shape[1]}x{clean.shape[0]} pixels"
+            raise InputError(f"the images of a pair differ in size: {sizes}")
     device = device_of(model)
 
     def scores(call: Callable[[Tensor], Tensor], each: Callable[[], object] = each) -> tuple[float, float]:
@@ -168,10 +181,10 @@ def _rows(
     precision: str,
     scores: Callable[[Callable[[Tensor], Tensor]], tuple[float, float]],
 ) -> list[dict[str, Any]]:
-    """A row a step count, of what `scores` says of the network called at it."""
-    told = {} if sigma is None else {"sigma": sigma}
+    """One row per setting with the `scores` of the network."""
+    kwargs = {} if sigma is None else {"sigma": sigma}
     rows = []
     for n in map(model.per_cell, steps):
-        db, similarity = scores(partial(filling(ready(model, n, precision), model.about.multiple), **told))
+        db, similarity = scores(partial(filling(ready(model, n, precision), model.about.multiple), **kwargs))
         rows.append({"steps": n.to_json(), "psnr": round(db, 4), "ssim": round(similarity, 5)})
     return rows

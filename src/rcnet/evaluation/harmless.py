@@ -1,6 +1,6 @@
-"""Does a denoiser leave alone what has no noise? Flat areas, text, screens, fine textures, a night and clean photographs.
+"""Does a denoiser leave images without noise unchanged? Flat areas, text, screens, fine textures, a night, clean photographs.
 
-And does it find the level of dark and bright areas again, whose noise was clipped?
+And does it restore the level of dark and bright areas, whose noise was clipped?
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from rcnet.evaluation.denoise import psnr, to_uint8_levels
 from rcnet.models.denoise import filling
 from rcnet.setting import Steps
 
-UNCHANGED = 99.0  # dB
+UNCHANGED = 99.0  # dB, instead of infinity, so that means and JSON stay finite; one level in one pixel of 1e5 is 98 dB
 
 
 @torch.inference_mode()
@@ -32,26 +32,26 @@ def harm_results(
 ) -> list[dict[str, Any]]:
     """One row per step count.
 
-    Of pictures without noise, PSNR in dB against themselves, 99 where unchanged:
+    For pictures without noise, the PSNR in dB against the input, 99 if unchanged:
 
     - `page`, black text on white;
-    - `screen`, coloured and subpixel (ClearType) text, the lower of the two;
-    - `texture`, a halftone, a checkerboard and grass, the lowest of the three;
+    - `screen`, the lower of coloured and subpixel (ClearType) text;
+    - `texture`, the lowest of a halftone, a checkerboard and grass;
     - `night`, a dark scene with lights;
     - `clean` and `clean_worst`, mean and lowest of `images`.
 
     In levels of 255:
 
     - `flat`, the largest mean change of a flat area without noise: grays, 12 hues at three tones, and a ramp;
-    - `flat_noisy`, the largest error of the mean of black, white and flat grays with noise of sigma 10 that was clipped.
+    - `flat_noisy`, the largest error of the mean of black, white and gray areas with clipped noise of sigma 10.
 
-    `cards` has the figure of each card; of the hues, the largest change for each tone.
+    `cards` has one value per card, for the hues the largest change per tone.
 
     Args:
         model: a denoiser.
         images: clean photographs, uint8 [H, W, C].
-        sigma: what a network that takes the noise level is told, of the noisy areas theirs; None: nothing.
-        each: called after each photograph at each step count.
+        sigma: the noise level for a network that takes one (the noisy areas use their own); None: unknown.
+        each: called after each photograph at each setting.
     """
     channels, rows = model.about.channels, []
     flat_areas, noisy_areas, pictures = flat_cards(channels), noisy_cards(channels), picture_cards(channels)
@@ -66,8 +66,8 @@ def harm_results(
             return min(UNCHANGED, psnr(denoised(image, sigma), to_tensor(image)))
 
         flat = {name: max(_shift(denoised(card, sigma), to_tensor(card)) for card in cards) for name, cards in flat_areas.items()}
-        told = None if sigma is None else float(SIGMA)
-        noisy = {name: _shift(denoised(card.image, told), torch.tensor(card.level / 255)) for name, card in noisy_areas.items()}
+        level = None if sigma is None else float(SIGMA)
+        noisy = {name: _shift(denoised(card.image, level), torch.tensor(card.level / 255)) for name, card in noisy_areas.items()}
         drawn = {kind: {name: kept(card) for name, card in cards.items()} for kind, cards in pictures.items()}
         clean = []
         for image in images:
@@ -88,5 +88,5 @@ def harm_results(
 
 
 def _shift(image: torch.Tensor, level: torch.Tensor) -> float:
-    """How far the mean of a channel [1, C, H, W] is off, in levels of 255; the largest of the channels."""
+    """The largest deviation of the mean of a channel [1, C, H, W] from the level, in levels of 255."""
     return (image - level).mean(dim=(0, 2, 3)).abs().max().item() * 255

@@ -1,4 +1,4 @@
-"""Measuring the statistics of batch norms again, e.g. after averaging weights, for every setting that reaches them."""
+"""Recalibration: the statistics of batch norms are measured again for every setting, e.g. after averaging weights."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,13 +13,20 @@ from rcnet.cell import RecurrentNet, batch_norms, unroll
 def recalibrate(
     model: RecurrentNet, inputs: Iterable[Tensor | tuple[Tensor, Tensor]], probabilities: Sequence[float] = ()
 ) -> None:
-    """Sets the running mean and variance of every batch norm that a call can reach to those of `inputs`, in place.
+    """Sets the running mean and variance of every batch norm that some setting uses to those of `inputs`, in place.
 
-    A norm that several settings share takes their mean, weighted by `probabilities` (and keeps its statistics if those are 0).
+    A norm shared by several settings gets their mean, weighted by `probabilities`; if these are 0, it is unchanged.
 
     Args:
-        inputs: batches [B, C, H, W], as training draws them; or pairs of such and what `sigma` tells of their noise.
-        probabilities: of each of `model.settings`; even unless given.
+        inputs: batches [B, C, H, W] as in training, or pairs of a batch and its noise level `sigma`.
+        probabilities: one per setting in `model.settings`; default: uniform.
+
+    Example:
+        >>> import rcnet, torch
+        >>> net = rcnet.create_model("r3", steps=(1, 2))
+        >>> rcnet.recalibrate(net, [torch.rand(8, 1, 16, 16) for _ in range(2)])
+        >>> bool((net.cell1.norms[0][0][0].running_mean != 0).any())
+        True
     """
     weights = tuple(probabilities) or (1 / len(model.settings),) * len(model.settings)
     paths = [(unroll(model, n), weight) for n, weight in zip(model.settings, weights, strict=True)]
@@ -35,11 +42,11 @@ def recalibrate(
         for norm in reached.values():
             norm.momentum, norm.training = None, True  # the running statistics are then the mean since they were reset
         for batch in inputs:
-            x, told = (batch, {}) if isinstance(batch, Tensor) else (batch[0], {"sigma": batch[1]})
+            x, kwargs = (batch, {}) if isinstance(batch, Tensor) else (batch[0], {"sigma": batch[1]})
             for net, weight in paths:
                 for norm in batch_norms(net):
                     norm.reset_running_stats()
-                net(x, **told)
+                net(x, **kwargs)
                 for key in {id(norm) for norm in batch_norms(net)} & reached.keys():
                     terms = [*(weight * statistic for statistic in statistics[key]), weight]
                     totals[key] = [total + term for total, term in zip(totals[key], terms, strict=True)]

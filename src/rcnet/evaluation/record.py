@@ -1,4 +1,4 @@
-"""Writing what was measured into a file of weights, so that figures travel with them."""
+"""Recording results in the metadata of a file of weights."""
 
 import json
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from rcnet.models.huggingface import PREFIX
 def record_result(model: RecurrentNet, name_or_path: str | Path, result: dict[str, Any]) -> Path:
     """Adds a result to the metadata of the weights that `model` was loaded from; returns the file that was written.
 
-    Weights that are named by their file are written there; of bundled ones, which belong to the installed package, and of those
-    of the hub a copy is written to the current folder, or added to. Rows of the same measurement (all of the result but its rows
-    is equal) are joined by step count, the new ones first.
+    Weights given by file are written to that file. Bundled weights, which belong to the installed package, and weights from the
+    hub are copied to the current folder. Rows of the same measurement (everything except the rows is equal) are merged by
+    setting; a new row replaces an old one.
 
     Raises:
-        InputError: the file to write holds other weights, as another process has written it meanwhile, or in the place of a copy.
+        InputError: the file contains other weights: another process wrote it meanwhile, or another file has the name of the copy.
     """
     path, there = _place(model, name_or_path)
     known = list(there["results"])
@@ -43,7 +43,7 @@ def record_cascade(model: RecurrentNet, name_or_path: str | Path, result: Mappin
 
 
 def _place(model: RecurrentNet, name_or_path: str | Path) -> tuple[Path, Mapping[str, Any]]:
-    """The file to write, and the metadata that is there: more than was loaded, where another process has written meanwhile."""
+    """The file to write, and its present metadata, to which another process may have added since loading."""
     name = str(name_or_path)
     copied = name in bundled() or name.startswith(PREFIX)
     path = Path(name.removeprefix(PREFIX).partition("@")[0].replace("/", ".") + ".safetensors") if copied else Path(name)
@@ -53,7 +53,7 @@ def _place(model: RecurrentNet, name_or_path: str | Path) -> tuple[Path, Mapping
     if there.get("weights") == model.metadata["weights"]:
         return path, there
     if copied:
-        raise InputError(f"{path} holds other weights than {name}: the result would go there, so move it away")
+        raise InputError(f"{path} contains other weights than {name}: move it away, as the result is written to that name")
     if "weights" in there:
-        raise InputError(f"{path} was written by others since it was loaded: measure it again")
+        raise InputError(f"{path} has changed since it was loaded: measure it again")
     return path, model.metadata

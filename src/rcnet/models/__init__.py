@@ -1,4 +1,4 @@
-"""The registry of networks and a file for each family."""
+"""The registry of networks, and one file per family."""
 
 from rcnet.models import classify, converted, denoise  # noqa: F401 (registers the families)
 from rcnet.models.files import bundled, load, read_metadata, save

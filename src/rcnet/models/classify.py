@@ -32,11 +32,11 @@ def r2(
 
     Args:
         steps: the supported steps: one number, or several for a cost-adjustable network.
-        norm_mode: none, shared, independent or double; independent for one step count and double for several unless given.
+        norm_mode: none, shared, independent or double; default: independent for one step count, double for several.
         num_classes: the outputs, [B, num_classes].
         width: multiplies the channels 64 and 256.
-        unified: all cells take the same number of steps; otherwise the BN tables hold every mixture.
-        pooled_rows: in mode double, each number of steps has batch norms of its own, as it decides where the pooling is.
+        unified: all cells take the same number of steps; otherwise the BN tables hold every combination.
+        pooled_rows: in mode double, each step count has separate batch norms, as it decides where the pooling is.
     """
     steps = supported_steps(steps)
     mode = norm_mode or ("double" if len(steps) > 1 else "independent")
@@ -85,9 +85,9 @@ def r4(
     width: float = 1.0,
     unified: bool = True,
 ) -> RecurrentNet:
-    """R4 (Eq. 10): a pre-activation ResNet of four stages (64, 128, 256, 512), in each a transition, then a recurrent cell.
+    """R4 (Eq. 10): a pre-activation ResNet of four stages (64, 128, 256, 512), each a transition and a recurrent cell.
 
-    Args: as for `r2`; the defaults are the paper's, for CIFAR-100.
+    Args: as for `r2`; the defaults are those of the paper for CIFAR-100.
     """
     steps = supported_steps(steps)
     mode = norm_mode or ("double" if len(steps) > 1 else "independent")

@@ -1,4 +1,4 @@
-"""Networks of others, converted: they are saved, loaded and trained as the family `converted`."""
+"""Converted networks of other libraries, which are saved, loaded and trained as the family `converted`."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,20 +38,30 @@ def convert(
     source: str = "",
     options: Mapping[str, Any] | None = None,
 ) -> ConvertedNet:
-    """As `rcnet.conversion.convert`: each run of repeated blocks becomes one recurrent cell; `print(net.conversion)` says which.
+    """Converts a network: each run of repeated blocks becomes one recurrent cell. `print(net.conversion)` reports which.
 
-    A network that says where it is from is saved by `rcnet.save` and loaded by `rcnet.load`: those of transformers do.
+    `rcnet.save` and `rcnet.load` work if `source` is known; for networks of transformers it is found automatically.
 
     Args:
-        model: a network with its weights, or the name of its builder, as `source`.
-        steps, init, regions, rank, norm_mode, example: as `rcnet.conversion.convert` has them.
-        about: what the network takes and gives; of an image classifier of transformers its configuration unless given.
-        mean, std: of each channel of the images that `model` takes; the converted network takes images in [0, 1].
+        model: a network with its weights, or the name of its builder, as in `source`.
+        steps, init, regions, rank, norm_mode, example: as in `rcnet.conversion.convert`.
+        about: the input and output of the network; default: for an image classifier of transformers, from its configuration.
+        mean, std: one value per channel, by which `model` expects its images normalized. The converted network takes images in
+            [0, 1].
         source: the builder of the network: `transformers:CLASS`, `torchvision:NAME`, `timm:NAME` or `package.module:function`.
-        options: what the builder is called with, as JSON has it (of transformers: the configuration).
+        options: the keyword arguments of the builder as JSON values (for transformers: the configuration).
 
     Raises:
-        InputError: an unknown builder; nothing repeats; code that cannot be followed.
+        InputError: an unknown builder; no repeated blocks; code that cannot be traced.
+
+    Example:
+        >>> import rcnet, torch
+        >>> blocks = [torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.ReLU()) for _ in range(4)]
+        >>> net = rcnet.convert(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), *blocks), steps=(1, 2, 4))
+        >>> print(net.conversion)
+        cell1: 4 x Sequential at 1-4, 2,336 -> 584 parameters
+        kept: 0, Conv2d, 32 parameters: changes the shape, [3, 64, 64] to [8, 64, 64]
+        in all 2,368 -> 616 parameters
     """
     if isinstance(model, str):
         source = model
@@ -82,7 +92,7 @@ def _listed(steps: Any) -> int | list[int]:
 
 
 def about_of(model: nn.Module) -> About:
-    """What a network of transformers says of itself."""
+    """The `About` of a network of transformers, from its configuration."""
     config: Any = getattr(model, "config", None)
     channels = getattr(config, "num_channels", 3)
     if type(model).__module__.startswith("transformers.") and "ImageClassification" in type(model).__name__:
@@ -95,7 +105,7 @@ def _normalized(net: ConvertedNet, mean: Sequence[float], std: Sequence[float]) 
     if not mean and not std:
         return net
     if len(mean) != len(std) or len(mean) not in (1, net.about.channels):
-        raise InputError(f"mean={list(mean)} and std={list(std)} are not valid: one number a channel, {net.about.channels}")
+        raise InputError(f"mean={list(mean)} and std={list(std)} are not valid: give one number per channel ({net.about.channels})")
     whole = ConvertedNet(normalize=Normalize(mean, std).to(device_of(net)), **dict(net.named_children()))
     whole.offer(net.settings)
     whole.about, whole.conversion = net.about, net.conversion
@@ -103,13 +113,13 @@ def _normalized(net: ConvertedNet, mean: Sequence[float], std: Sequence[float]) 
 
 
 def build_source(name: str, options: Mapping[str, Any], named: bool = True) -> nn.Module:
-    """The network that a builder makes.
+    """The network that a builder returns.
 
     Args:
-        named: a person named it, and no file: what is no library's is imported, `package.module:function`.
+        named: the name comes from a person and not from a file, so that `package.module:function` may be imported.
 
     Raises:
-        InputError: no such builder, or it refuses the options.
+        InputError: no such builder, or it rejects the options.
     """
     library, _, what = name.partition(":")
     try:
@@ -121,12 +131,12 @@ def build_source(name: str, options: Mapping[str, Any], named: bool = True) -> n
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} cannot be built: {error}") from error
     if not isinstance(model, nn.Module):
-        raise InputError(f"{name} builds {type(model).__name__}: it has to return a torch.nn.Module")
+        raise InputError(f"{name} returned {type(model).__name__}; it must return a torch.nn.Module")
     return model
 
 
 def _from_library(library: str, what: str, options: Mapping[str, Any]) -> nn.Module:
-    """A network of a library with fresh weights; nothing is downloaded."""
+    """A network of a library with fresh weights, without a download."""
     if library == "timm":
         import timm
 
@@ -144,7 +154,7 @@ def _from_library(library: str, what: str, options: Mapping[str, Any]) -> nn.Mod
 
 
 class Original(NamedTuple):
-    """A network to convert, with its weights, and what is known of it."""
+    """A network to convert, with its weights and its preprocessing."""
 
     model: nn.Module
     source: str = ""
@@ -154,7 +164,7 @@ class Original(NamedTuple):
     size: tuple[int, int] | None = None
 
     def normalized(self) -> nn.Module:
-        """The network as called with images in [0, 1]; it gives one tensor."""
+        """The network for images in [0, 1]; it returns one tensor."""
         return _OneTensor(self.model, Normalize(self.mean, self.std) if self.mean else nn.Identity())
 
 
@@ -168,24 +178,24 @@ class _OneTensor(nn.Module):
 
 
 def read_original(name: str, options: Mapping[str, Any] | None = None, weights: str | Path | None = None) -> Original:
-    """A network to convert: a folder that transformers saved, with its weights; else what a builder makes.
+    """A network to convert: from a folder that transformers saved, with its weights, or from a builder.
 
     Args:
-        name: a folder, or a builder as `convert` takes it.
-        options: what the builder is called with.
-        weights: a file of tensors by name, safetensors or of torch.save, that the network then takes.
+        name: a folder, or a builder as in `convert`.
+        options: the keyword arguments of the builder.
+        weights: a state dict to load, as safetensors or from torch.save.
 
     Raises:
-        InputError: no such network, options for a folder, or weights that do not fit.
+        InputError: no such network, options or weights for a folder, or weights that do not fit.
     """
     folder = Path(name)
     if (folder / "config.json").is_file():
         if options or weights:
-            raise InputError(f"{folder} has its own configuration and weights: give no others")
+            raise InputError(f"{folder} contains its configuration and weights: options and weights cannot be given")
         return _of_transformers(folder)
     if ":" not in name:
         raise InputError(
-            f"{name!r} is no network to convert: give package.module:function, torchvision:NAME, timm:NAME, transformers:CLASS, "
+            f"{name!r} is not a network to convert: give package.module:function, torchvision:NAME, timm:NAME, transformers:CLASS, "
             "or a folder that transformers saved (with config.json)"
         )
     model = build_source(name, options or {})
@@ -198,7 +208,7 @@ def read_original(name: str, options: Mapping[str, Any] | None = None, weights: 
         except OSError as error:
             raise InputError(f"{weights} cannot be read: {error.strerror or error}") from error
         except Exception as error:  # torch.load raises almost anything on a broken file
-            raise InputError(f"{weights} does not hold the weights of {name}: {' '.join(str(error).split())[:300]}") from error
+            raise InputError(f"{weights} does not contain the weights of {name}: {' '.join(str(error).split())[:300]}") from error
     return Original(model, name, dict(options or {}))
 
 
@@ -244,14 +254,14 @@ def rebuilt(
     sub: int = 1,
     reach: Sequence[int] | None = None,
 ) -> RecurrentNet:
-    """A converted network with fresh weights, as a file of weights describes it.
+    """A converted network with fresh weights, from the configuration in a file of weights.
 
     Args:
-        source, options: the builder and what it is called with.
-        steps: the step counts of every cell; None: each cell takes as many as it had blocks.
-        side: height and width in pixels of the image that the network is followed with.
-        in_chans, multiple, task, sub, reach: what `About` says of it.
-        regions, rank, norm_mode, mean, std: as `convert` has them.
+        source, options: the builder and its keyword arguments.
+        steps: the step counts of every cell; None: each cell takes from 1 to as many steps as it had blocks.
+        side: height and width in pixels of the example on which the network is traced.
+        in_chans, multiple, task, sub, reach: as in `About`.
+        regions, rank, norm_mode, mean, std: as in `convert`.
     """
     with torch.device("cpu"):
         model = build_source(source, options or {}, named=False)

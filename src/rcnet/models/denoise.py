@@ -1,4 +1,4 @@
-"""R3 and S3, the paper's denoisers (Eq. 9), and r3_fast, ours: the same cells, residual, on 2x2 sub-images."""
+"""R3 and S3, the denoisers of the paper (Eq. 9), and r3_fast, ours, with residual cells on 2x2 sub-images."""
 
 from collections.abc import Callable, Iterable
 
@@ -15,19 +15,19 @@ from rcnet.models.layers import ConvBody, conv3x3, init_weights
 from rcnet.models.registry import register
 from rcnet.setting import Steps
 
-UNKNOWN = -0.25  # what the plane of the noise level holds where the level is not known; levels are in [0, 1] there
-SLIGHT = 2 / 255  # less noise than the networks' own error
+UNKNOWN = -0.25  # an unknown noise level in the input plane: outside the known levels, [0, 1], and of their magnitude
+SLIGHT = 2 / 255  # below this level the noise is less than the error of the networks, so the change is scaled down
 Sigma = float | Tensor | None
 
 
 @fx.wrap
 def level_planes(x: Tensor, sigma: Sigma, count: int = 1) -> Tensor:
-    """The input planes of the noise levels, [B, count, H, W] in [0, 1], `UNKNOWN` where `sigma` is None or negative.
+    """The input planes of the noise levels, [B, count, H, W] in [0, 1]; `UNKNOWN` where `sigma` is None or negative.
 
     Args:
         x: the images, [B, C, H, W].
         sigma: levels of 255: one number, one value per image [B], or a map [H, W], [1, H, W], [B, 1, H, W] or [B, count, H, W].
-            Of two planes the first is that of white noise and the second that of coarse noise, 0 unless given.
+            The first of two planes is white noise, the second coarse noise, which is 0 unless given.
 
     Raises:
         InputError: a tensor of another shape.
@@ -50,24 +50,24 @@ def level_planes(x: Tensor, sigma: Sigma, count: int = 1) -> Tensor:
 
 
 def filling(call: Call, multiple: int) -> Call:
-    """`call(x)`, or `call(x, sigma=...)`, for images of any size: sides are filled up to multiples and cut again."""
+    """`call(x)`, or `call(x, sigma=...)`, for images of any size: they are padded to a multiple, and the output is cropped."""
     if multiple == 1:
         return call
 
     def fill(x: Tensor, sigma: Sigma = None) -> Tensor:
         if isinstance(sigma, Tensor) and sigma.ndim > 2 and sigma.shape[-2:] == x.shape[-2:]:  # a map
             sigma = filled(sigma, multiple)
-        told = {} if sigma is None else {"sigma": sigma}
-        return call(filled(x, multiple), **told)[..., : x.shape[-2], : x.shape[-1]]
+        kwargs = {} if sigma is None else {"sigma": sigma}
+        return call(filled(x, multiple), **kwargs)[..., : x.shape[-2], : x.shape[-1]]
 
     return fill
 
 
 @fx.wrap
 def filled(x: Tensor, sub: int) -> Tensor:
-    """x with sides filled up to multiples of `sub`, by reflection at the right and the bottom."""
+    """x, padded to multiples of `sub` by reflection at the right and the bottom."""
     height, width = x.shape[-2:]
-    # A side of one pixel has nothing to reflect, and a short one too little: it repeats.
+    # Reflection needs sides longer than the padding; shorter ones repeat the last pixel.
     mode = "reflect" if min(height, width) >= sub else "replicate"
     return F.pad(x, (0, -width % sub, 0, -height % sub), mode=mode)
 
@@ -75,10 +75,10 @@ def filled(x: Tensor, sub: int) -> Tensor:
 class Denoiser(RecurrentNet):
     """A chain whose output is added to the input image (Eq. 7: the network learns the noise). [B, C, H, W] in [0, 1].
 
-    With `about.sub` > 1 the chain works on sub x sub sub-images: sizes that `sub` does not divide are padded by reflection at the
-    right and the bottom, and cut again. Where `about.inputs` names `sigma`, the chain reads one plane more, the noise level of
-    each pixel or `UNKNOWN` (as FFDNet, Zhang et al. 2018, which knows no unknown); with `coarse`, one
-    more for the coarse noise of cameras.
+    With `about.sub` > 1 the chain works on sub x sub sub-images: other sizes are padded by reflection at the right and the bottom,
+    and the output is cropped. If `about.inputs` contains `sigma`, the chain has another input plane, the noise level of each pixel
+    or `UNKNOWN` (FFDNet, Zhang et al. 2018, has such a plane, but no unknown level); with `coarse`, a further one for the coarse
+    noise of cameras.
     """
 
     def __init__(self, about: About, **modules: nn.Module) -> None:
@@ -94,13 +94,13 @@ class Denoiser(RecurrentNet):
         """x: [B, C, H, W] in [0, 1].
 
         Args:
-            sigma: the noise level in levels of 255, for networks that take one: a number, one value per image [B] or a
-                map [H, W] or [B, 1, H, W]; None: what the network's judge says, where it has one; else, and for negative
-                values: unknown. Networks that also take the level of coarse
-                noise: a map [B, 2, H, W], white and coarse; anything else tells white noise alone.
+            sigma: the noise level in levels of 255, for networks that take one: a number, one value per image [B], or a map
+                [H, W] or [B, 1, H, W]. Negative: unknown. None: the estimate of the network's judge if it has one, else
+                unknown. Networks that also take the level of coarse noise accept a map [B, 2, H, W], white and coarse; the other
+                forms mean white noise only.
 
         Raises:
-            InputError: unsupported steps; a sigma for a network that takes none, or one of another shape.
+            InputError: unsupported steps, a sigma for a network that takes none, or a sigma of another shape.
         """
         if isinstance(sigma, fx.Proxy):
             sigma = None
@@ -113,15 +113,15 @@ class Denoiser(RecurrentNet):
         if self.about.sub > 1:
             seen = filled(seen, self.about.sub)
         change = super().forward(seen, steps)[..., : x.shape[-2], : x.shape[-1]]
-        if planes is not None:  # told of little noise it does little: an image without stays as it is
+        if planes is not None:  # little noise, little change: an image without noise stays as it is
             most = planes.amax(1, keepdim=True)
             change = change * torch.where(most < 0, 1.0, (most / SLIGHT).clamp(max=1))
         return x + change
 
     def radius(self, steps: Steps = None) -> int:
-        """How many pixels away, at most, a pixel of the input can change the output: the halo that a tile needs.
+        """The largest distance in pixels at which an input pixel can change the output: the halo of a tile.
 
-        A multiple of `sub`, so that tiles that start on one keep their sub-images.
+        It is a multiple of `sub`, so that tiles that start at a multiple keep their sub-images.
         """
         return self.about.radius(self.per_cell(steps))
 
@@ -181,9 +181,9 @@ def r3(
 
     Args:
         steps: the supported steps: one number, or several for a cost-adjustable network.
-        norm_mode: none, shared, independent or double; independent for one step count and double for several unless given.
+        norm_mode: none, shared, independent or double; default: independent for one step count, double for several.
         in_chans: channels of the image: 1 gray, 3 colour.
-        unified: all cells take the same number of steps; otherwise the BN tables hold every mixture.
+        unified: all cells take the same number of steps; otherwise the BN tables hold every combination.
     """
     return _denoiser(steps, norm_mode, in_chans, 64, 1, residual=False, sub=1, unified=unified)
 
@@ -208,17 +208,17 @@ def r3_fast(
     coarse_level: bool = False,
     unified: bool = True,
 ) -> Denoiser:
-    """R3 for use: three residual cells of two convolutions on 2x2 sub-images, 0.29 of R3's cost a pixel and step.
+    """R3 for practical use: three residual cells of two convolutions on 2x2 sub-images, at 0.29 of R3's cost per pixel and step.
 
     Args: as for `r3`, and
         width: channels of the cells.
-        convs: convolutions a cell.
-        residual: x = relu(x + f(x)) instead of relu(f(x)), f being convolution and norm, `convs` times, with ReLU between.
-        noise_level: the noise level is an input, `model(x, steps, sigma=25)`, which may be unknown.
-        coarse_level: with it, so is that of coarse noise, as cameras make it: `sigma` [B, 2, H, W].
+        convs: convolutions per cell.
+        residual: x = relu(x + f(x)) instead of relu(f(x)), where f is convolution and norm, `convs` times, with ReLU between.
+        noise_level: the noise level is an input, `model(x, steps, sigma=25)`; it may be unknown.
+        coarse_level: the level of coarse noise, as in files of cameras, is also an input: `sigma` [B, 2, H, W].
     """
     if coarse_level and not noise_level:
-        raise InputError("coarse_level goes with noise_level: the level of white noise comes first")
+        raise InputError("coarse_level needs noise_level: the level of white noise is the first input")
     return _denoiser(
         steps, norm_mode, in_chans, width, convs, residual, sub=2, unified=unified, levels=noise_level + coarse_level
     )

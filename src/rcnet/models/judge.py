@@ -1,9 +1,9 @@
-"""A judge in front of a denoiser: a small network that says how much noise a picture has, white and coarse, at each brightness.
+"""A judge in front of a denoiser: a small network that estimates the white and the coarse noise of a picture at each brightness.
 
-A denoiser that is told the level does what it is told; the judge tells it where a person does not. It looks at all of a picture
-at once and gives a noise level function (Liu et al. 2006, "Noise estimation from a single image"): the level as a function of the
-brightness, since sensors and tone curves make noise depend on that. It is trained through the frozen denoiser, on what comes out
-(`rcnet.training.judge`).
+A denoiser that takes the noise level needs to be told it; the judge does so if the user does not. It sees the whole picture and
+returns a noise level function (Liu et al. 2006, "Noise estimation from a single image"): the level as a function of brightness,
+on which sensors and tone curves make noise depend. It is trained through the frozen denoiser, on the denoised output
+(`rcnet.training.judging`).
 """
 
 import math
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from rcnet.about import SMOOTH
 
-KNOTS = 4  # brightnesses at which a level is given, from black to white, evenly spaced
-SHARE = 0.05  # of all places, beside those of a knot's brightness: a picture without darks still has a level for them
+KNOTS = 4  # brightnesses at which a level is estimated, evenly spaced from black to white
+SHARE = 0.05  # weight of pixels of any brightness at each knot: a picture without dark areas still has a level for them
 
 
 class Judge(nn.Module):
     """Noise levels [B, 2, KNOTS], in levels of 255, of pictures [B, C, H, W] in [0, 1]: of white noise, and of coarse noise.
 
-    Features at a half, a quarter and an eighth of the resolution; at each place of the last a level of both kinds, and how much
-    it counts. A level is the weighted mean over the picture.
+    Features at a half, a quarter and an eighth of the resolution; at each position of the last, a level of both kinds and its
+    weight. The result is the weighted mean over the picture.
 
     Args:
         in_chans: channels of the pictures, 1 or 3.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std for images in [0, 1]. x: [B, C, H, W]; mean and std: one number a channel, kept as buffers."""
+    """(x - mean) / std for images in [0, 1]. x: [B, C, H, W]; mean and std: one number per channel, stored as buffers."""
 
     mean: Tensor
     std: Tensor
@@ -29,7 +29,7 @@ def conv3x3(channels: int, out_channels: int, stride: int = 1, bias: bool = Fals
 class PreActBody(nn.Module):
     """Pre-activation residual block (He et al. 2016, "Identity mappings"): two 3x3 convolutions, two norms.
 
-    A change of width or a stride puts a 1x1 convolution on the shortcut, which reads the first activation.
+    With a change of width or a stride, the shortcut is a 1x1 convolution of the first activation.
     """
 
     def __init__(self, channels: int, out_channels: int | None = None, stride: int = 1) -> None:
@@ -48,7 +48,7 @@ class PreActBody(nn.Module):
 
 
 class ConvBody(nn.Module):
-    """Convolution, norm, ReLU, `convs` times over; with `residual`, x = relu(x + norm(conv(x))) around the whole."""
+    """Convolution, norm and ReLU, `convs` times; with `residual`, x = relu(x + f(x)) around all of them."""
 
     def __init__(self, channels: int, convs: int = 1, residual: bool = False) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class ConvBody(nn.Module):
 def init_weights(model: nn.Module) -> None:
     """Kaiming normal (fan-in) for every convolution and linear layer, zero for every bias and residual branch.
 
-    A residual block then starts as the identity: without final norms, activations would grow threefold with every step.
+    A residual block then starts as the identity; otherwise, without final norms, activations would triple with every step.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

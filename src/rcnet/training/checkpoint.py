@@ -1,4 +1,4 @@
-"""The folder of a run: its checkpoint, whole whenever a run is killed, its log, and the lock that keeps it to one process."""
+"""The folder of a run: its checkpoint, which survives a kill at any time, its log, and a lock that allows one process at a time."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from rcnet.replacing import naming, replacing
 
 try:
     import fcntl
-except ImportError:  # not on Windows: two runs in one folder would then disturb each other
+except ImportError:  # Windows: two runs in one folder would disturb each other
     fcntl = None  # type: ignore[assignment]
 
 KEPT = ("checkpoint.pt", "weights.safetensors", "result.json")  # what a run must not overwrite
@@ -24,12 +24,12 @@ KEPT = ("checkpoint.pt", "weights.safetensors", "result.json")  # what a run mus
 
 @contextmanager
 def locked(folder: Path, name: str = "training.lock", tries: int = 10) -> Iterator[None]:
-    """Keeps a folder to one process, or `InputError` after so many tries. The lock goes with the process, however that ends."""
+    """Locks a folder for this process; `InputError` after `tries` tries. The lock ends with the process, however that ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / name).open("a")
     except OSError as error:
-        raise InputError(f"{folder} cannot be the folder of a run: {error.strerror}") from error
+        raise InputError(f"cannot use {folder} as the folder of a run: {error.strerror}") from error
     with file:
         while fcntl is not None:
             try:
@@ -38,27 +38,27 @@ def locked(folder: Path, name: str = "training.lock", tries: int = 10) -> Iterat
             except BlockingIOError as error:
                 tries -= 1
                 if tries < 1:
-                    raise InputError(f"another process is at {folder}: wait for it or stop it") from error
-                time.sleep(0.1)  # it may only have looked
+                    raise InputError(f"another process is using {folder}: wait for it or stop it") from error
+                time.sleep(0.1)  # the other process may hold the lock only briefly, to read the state
             except OSError:  # a file system without locks
                 break
         yield
 
 
 def can_resume(out: Path, resume: bool) -> bool:
-    """Whether the folder holds a checkpoint to go on from, or `InputError` where a run would overwrite what is there."""
+    """Whether the folder holds a checkpoint to resume from. `InputError` if the run would overwrite a finished one."""
     there = [name for name in KEPT if (out / name).exists()]
     if there and not resume:
-        raise InputError(f"{out} already holds a run: add --resume to go on with it, or choose another folder with --out")
+        raise InputError(f"{out} already contains a run: add --resume to continue it, or choose another folder with --out")
     if there and KEPT[0] not in there:
-        raise InputError(f"{out} holds {there[0]} but no {KEPT[0]} to go on from: choose another folder with --out")
+        raise InputError(f"{out} contains {there[0]} but no {KEPT[0]} to resume from: choose another folder with --out")
     return bool(there)
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes it whole or not at all."""
+    """Writes a checkpoint atomically."""
     content = io.BytesIO()
-    torch.save(state, content)  # to a full disk, torch.save would end the process
+    torch.save(state, content)  # in memory first: on a full disk, torch.save would abort the process
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(content.getbuffer())
@@ -67,28 +67,28 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path, run: dict[str, Any]) -> dict[str, Any]:
-    """The state, or `InputError` if the file is not a checkpoint, or one of another run than `run` describes."""
+    """The state. `InputError` if the file is not a checkpoint or belongs to another run than `run` describes."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         theirs = dict(state["run"])
     except Exception as error:  # torch.load raises almost anything on a broken file
-        raise InputError(f"{path} is not a checkpoint of rcnet: delete it to start anew, or choose another folder") from error
+        raise InputError(f"{path} is not a checkpoint of rcnet: delete it to start again, or choose another folder") from error
     differing = sorted(key for key in run if theirs.get(key) != run[key])
     if differing:
         key = differing[0]
         raise InputError(
-            f"{path} is of another run: {key} was {theirs.get(key)!r} and is now {run.get(key)!r}; "
+            f"{path} belongs to another run: {key} was {theirs.get(key)!r} and is now {run.get(key)!r}; "
             "resume with the same recipe and data, or start in another folder with --out"
         )
     return state
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What a finished run wrote."""
+    """The result that a finished run wrote."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise InputError(f"{path} is damaged: delete it, and --resume writes it again") from error
+        raise InputError(f"{path} is damaged: delete it and add --resume to write it again") from error
 
 
 def add_line(path: Path, values: dict[str, Any]) -> None:
@@ -98,7 +98,7 @@ def add_line(path: Path, values: dict[str, Any]) -> None:
 
 
 def cut_log(path: Path, iteration: int) -> None:
-    """Drops the lines of a JSONL log that a run resumed at `iteration` will write again, and those that are damaged."""
+    """Drops damaged lines of a JSONL log and those that a run resumed at `iteration` will write again."""
     if not path.exists():
         return
     text = path.read_text(errors="replace")

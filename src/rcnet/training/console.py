@@ -1,4 +1,4 @@
-"""What a run shows and hears: the progress bar, TensorBoard, and the signals that stop it."""
+"""The console of a run: progress bar, TensorBoard, and the signals that stop it."""
 
 import signal
 import threading
@@ -11,7 +11,7 @@ from rcnet.errors import InputError
 
 
 class NoBar(nullcontext[None]):
-    """Stands for tqdm's bar where tqdm is not installed."""
+    """Replaces tqdm's bar if tqdm is not installed."""
 
     n = 0.0
 
@@ -20,7 +20,7 @@ class NoBar(nullcontext[None]):
 
 
 def progress_bar(done: float, shown: bool) -> Any:
-    """tqdm's bar on stderr, of the part of a run that is done, or none where tqdm is not installed."""
+    """A progress bar on stderr for the fraction of a run that is done; a `NoBar` if tqdm is not installed."""
     try:
         from tqdm import tqdm
     except ImportError:
@@ -58,18 +58,18 @@ class Board:
 
 @contextmanager
 def stopped_by_signals(stop: Callable[[], object]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM call `stop`, which ends a run where a checkpoint is exact; a second Ctrl-C ends it at once."""
+    """Ctrl-C and SIGTERM call `stop`, so that the run ends after a whole iteration; a second Ctrl-C ends it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def heard(number: int, frame: object) -> None:
+    def on_signal(number: int, frame: object) -> None:
         stop()
         signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
-        signal.signal(number, heard)
+        signal.signal(number, on_signal)
     try:
         yield
     finally:

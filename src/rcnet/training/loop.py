@@ -1,8 +1,8 @@
 """The training loop: Alg. 2, resumable at any iteration.
 
-Every random draw of an iteration comes from (seed, iteration) alone, so that a checkpoint needs no generator's state and a
-run of so many iterations that was killed and resumed ends with the weights of one left alone. (A run of so many minutes goes
-on with the time that it has left: how many iterations that makes depends on the machine.)
+All random draws of an iteration depend only on (seed, iteration). A checkpoint therefore needs no generator state, and a run
+with a fixed number of iterations ends with the same weights whether or not it was killed and resumed. (A run with a time limit
+resumes with the time that is left; the number of iterations depends on the machine.)
 """
 
 import dataclasses
@@ -55,27 +55,27 @@ def train(
 ) -> dict[str, Any]:
     """Trains the recipe's network on `data` and writes to the folder `out`; returns what `result.json` holds.
 
-    `out` then holds `weights.safetensors` (the average of the weights if the recipe keeps one), `result.json`, `log.jsonl` and
+    `out` then contains `weights.safetensors` (the averaged weights if the recipe asks for them), `result.json`, `log.jsonl` and
     `checkpoint.pt`. Ctrl-C writes a checkpoint first, then raises KeyboardInterrupt. Under `torchrun` each process takes its
     share of every batch; only the first writes, and the others return {}.
 
     Args:
-        resume: go on from `out/checkpoint.pt`; a folder without one starts anew, and a finished run returns its result.
+        resume: resume from `out/checkpoint.pt`. A folder without one starts a new run; a finished run returns its result.
         progress: show a progress bar on stderr.
         tensorboard: also log to TensorBoard, in `out`.
-        clock: the seconds that the recipe's `minutes` are counted in; `time.process_time` counts those of the processor, so that
-            runs on a busy machine compare.
+        clock: returns the seconds against which the recipe's `minutes` are counted. `time.process_time` counts processor time,
+            so that runs on a busy machine are comparable.
 
     Raises:
-        InputError: the recipe or the data does not fit, `out` holds another run or a process is at it, or another process of
-            this one has gone.
-        OSError: a file cannot be written, e.g. as the disk is full; the last checkpoint is whole.
+        InputError: the recipe or the data does not fit, `out` contains another run or is in use by another process, or another
+            process of this run has exited.
+        OSError: a file cannot be written, e.g. because the disk is full; the last checkpoint is intact.
     """
     return Trainer(recipe, Path(data), Path(out), resume).go(progress, clock, tensorboard)
 
 
 class Trainer:
-    """One run's state: the network, its average, the optimizers and how far they are."""
+    """The state of one run: the network, its average, the optimizers and the progress."""
 
     def __init__(self, recipe: Recipe, data: Path, out: Path, resume: bool) -> None:
         recipe, found = with_init_model(recipe)
@@ -84,10 +84,10 @@ class Trainer:
         self.device = best_device()
         self.world = join(self.device)
         self.writes = self.world.rank == 0
-        going_on = share(self.writes and can_resume(out, resume), self.world)
+        resumes = share(self.writes and can_resume(out, resume), self.world)
         if recipe.batch % (self.world.size * recipe.accumulate):
             raise InputError(
-                f"batch = {recipe.batch} does not divide into {self.world.size} processes x {recipe.accumulate} parts "
+                f"batch = {recipe.batch} cannot be divided evenly among {self.world.size} processes x {recipe.accumulate} parts "
                 "(accumulate): change one of them"
             )
         self.kind = task_of(recipe.model)
@@ -117,13 +117,13 @@ class Trainer:
         self.before: dict[str, Any] | None = None
         if share(self.task.data["crc32"], self.world) != self.task.data["crc32"]:
             raise InputError(
-                f"the data of process {self.world.rank} is not that of the first: all need the same images in {data}"
+                f"process {self.world.rank} has other data than process 0: all need the same images in {data}"
             )
-        if recipe.init and not going_on:
+        if recipe.init and not resumes:
             self.before, fresh = take_weights(recipe.init, self.model)
             if fresh and self.writes:
-                print(f"rcnet: init = {recipe.init!r} has no weights for {fresh}: they start fresh", file=sys.stderr)
-        if not going_on:  # else the checkpoint's
+                print(f"rcnet: init = {recipe.init!r} has no weights for {fresh}, which start from fresh weights", file=sys.stderr)
+        if not resumes:  # else from the checkpoint
             self.model.load_state_dict(share(self.model.state_dict(), self.world))
         self.call: Callable[..., Tensor] = compiled(self.model) if recipe.compile else self.model
         self.optimizers = make_optimizers(self.model, recipe.optimizer)
@@ -136,12 +136,12 @@ class Trainer:
         self.logged = 0.0  # seconds, at that line
 
     def blend(self, averages: Any, values: Any, count: Any) -> None:
-        """The exponential average of the weights, with a decay that rises to the recipe's: a short run forgets its start, too."""
+        """The exponential average of the weights. The decay rises to the recipe's value, so that short runs also forget their start."""
         decay = min(self.recipe.ema, (1 + self.iteration) / (10 + self.iteration))
         get_ema_multi_avg_fn(decay)(averages, values, count)  # type: ignore[no-untyped-call]
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to be resumed: all that its weights depend on."""
+        """Everything that the weights depend on; it must be the same when a run is resumed."""
         return fixed(self.recipe, self.kind.key) | {"data": self.task.data["crc32"], "precision": self.precision}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -154,7 +154,7 @@ class Trainer:
             self.iteration, self.elapsed, self.before = int(state["iteration"]), float(state["elapsed"]), state["before"]
             self.losses, self.logged = list(state.get("losses", [])), float(state.get("logged", self.elapsed))
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise InputError(f"{self.checkpoint} is damaged: delete it to start anew, or choose another folder") from error
+            raise InputError(f"{self.checkpoint} is damaged: delete it to start again, or choose another folder") from error
 
     def keep(self) -> None:
         if not self.writes:
@@ -176,13 +176,13 @@ class Trainer:
 
     @property
     def done(self) -> float:
-        """The part of the run that is behind, in [0, 1]."""
+        """The fraction of the run that is done, in [0, 1]."""
         if self.recipe.minutes > 0:
             return min(1.0, self.elapsed / (60 * self.recipe.minutes))
         return min(1.0, self.iteration / self.iterations)
 
     def go(self, progress: bool, clock: Callable[[], float], tensorboard: bool = False) -> dict[str, Any]:
-        """Trains to the end, in a folder that no other process is at."""
+        """Trains to the end while the folder is locked."""
         with locked(self.out) if self.writes else nullcontext():
             if share(self.writes and can_resume(self.out, self.resume), self.world):
                 self.restore(share(read_checkpoint(self.checkpoint, self.identity()) if self.writes else None, self.world))
@@ -214,7 +214,7 @@ class Trainer:
             bar.n = self.done
         if self.done < 1:
             if self.writes:
-                print(f"stopped at iteration {self.iteration}; go on with --resume", file=sys.stderr)
+                print(f"stopped at iteration {self.iteration}; continue with --resume", file=sys.stderr)
             raise KeyboardInterrupt
         leave()
         if not self.writes:
@@ -225,27 +225,27 @@ class Trainer:
         return result
 
     def stop(self) -> None:
-        """Asks for an end after this iteration, of all processes."""
+        """Requests that all processes stop after this iteration."""
         self.asked = True
 
     def step(self) -> float:
         """One iteration of Alg. 2, the aggregated loss or the sandwich rule; returns the loss."""
         recipe = self.recipe
         rng = np.random.default_rng([recipe.seed, self.iteration])
-        # What layers draw (dropout) is the iteration's and the process's own, so that a resumed run draws it again.
+        # The draws of layers (dropout) depend on the iteration and the process, so that a resumed run repeats them.
         torch.manual_seed(int(np.random.default_rng([recipe.seed, 4, self.iteration, self.world.rank]).integers(2**62)))
         weights = draw_steps(self.model.settings, self.probabilities, recipe.objective, rng)
         whole = self.task.batch(rng, self.iteration)
         share = len(whole.x) // self.world.size
-        own = whole.part(self.world.rank * share, (self.world.rank + 1) * share)
+        mine = whole.part(self.world.rank * share, (self.world.rank + 1) * share)
         set_learning_rate(self.optimizers, learning_rate_factor(self.done, recipe.warmup, recipe.decay))
         self.model.train()
         if recipe.frozen and self.done >= 1 - recipe.frozen:
             self.freeze()
         total, size = 0.0, share // recipe.accumulate
         for start in range(0, share, size):
-            total += self.backward(own.part(start, start + size), weights)
-        # The clock is rank 0's, and a signal to one process stops all after the same iteration.
+            total += self.backward(mine.part(start, start + size), weights)
+        # All use the clock of rank 0, and a signal to one process stops all after the same iteration.
         clock = self.time() if self.writes else 0.0
         total, self.elapsed, stops = average(self.model, self.world, [total / self.world.size, clock, float(self.asked)])
         self.stopped = stops > 0
@@ -262,23 +262,24 @@ class Trainer:
         return total
 
     def freeze(self) -> None:
-        """Batch norms in evaluation mode, with the running statistics of the average, which are those of more batches."""
+        """Puts batch norms in evaluation mode, with the running statistics of the averaged model, which cover more batches."""
         for norm in batch_norms(self.model):
             norm.eval()
         if self.average is not None and not self.frozen:
-            for own, kept in zip(batch_norms(self.model), batch_norms(self.average.module), strict=True):
-                own.load_state_dict({**own.state_dict(), "running_mean": kept.running_mean, "running_var": kept.running_var})
+            for norm, source in zip(batch_norms(self.model), batch_norms(self.average.module), strict=True):
+                statistics = {"running_mean": source.running_mean, "running_var": source.running_var}
+                norm.load_state_dict({**norm.state_dict(), **statistics})
         self.frozen = True
 
     def backward(self, batch: Batch, weights: dict[Setting, float]) -> float:
         """Adds the gradients of one part of a batch; returns its share of the loss."""
-        x, told = batch.x.contiguous(memory_format=torch.channels_last), {} if batch.sigma is None else {"sigma": batch.sigma}
-        taught = None if self.teacher is None else batch._replace(target=self.task.teach(self.teacher(x, **told)))
+        x, kwargs = batch.x.contiguous(memory_format=torch.channels_last), {} if batch.sigma is None else {"sigma": batch.sigma}
+        taught = None if self.teacher is None else batch._replace(target=self.task.teach(self.teacher(x, **kwargs)))
         total = 0.0
         for i, (setting, weight) in enumerate(weights.items()):
             try:
                 with autocast(self.precision, self.device):
-                    output = self.call(x, setting.to_json(), **told)
+                    output = self.call(x, setting.to_json(), **kwargs)
             except (TorchDynamoException, InductorError) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise InputError(f"compile = true failed (on a CPU it needs a C++ compiler); leave it out: {reason}") from error
@@ -290,7 +291,7 @@ class Trainer:
         return total
 
     def loss(self, output: Tensor, batch: Batch, taught: Batch | None) -> Tensor:
-        """Against the targets, and in part against those of the teacher."""
+        """The loss against the targets, or a weighted sum of it and the loss against the teacher."""
         if taught is None:
             return self.task.loss(output, batch)
         part = self.recipe.teacher_weight
@@ -346,17 +347,17 @@ class Trainer:
         return result
 
     def flop(self) -> float:
-        """Floating-point operations of the convolutions so far: three times those of the forward, as steps are drawn, and the
-        teacher's forward."""
+        """Floating-point operations of the convolutions so far: three times the expected forward pass (one for the forward, two for
+        the backward pass), and the teacher's forward pass."""
         cost = [6 * macs(self.model, n, self.size) for n in self.model.settings]
         return self.iteration * self.recipe.batch * (self.expected(cost) + 2 * self.teacher_macs)
 
     def expected(self, cost: Sequence[float]) -> float:
-        """The mean over iterations of what costs so much at each of the network's choices."""
+        """The mean cost of an iteration, from the cost of each of the network's settings."""
         return expected_cost(cost, self.probabilities, self.recipe.objective)
 
     def inputs(self) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
-        """The batches that batch norms are recalibrated on, told as in training."""
+        """The batches for recalibrating batch norms, with noise levels as in training."""
         for i in range(self.recipe.recalibrate):
             batch = self.task.batch(np.random.default_rng([self.recipe.seed, 2, i]), i)
             yield batch.x if batch.sigma is None else (batch.x, batch.sigma)

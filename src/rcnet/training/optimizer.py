@@ -1,5 +1,5 @@
-"""Optimizers, their schedule and their parameter groups: half the learning rate for shared kernels (Sec. 3.3), no decay for
-norms."""
+"""Optimizers, their schedule and their parameter groups: half the learning rate for shared kernels (Sec. 3.3), no weight
+decay for norms."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -13,9 +13,9 @@ from rcnet.training.recipe import Optimizer
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalized (Jordan et al. 2024), for kernels [out, in, kh, kw] seen as out x (in kh kw).
+    """Momentum with an orthogonalized update (Jordan et al. 2024). Kernels [out, in, kh, kw] are matrices of out x (in kh kw).
 
-    The update of a kernel has spectral norm of about sqrt(max(1, rows / columns)), times the learning rate.
+    The spectral norm of an update is about sqrt(max(1, rows / columns)) times the learning rate.
     """
 
     def __init__(self, params: Any, lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
@@ -47,7 +47,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
     Five rounds of the Newton-Schulz iteration with the quintic coefficients of Muon.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
+    a, b, c = 3.4445, -4.7750, 2.0315  # Jordan et al. 2024, https://kellerjordan.github.io/posts/muon
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.transpose(-2, -1) if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -58,7 +58,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 def make_optimizers(model: nn.Module, config: Optimizer) -> list[torch.optim.Optimizer]:
-    """The optimizers of a recipe. Each group carries `base_lr`, which the schedule multiplies."""
+    """The optimizers of a recipe. Each group has a `base_lr`, which the schedule multiplies."""
     shared = {id(p) for p in shared_kernels(model)}
     in_cells = {
         id(p) for cell in model.modules() if isinstance(cell, RecurrentCell | StandardCell)

@@ -1,7 +1,7 @@
-"""Many processes under `torchrun`: each takes its share of every batch, and one all-reduce an iteration averages the rest.
+"""Many processes under `torchrun`: each takes its share of every batch, and one all-reduce per iteration averages gradients.
 
-Written out, where DistributedDataParallel would search for the batch norms that the drawn steps left unused, and is wrong for
-more than one step count an iteration. All processes draw the same steps, so the same gradients are there on each.
+DistributedDataParallel is not used: it would search for the batch norms that the drawn steps left unused, and it is wrong for
+more than one step count per iteration. All processes draw the same steps, so the same gradients exist on each.
 """
 
 import os
@@ -16,7 +16,7 @@ from rcnet.errors import InputError
 
 
 class World(NamedTuple):
-    """This process among all: `rank` from 0 of `size`. Rank 0 writes."""
+    """The `rank` of this process, from 0, among `size` processes. Rank 0 writes."""
 
     rank: int = 0
     size: int = 1
@@ -33,18 +33,18 @@ def join(device: torch.device) -> World:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise InputError(f"WORLD_SIZE is set, but the processes do not meet; start them with torchrun: {reason}") from error
+            raise InputError(f"WORLD_SIZE is set, but the processes cannot connect; start them with torchrun: {reason}") from error
     return World(dist.get_rank(), dist.get_world_size())
 
 
 def leave() -> None:
-    """Ends this process's part in the world, if there is one."""
+    """Leaves the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def share(value: Any, world: World) -> Any:
-    """What rank 0 holds as `value`, on every process."""
+    """The `value` of rank 0, on every process."""
     if world.size == 1:
         return value
     box = [value]
@@ -59,7 +59,7 @@ def average(model: nn.Module, world: World, totals: list[float]) -> list[float]:
     """Averages over all processes the gradients and the running statistics of `model`, in place; returns the sums of `totals`.
 
     Raises:
-        InputError: another process has gone.
+        InputError: another process has exited.
     """
     if world.size == 1:
         return totals
@@ -79,4 +79,4 @@ def average(model: nn.Module, world: World, totals: list[float]) -> list[float]:
 
 
 def _lost() -> InputError:
-    return InputError("another process of this run has gone: start it again with --resume, with as many processes as there are")
+    return InputError("another process of this run has exited: restart with --resume and as many processes as are available")

@@ -1,4 +1,4 @@
-"""Which code made a result, and on what."""
+"""The code and the hardware that produced a result."""
 
 import subprocess
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from rcnet.device import hardware
 
 
 def commit() -> str | None:
-    """The commit of the source tree that runs, with -dirty if more than `results/` was changed, or None where this file is in no
+    """The commit of the running source tree, with -dirty if anything but `results/` has changed; None if this file is not in a
     repository."""
 
     def git(*arguments: str) -> str:
@@ -27,7 +27,7 @@ def commit() -> str | None:
 
 
 def made_here(device: torch.device) -> dict[str, Any]:
-    """What a result says of where and when it was made."""
+    """Where and when a result was produced."""
     return {
         "hardware": hardware(device),
         "torch": torch.__version__,

@@ -1,4 +1,4 @@
-"""Recipes: a TOML file that says which network is trained, on what and how. Unknown keys are errors."""
+"""Recipes: a TOML file that describes which network is trained, on which data and how. Unknown keys are errors."""
 
 import dataclasses
 import math
@@ -18,13 +18,13 @@ from rcnet.tasks.task import number
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Muon takes the convolution kernels of cells, and Adam the rest; `adam` and `sgd` take all."""
+    """`muon` trains the convolution kernels of cells with Muon and the rest with Adam; `adam` and `sgd` train everything."""
 
     name: Literal["muon", "adam", "sgd"] = "adam"
     lr: float = number(1e-3, 0)
-    muon_lr: float = number(0.04, 0)  # of the kernels of cells, before `shared_lr`
-    shared_lr: float = number(0.5, 0, 1)  # the learning rate of shared kernels, as a part of the others' (Sec. 3.3)
-    norm_lr: float = number(1.0, 0)  # that of norms' scales and shifts, as a multiple; with Adam 64 trains much faster
+    muon_lr: float = number(0.04, 0)  # for the kernels of cells, before `shared_lr`
+    shared_lr: float = number(0.5, 0, 1)  # factor on the learning rate of shared kernels (Sec. 3.3)
+    norm_lr: float = number(1.0, 0)  # factor on that of norms' scales and shifts; with Adam 64 trains much faster
     betas: tuple[float, float] = number((0.9, 0.99), 0, 1, below=True)
     momentum: float = number(0.95, 0, 1, below=True)  # of Muon and SGD
     weight_decay: float = number(0.0, 0)  # convolution and linear weights only
@@ -38,32 +38,34 @@ class Recipe:
     The section of each task is an attribute too: `recipe.denoising.sigma`.
     """
 
-    model: Mapping[str, Any] = field(default_factory=dict)  # that of `init` where it has no name
-    init: str = ""  # weights to start from, bundled or a file; what does not fit, e.g. norms of other steps, is fresh
+    model: Mapping[str, Any] = field(default_factory=dict)  # the network of `init` if it has no name
+    init: str = ""  # weights to start from, bundled or a file; tensors that do not fit, e.g. norms of other steps, start fresh
     teacher: str = ""  # a network to learn from: weights by name or file, a folder of transformers, package.module:function
-    teacher_weight: float = number(0.5, 0, 1)  # the part of the loss that is against the teacher's outputs; the rest: the labels
+    teacher_weight: float = number(0.5, 0, 1)  # weight of the loss against the teacher's outputs; the rest is against the labels
     optimizer: Optimizer = field(default_factory=Optimizer)
-    batch: int = number(32, 1)  # images an iteration, of all processes together
-    accumulate: int = number(1, 1, free=True)  # parts that a process takes its share of a batch in, in turn: less memory
+    batch: int = number(32, 1)  # images per iteration, over all processes
+    accumulate: int = number(1, 1, free=True)  # a process splits its share of a batch into so many parts, one after the other: less memory
     iterations: int = number(10_000, 1)
     epochs: float = number(0.0, 0)
     minutes: float = number(0.0, 0)
-    warmup: float = number(0.02, 0, 1)  # part of the run in which the learning rate rises from zero
-    decay: float = number(1.0, 0, 1)  # part of the run, its last, in which the learning rate falls to zero along a half cosine
-    # What is trained, and then offered: all cells take the same steps (Alg. 2); one cell at a time takes one step more, and those
-    # after it are left out at the cheap end; every number of every cell (model.unified = false); or a list of steps a cell.
+    warmup: float = number(0.02, 0, 1)  # first fraction of the run, in which the learning rate rises from zero
+    decay: float = number(1.0, 0, 1)  # last fraction of the run, in which the learning rate falls to zero along a half cosine
+    # The trained settings, which the network then offers. unified: all cells take the same steps (Alg. 2); staircase: one cell
+    # at a time takes one more step, and later cells are skipped in the cheapest settings; free: every combination (needs
+    # model.unified = false); or a list of settings, each one number per cell.
     settings: Literal["unified", "staircase", "free"] | tuple[tuple[int, ...], ...] = "unified"
-    # Of each setting, cheapest first; evenly unless given (Alg. 2). A network of one step count needs none.
+    # One per setting, cheapest first; default: uniform (Alg. 2). A network with one setting needs none.
     probabilities: tuple[float, ...] = ()
-    # Alg. 2; the weighted sum over all steps (Sec. 4.2); or the largest, which teaches the smallest and a third (US-Nets 2019).
+    # sampled: Alg. 2; aggregated: the weighted sum over all settings (Sec. 4.2); sandwich: the largest, which teaches the
+    # smallest and one drawn in between (US-Nets 2019).
     objective: Literal["sampled", "aggregated", "sandwich"] = "sampled"
-    # Part of the run, its last, in which the running statistics of batch norms are used and stand still (evaluation mode):
-    # what is trained is then what will run. Kernels, scales and shifts go on.
+    # Last fraction of the run, in which batch norms use fixed running statistics (evaluation mode), as in inference. Kernels,
+    # scales and shifts are trained further.
     frozen: float = number(0.0, 0, 1)
-    ema: float = number(0.0, 0, 1)  # decay of the average of the weights that is evaluated and saved; 0 takes the last weights
-    recalibrate: int = number(0, 0)  # batches over which batch norms' statistics are measured again at the end; 0 keeps them
+    ema: float = number(0.0, 0, 1)  # decay of the average of the weights, which is evaluated and saved; 0: the last weights
+    recalibrate: int = number(0, 0)  # batches on which batch norms' statistics are measured again at the end; 0: not
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool = False  # torch.compile, one graph a step count; needs a C++ compiler on a CPU
+    compile: bool = False  # torch.compile, one graph per setting; needs a C++ compiler on a CPU
     seed: int = number(0, 0, 2**32)
     log_every: int = number(100, 1, free=True)  # iterations
     checkpoint_minutes: float = number(2.0, 0, free=True)
@@ -84,7 +86,7 @@ class Recipe:
 
 
 def fixed(recipe: Recipe, section: str) -> dict[str, Any]:
-    """The keys that a run that is resumed may not change, and those of the section of its task, as JSON values."""
+    """The keys that must not change when a run is resumed, and those of the section of its task, as JSON values."""
     return {**_fixed(recipe), section: _fixed(recipe.sections[section])}
 
 
@@ -101,13 +103,13 @@ def _plain(value: Any) -> Any:
 
 
 def list_recipes() -> dict[str, Path]:
-    """The recipes that come with the package: name -> file."""
+    """The bundled recipes: name -> file."""
     folder = Path(str(resources.files("rcnet.training") / "recipes"))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
-    """The file of a bundled recipe or of a path, or `InputError` that names the bundled ones."""
+    """The file of a bundled recipe or a path, or `InputError` with the bundled names."""
     known = list_recipes()
     if str(name_or_path) in known:
         return known[str(name_or_path)]
@@ -120,7 +122,7 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     """The recipe of that name or file, with `key=value` overrides, e.g. `batch=8`, `optimizer.lr=1e-3`, `model.steps=[1, 2]`.
 
     Raises:
-        InputError: no such recipe, not TOML, an unknown key or a value of the wrong kind.
+        InputError: no such recipe, not TOML, an unknown key or a value of the wrong type.
     """
     path = find_recipe(name_or_path)
     try:
@@ -128,7 +130,7 @@ def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a recipe: {error}") from error
     lengths = {override.partition("=")[0] for override in overrides} & {"minutes", "epochs", "iterations"}
-    if lengths:  # the recipe's own length no longer counts
+    if lengths:  # an override of the length replaces all of the recipe's
         table = {key: value for key, value in table.items() if key not in ("minutes", "epochs")}
     read_overrides(overrides, table)
     return recipe_from(table, f"{name_or_path} with {' '.join(overrides)}" if overrides else str(path))

@@ -1,4 +1,4 @@
-"""What a run starts from: a network that takes its batches, the weights of another, a compiled graph a step count."""
+"""The start of a run: a network that fits its batches, weights to start from, and one compiled graph per setting."""
 
 import copy
 import dataclasses
@@ -21,7 +21,7 @@ from rcnet.training.steps import offer
 
 
 def with_init_model(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe with the network of the weights that it starts from, and their metadata, where it names no network itself."""
+    """The recipe with the network of its `init` weights, and their metadata, if the recipe names no network."""
     if "name" in recipe.model or not recipe.init:
         return recipe, {}
     found = read_metadata(recipe.init)
@@ -30,9 +30,9 @@ def with_init_model(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
 
 
 def about_before(recipe: Recipe, found: Mapping[str, Any]) -> About:
-    """What the recipe's network says of itself before the data completes it; nothing where the data decides how it is built.
+    """The `about` of the recipe's network before the data complete it; an empty one if the network depends on the data.
 
-    `found`: as `new_network` takes it; sizes and classes of these weights hold.
+    `found`: as in `new_network`; its sizes and classes take precedence.
     """
     try:
         about = build_shapes(recipe.model["name"], {key: value for key, value in recipe.model.items() if key != "name"}).about
@@ -42,13 +42,13 @@ def about_before(recipe: Recipe, found: Mapping[str, Any]) -> About:
 
 
 def new_network(recipe: Recipe, task: Task, found: Mapping[str, Any]) -> RecurrentNet:
-    """A fresh network of the recipe, with what the task knows of it, offering what it will be trained at.
+    """A fresh network of the recipe, completed by the task, that offers the settings it will be trained at.
 
-    `found`: the metadata of the weights whose network it is; empty where the recipe names one.
+    `found`: the metadata of the `init` weights if they define the network; empty if the recipe names it.
     """
     known = inspect.signature(entry(recipe.model["name"]).build).parameters
     config, usual = dict(recipe.model), found.get("architecture", {}).get("config", {})
-    for key, value in task.config.items():  # a file names every option: of these, what the user did not name
+    for key, value in task.config.items():  # a file of weights names every option; replace those that the user did not set
         if key in known and (key not in config or (key in usual and config[key] == usual[key])):
             config[key] = value
     model = create_model(**config)
@@ -59,7 +59,7 @@ def new_network(recipe: Recipe, task: Task, found: Mapping[str, Any]) -> Recurre
 
 
 def check_batch(model: RecurrentNet, x: Tensor) -> None:
-    """`InputError` if the network cannot train on batches of this shape."""
+    """Raises `InputError` if the network cannot train on batches of this shape."""
     net = copy.deepcopy(model).to("meta").train()
     for n in net.settings:
         try:
@@ -71,41 +71,41 @@ def check_batch(model: RecurrentNet, x: Tensor) -> None:
 
 
 def take_weights(name_or_path: str, model: RecurrentNet) -> tuple[dict[str, Any] | None, str]:
-    """Copies all tensors of other weights that fit, of the same name and shape; the kernels of all cells must.
+    """Copies all tensors of the same name and shape from other weights. The kernels of all cells must fit.
 
     Returns:
-        what the weights say of their training, and where the model has tensors that stay as they were, in words: nowhere is "".
+        the `training` metadata of the weights, and the layers whose tensors were not copied, as text; "" if there are none.
 
     Raises:
-        InputError: no such weights, or kernels that do not fit.
+        InputError: no such weights, or kernels of cells that do not fit.
     """
-    source, own = load(name_or_path), model.state_dict()
-    fits = {name: _with_inputs(x, own[name]) for name, x in source.state_dict().items() if name in own}
-    fits = {name: x for name, x in fits.items() if own[name].shape == x.shape}
+    source, state = load(name_or_path), model.state_dict()
+    fits = {name: _with_inputs(x, state[name]) for name, x in source.state_dict().items() if name in state}
+    fits = {name: x for name, x in fits.items() if state[name].shape == x.shape}
     norms = {id(p) for norm in norms_of(model) for p in norm.parameters()}
     in_cells = {id(p) for cell in model.modules() if isinstance(cell, Cell) for p in cell.parameters()} - norms
     if missing := [name for name, p in model.named_parameters() if id(p) in in_cells and name not in fits]:
         raise InputError(
-            f"init = {name_or_path!r} holds {source.architecture}, and the recipe is for {model.architecture}: "
-            f"{missing[0]} does not fit, as the kernels of all cells must"
+            f"init = {name_or_path!r} contains {source.architecture}, but the recipe is for {model.architecture}: "
+            f"{missing[0]} does not fit; the kernels of all cells must fit"
         )
-    model.load_state_dict(own | fits)
-    return source.metadata.get("training"), _layers(own.keys() - fits.keys())
+    model.load_state_dict(state | fits)
+    return source.metadata.get("training"), _layers(state.keys() - fits.keys())
 
 
-def _with_inputs(kernel: Tensor, own: Tensor) -> Tensor:
-    """A convolution's kernel [out, in, h, w] that also reads the planes that `own` reads after its own: with zeros, so that the
-    network starts as it was."""
-    more = own.shape[1] - kernel.shape[1] if kernel.ndim == own.ndim == 4 else 0
+def _with_inputs(kernel: Tensor, target: Tensor) -> Tensor:
+    """A convolution's kernel [out, in, h, w] with as many inputs as `target`: the new ones are zero, so that the network computes
+    the same at the start."""
+    more = target.shape[1] - kernel.shape[1] if kernel.ndim == target.ndim == 4 else 0
     return kernel if more <= 0 else F.pad(kernel, (0, 0, 0, 0, 0, more))
 
 
 def _layers(names: Iterable[str]) -> str:
-    """The layers or tables of norms that tensors belong to, in words: `cell1.norms, head`."""
+    """The layers or tables of norms that the tensors belong to, as text: `cell1.norms, head`."""
     return ", ".join(sorted({".".join(name.split(".")[:-1][:2]) for name in names}))
 
 
 def compiled(model: RecurrentNet) -> Callable[..., Tensor]:
-    """The model with one compiled graph a step count."""
+    """The model with one compiled graph per setting."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(model.settings))
     return torch.compile(model, fullgraph=True, dynamic=False)

@@ -1,4 +1,4 @@
-"""Which settings a network is trained at, and which of them an iteration takes: Alg. 2, all (Sec. 4.2), or the sandwich rule."""
+"""The settings that a network is trained at, and those of one iteration: Alg. 2, all (Sec. 4.2), or the sandwich rule."""
 
 import itertools
 import math
@@ -14,11 +14,11 @@ Settings = str | Sequence[Sequence[int]]
 
 
 def offer(model: RecurrentNet, settings: Settings) -> None:
-    """Makes a network offer what it will be trained at.
+    """Sets the settings of a network to those that it will be trained at.
 
     Args:
-        settings: `unified`, all cells take the same number of steps; `staircase`, one cell at a time takes one step more, from
-            the first alone to all at their most; `free`, every number of every cell; or a list of them.
+        settings: `unified`, all cells take the same number of steps; `staircase`, one cell at a time takes one more step, from
+            the first cell alone to all cells at their maximum; `free`, every combination; or a list of settings.
 
     Raises:
         InputError: settings for which the network has no batch norms.
@@ -38,7 +38,7 @@ def offer(model: RecurrentNet, settings: Settings) -> None:
 
 
 def check_probabilities(probabilities: Sequence[float], steps: Sequence[Setting]) -> tuple[float, ...]:
-    """One probability for each setting, summing to 1; even if none are given or there is nothing to choose."""
+    """One probability per setting, summing to 1; uniform if none are given or there is one setting."""
     if not probabilities or len(steps) == 1:
         return (1 / len(steps),) * len(steps)
     if len(probabilities) != len(steps) or min(probabilities) < 0 or not math.isclose(sum(probabilities), 1, abs_tol=1e-6):
@@ -52,10 +52,11 @@ def check_probabilities(probabilities: Sequence[float], steps: Sequence[Setting]
 def draw_steps(
     steps: Sequence[Setting], probabilities: Sequence[float], objective: str, rng: np.random.Generator
 ) -> dict[Setting, float]:
-    """Setting -> weight of its loss, in the order in which they run; `steps` are from the cheapest to the dearest.
+    """Setting -> weight of its loss, in the order in which they run; `steps` are sorted by cost, cheapest first.
 
-    `sampled`: one drawn, with weight 1. `aggregated`: all, with their probabilities. `sandwich`: the largest, the smallest and
-    one drawn from the others, with equal weights (Yu & Huang 2019, "Universally slimmable networks"); the first teaches.
+    `sampled`: one drawn setting with weight 1. `aggregated`: all, weighted by their probabilities. `sandwich`: the largest, the
+    smallest and one drawn from the others, with equal weights (Yu & Huang 2019, "Universally slimmable networks"); the largest
+    teaches the others.
     """
     if objective == "aggregated":
         return {n: p for n, p in zip(steps, probabilities, strict=True) if p > 0}
@@ -67,7 +68,7 @@ def draw_steps(
 
 
 def expected_cost(values: Sequence[float], probabilities: Sequence[float], objective: str) -> float:
-    """The mean cost of an iteration, from that of each setting in ascending order."""
+    """The mean cost of an iteration, from the costs of the settings in ascending order."""
     if objective == "aggregated":
         return sum(value for value, p in zip(values, probabilities, strict=True) if p > 0)
     if objective == "sandwich":
