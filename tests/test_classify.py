@@ -336,8 +336,8 @@ def test_bad_requests_are_one_line(refused, run, cifar_folder, weights, tmp_path
     assert "nowhere.png does not exist" in refused("classify", "nowhere.png", "--model", weights)
     assert "precision" in refused("classify", cat, "--precision", "int3", "--model", weights)
     for options in (("--sigma", "25"), ("--harm",)):
-        assert f"made to classify: {options[0]} is not for it" in refused("eval", weights, "--data", cifar_folder, *options)
-    assert "--noisy is not for it" in refused("eval", weights, "--noisy", cifar_folder, "--clean", cifar_folder)
+        assert f"made to classify: {options[0]} does not apply" in refused("eval", weights, "--data", cifar_folder, *options)
+    assert "--noisy does not apply" in refused("eval", weights, "--noisy", cifar_folder, "--clean", cifar_folder)
     assert "no folder of labelled images" in refused("eval", weights, "--data", "nowhere")
     assert "no folder of labelled images" in refused("train", "cifar_fast", "--data", "nowhere")
     assert "cifar10, cifar100, folder" in refused("train", "cifar_fast", "--data", cifar_folder, "classification.dataset=mnist")
@@ -503,7 +503,7 @@ def test_eval_calibrates_and_classify_uses_it(run, refused, weights, cifar_folde
     status, out, err = run("eval", file, "--data", cifar_folder, "--risk", "60", "--record")
     assert status == 0, err
     assert "on 50 images of photos, calibrated on 50 others" in out
-    assert re.search(r"cost by the image (pays|does not pay)", out)
+    assert re.search(r"adaptive cost (pays|does not pay) off", out)
     found = load(file).metadata["adaptive"]
     assert found["steps"][-1] == 4
     assert load(file).metadata["results"] == load(weights).metadata["results"]
@@ -511,14 +511,14 @@ def test_eval_calibrates_and_classify_uses_it(run, refused, weights, cifar_folde
     assert status == 0, err
     taken = {row["steps"] for row in json.loads(out)}
     assert taken <= set(found["steps"])
-    assert re.search(r"MACs an image; .* at the largest setting", err)
+    assert re.search(r"MACs per image; .* at the largest setting", err)
     status, out, err = run("classify", picture, "--model", file, "--confidence", "0.9")
     assert out.splitlines()[0].split() == ["file", "class", "probability", "steps"]
     assert "--confidence sure is not valid" in refused("classify", picture, "--model", file, "--confidence", "sure")
     assert "give one of" in refused("classify", picture, "--model", file, "--confidence", "0.5", "--steps", "2")
     assert "does not classify" in refused("eval", "r3_fast.gray", "--data", IMAGES / "bsd", "--risk", "1")
-    assert "--risk takes --data" in refused("eval", file, "--data", cifar_folder, "--risk", "1", "--steps", "2")
-    assert "--risk 150 is not valid: points" in refused("eval", file, "--data", cifar_folder, "--risk", "150")
+    assert "--risk needs --data" in refused("eval", file, "--data", cifar_folder, "--risk", "1", "--steps", "2")
+    assert "--risk 150 is not valid: give percentage points" in refused("eval", file, "--data", cifar_folder, "--risk", "150")
 
 
 def test_weights_go_on_with_the_classes_of_other_images(weights, cifar_folder, tmp_path):

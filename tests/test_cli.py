@@ -227,7 +227,7 @@ def test_too_little_memory_is_no_fault_of_ours(refused, monkeypatch):
         torch.empty(1 << 56)
 
     monkeypatch.setattr("rcnet.models.load", fill)
-    assert "more memory than there is: take a smaller batch" in refused("eval", "r3_fast.gray", "--data", BSD)
+    assert "out of memory: use a smaller batch" in refused("eval", "r3_fast.gray", "--data", BSD)
 
 
 def test_bad_data(refused, tmp_path):

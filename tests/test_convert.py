@@ -343,7 +343,7 @@ def test_a_builder_and_a_task_of_ones_own(tmp_path):
     del registry._ENTRIES["tests.test_convert:dncnn"]
     with pytest.raises(InputError, match=r"RCNET_MODULES=tests\.test_convert"):
         rcnet.load(tmp_path / "net.safetensors")
-    with pytest.raises(InputError, match=r"has to return a torch\.nn.Module"):
+    with pytest.raises(InputError, match=r"must return a torch\.nn.Module"):
         rcnet.convert("json:dumps", options={"obj": 1})
     with pytest.raises(InputError, match="transformers has no network 'pipeline'"):
         rcnet.convert("transformers:pipeline", options={"task": "image-classification"})
@@ -442,7 +442,7 @@ def test_a_folder_of_transformers(run, refused, tmp_path):
 )
 def test_the_command_says_what_is_wrong(refused, forgotten, arguments, message):
     assert message in refused("convert", *arguments, "-o", "net.safetensors")
-    assert "ends in .safetensors" in refused("convert", *arguments, "-o", "net.pt")
+    assert "must end in .safetensors" in refused("convert", *arguments, "-o", "net.pt")
 
 
 def test_weights_that_do_not_fit(refused, forgotten, tmp_path):

@@ -80,11 +80,11 @@ def test_bn_upstream_of_r4_shows_t2(drawn):
 @pytest.mark.parametrize(
     ("config", "draw", "message"),
     [
-        ({"steps": 4, "norm_mode": "none"}, bn_steps, "no cell of this network has batch norms by step"),
-        ({"steps": 4, "norm_mode": "shared"}, bn_steps, "no cell of this network has batch norms by step"),
-        ({"steps": 1}, bn_steps, "2 steps or more"),
-        ({"steps": 4}, bn_upstream, "take a cost-adjustable network, norm mode double"),
-        ({"steps": (1, 2), "norm_mode": "independent"}, bn_upstream, "by the steps of the cell upstream"),
+        ({"steps": 4, "norm_mode": "none"}, bn_steps, "no cell of this network has batch norms per step"),
+        ({"steps": 4, "norm_mode": "shared"}, bn_steps, "no cell of this network has batch norms per step"),
+        ({"steps": 1}, bn_steps, "at least 2 steps"),
+        ({"steps": 4}, bn_upstream, "use a cost-adjustable network with norm mode double"),
+        ({"steps": (1, 2), "norm_mode": "independent"}, bn_upstream, "per step count of the cell upstream"),
     ],
 )
 def test_a_network_without_such_norms_is_refused(config, draw, message):
@@ -172,8 +172,8 @@ def test_rcnet_figures_fits_images_to_a_classifier(classifier, tmp_path):
         (("bn-steps", "r3.bsd"), {}, "unknown weights 'r3.bsd'"),
         (("bn-steps", GRAY), {"output": "figure.pdf"}, "does not end in .png"),
         (("bn-steps", GRAY), {"output": "nowhere/figure.png"}, "its folder does not exist"),
-        (("bn-steps", GRAY), {"image": [PHOTO]}, "shows the network alone"),
-        (("features", GRAY), {"sigma": 25.0}, "--sigma is for denoised"),
+        (("bn-steps", GRAY), {"image": [PHOTO]}, "shows no images"),
+        (("features", GRAY), {"sigma": 25.0}, "--sigma is only for denoised"),
         (("denoised", FAST), {"sigma": -1.0}, "sigma"),
         (("denoised", "r2.safetensors"), {}, "does not denoise"),
         (("bn-upstream", "r2.safetensors"), {}, "norm mode double"),

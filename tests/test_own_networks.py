@@ -671,5 +671,5 @@ def test_features_are_drawn_of_images(tmp_path):
     cell = RecurrentCell(nn.Identity(), lambda: [nn.LayerNorm(3)], 1)
     cell.body.forward = lambda x, norms: norms[0](x)
     net = RecurrentNet(Tokens(), cell)
-    with pytest.raises(InputError, match="cells that hold images"):
+    with pytest.raises(InputError, match="cells whose output is"):
         features(net, [np.zeros((8, 8, 3), np.uint8)])

@@ -1,4 +1,4 @@
-"""The command line: parse, call the library, print. Each command loads torch only when it runs."""
+"""The command line: parse, call the library, print. A command imports torch only when it runs."""
 
 import inspect
 import io
@@ -65,11 +65,11 @@ GUIDES = {
     "figures": "docs/study.md",
     "doctor": "CONTRIBUTING.md",
 }
-PIPE = "./-"  # a lone hyphen, which the parser takes for an option
+PIPE = "./-"  # stands for a lone hyphen, which the parser takes for an option
 
 
 def flowing(doc: str) -> str:
-    """The docstring with each parameter's description on one line, as plain help keeps line ends."""
+    """The docstring with each parameter's description on one line, as plain help keeps line breaks."""
     block = re.compile(r"(?:^ {4}\S.*(?:\n|$))+", re.MULTILINE)
     return block.sub(lambda lines: f"    {' '.join(lines[0].split())}\n", inspect.cleandoc(doc))
 
@@ -81,8 +81,8 @@ app.register_install_completion_command(help="Let the shell complete commands an
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command and exits: 0 done, 1 a fault of rcnet, 2 bad input (one line on stderr), 130 interrupted."""
-    for stream in (sys.stdout, sys.stderr):  # a file's name may hold what the terminal cannot show
+    """Runs one command and exits: 0 done, 1 a bug in rcnet, 2 bad input (one line on stderr), 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):  # file names may have characters that the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     given = sys.argv[1:] if arguments is None else arguments
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except InputError as error:
         fail(with_next(str(error), given))
-    except BrokenPipeError:  # the reader of our output, e.g. head, has gone
+    except BrokenPipeError:  # the reader of the output, e.g. head, has exited
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:
@@ -107,25 +107,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except Exception as error:
         if out_of_memory(error):
-            fail("this takes more memory than there is: take a smaller batch, tile or image, or accumulate=2 in a recipe")
+            fail("out of memory: use a smaller batch, tile or image, or accumulate=2 in a recipe")
         traceback.print_exc()
         print(
-            "rcnet: this is a fault of rcnet: please report it, with the lines above and what rcnet doctor prints",
+            "rcnet: this is a bug in rcnet: please report it with the lines above and the output of rcnet doctor",
             file=sys.stderr,
         )
         sys.exit(1)
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Of the processor or of a device."""
-    told = ("can't allocate memory", "not enough memory")  # by torch, as a RuntimeError
+    """Whether the memory of the processor or of a device ran out."""
+    texts = ("can't allocate memory", "not enough memory")  # of torch's RuntimeErrors
     return (
-        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in told)
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in texts)
     )
 
 
 def with_next(message: str, given: Sequence[str]) -> str:
-    """The message, a command that helps, unless it names one, and the guide's page."""
+    """The message with the page of the guide, and with a helpful command unless it names one."""
     if not given or given[0] not in COMMANDS:
         return f"{message} (see rcnet --help)"
     named = re.search(r"\brcnet [a-z]|\bpip install", message)

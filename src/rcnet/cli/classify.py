@@ -29,11 +29,11 @@ def classify(
     precision: str = "fp32",
     json_output: Json = False,
 ) -> None:
-    """Name what images show, at the cost that --steps or --budget names.
+    """Classify images; --steps or --budget sets the cost.
 
     PNG, JPEG, TIFF, WebP, BMP, PNM, JPEG 2000, AVIF and HEIC of any size,
-    gray and colour: each is turned upright, resized and cut to the middle as
-    the weights expect.
+    gray and colour. Each is turned upright, resized and center-cropped to the
+    size of the weights.
 
     Examples::
 
@@ -50,13 +50,13 @@ def classify(
     model
         Bundled weights (see rcnet models) or a file of weights.
     steps
-        Cost: a step count of the model, or one number a cell, e.g. 4,3. The largest unless given.
+        Cost: a step count of the model, or one number per cell, e.g. 4,3. Default: the largest.
     budget
-        Most time or MACs for an image, e.g. 5ms or 300MMAC: the best setting that fits is taken, one image at a time.
+        Maximum time or MACs per image, e.g. 5ms or 300MMAC: uses the best setting that fits, one image at a time.
     confidence
-        Cost by the image: the least setting first, and on only where the likeliest class is less probable than this, e.g. 0.9.
-        Prints the setting of each image, and the mean cost, which counts all that was computed. calibrated: what
-        rcnet eval --risk --record found, so that the error is hardly above that of the largest setting.
+        Adaptive cost per image: the cheapest setting runs first, and a larger one only if the likeliest class is less probable
+        than this, e.g. 0.9. Prints the setting of each image and the mean cost of everything computed. calibrated: the value
+        that rcnet eval --risk --record found, at which the error is hardly above that of the largest setting.
     top
         How many of the likeliest classes to print.
     precision
@@ -129,7 +129,7 @@ def classify(
     if sure is not None and taken:
         size = (image_size(network), image_size(network))
         work, whole = adaptive_macs(network, sure[1], taken, size), macs(network, network.settings[-1], size)
-        print(f"{count(work)} MACs an image; {count(whole)} at the largest setting", file=sys.stderr)
+        print(f"{count(work)} MACs per image; {count(whole)} at the largest setting", file=sys.stderr)
     if failed:
         raise InputError(f"{len(failed)} of {len(files)} images could not be read; the others are above")
 

@@ -26,12 +26,12 @@ def convert(
     std: str | None = None,
     json_output: Json = False,
 ) -> None:
-    """Make a network with repeated blocks recurrent: blocks that follow each other and differ only in their weights become one
-    cell, whose number of steps is chosen at each call.
+    """Make a network with repeated blocks recurrent: consecutive blocks that differ only in their weights become one cell, whose
+    number of steps is chosen at each call.
 
-    Prints what was replaced, what stays and why, and what each step count
-    costs. Each step has norms of its own, from the block that it stands for.
-    The accuracy comes back by training:
+    Prints what was replaced, what was kept and why, and the cost of each step
+    count. Each step has separate norms, copied from the block it stands for.
+    Train the network to restore its accuracy:
     rcnet train finetune init=converted.safetensors teacher=resnet-50/
 
     Examples::
@@ -43,29 +43,29 @@ def convert(
     Parameters
     ----------
     network
-        A folder that transformers' save_pretrained wrote; package.module:function, which returns a torch.nn.Module; or
+        A folder written by transformers' save_pretrained; package.module:function, which returns a torch.nn.Module; or
         torchvision:NAME, timm:NAME or transformers:CLASS.
     options
-        What the function is called with, e.g. num_classes=10.
+        Arguments of the function, e.g. num_classes=10.
     output
         The file to write, .safetensors.
     weights
-        A file of the network's weights, by name (a state dict): .safetensors or of torch.save.
+        The network's weights (a state dict): .safetensors, or a file of torch.save.
     steps
-        The step counts of every cell, e.g. 1,2,3; or all, for each cell from 1 to as many as it had blocks.
+        The step counts of every cell, e.g. 1,2,3; or all: each cell takes from 1 to as many steps as it had blocks.
     init
-        The shared kernels: those of the first block, their mean, or those beside which the differences of --rank leave the least.
+        The shared kernels: those of the first block, their mean, or those that fit best with differences of --rank.
     rank
-        Of the difference that each step adds to the kernels; 0 for none.
+        Rank of the difference that each step adds to the kernels; 0: none.
     regions
-        Convert only what is in these modules, e.g. layer3,layer4.
+        Convert only blocks in these modules, e.g. layer3,layer4.
     task
-        classify or denoise; of an image classifier of transformers, that.
+        classify or denoise; known for an image classifier of transformers.
     size
-        The side of the images in pixels; of a folder, what it says.
+        Side of the images in pixels; for a folder, from its configuration.
     mean, std
-        What the network expects of its images, one number a channel, e.g. 0.485,0.456,0.406; of a folder, what it says. The
-        converted network takes images in [0, 1].
+        Normalization that the network expects, one number per channel, e.g. 0.485,0.456,0.406; for a folder, from its
+        configuration. The converted network takes images in [0, 1].
     json_output
         Print JSON.
     """
@@ -87,15 +87,15 @@ def convert(
     from rcnet.training.recipe import read_overrides
 
     if output.suffix != ".safetensors":
-        raise InputError(f"{output} is not valid: the file ends in .safetensors")
+        raise InputError(f"--output {output} is not valid: the name must end in .safetensors")
     original = read_original(network, read_overrides(options), weights)
     about: About = about_of(original.model)
     if size is not None and size < 1:
-        raise InputError(f"--size {size} is not valid: the side of the images in pixels")
+        raise InputError(f"--size {size} is not valid: give the side of the images in pixels")
     sides = (size, size) if size else original.size or about.size
     about = dataclasses.replace(about, task=task or about.task, size=sides)
     if not about.task:
-        raise InputError(f"say what the network does: --task {' or --task '.join(TASKS)}")
+        raise InputError(f"the task of the network is not known: give --task {' or --task '.join(TASKS)}")
     find_task(about.task)
     net = run(
         original.model,
@@ -139,4 +139,4 @@ def read_numbers(option: str, text: str | None) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError:
-        raise InputError(f"{option} {text} is not valid: give a number a channel, e.g. 0.5,0.5,0.5") from None
+        raise InputError(f"{option} {text} is not valid: give one number per channel, e.g. 0.5,0.5,0.5") from None

@@ -17,8 +17,8 @@ def data(
 ) -> None:
     """Download CIFAR-10, CIFAR-100 or BSDS500.
 
-    A download that broke goes on where it stopped when it is run again, and
-    one that is complete is not repeated. Every file is checked by its MD5.
+    An interrupted download is resumed when the command is run again; a
+    complete one is not repeated. Every file is checked by its MD5.
 
     Examples::
 
@@ -29,12 +29,12 @@ def data(
     Parameters
     ----------
     name
-        cifar10, cifar100 or bsds500, of which the 232 training and
+        cifar10, cifar100 or bsds500; of bsds500 the 232 training and
         68 test images of the paper are written to OUT/bsd.
     out
-        Folder to put it in.
+        Folder for the data.
     url
-        Another address of the same archive, where the official one is slow.
+        Another URL of the same archive, e.g. if the official one is slow.
     json_output
         Print the result as JSON, and no progress bar.
     """

@@ -9,17 +9,17 @@ from rcnet.errors import InputError
 
 
 def doctor(*, json_output: Json = False) -> None:
-    """Say what a bug report needs, and test rcnet on a bundled picture.
+    """Print what a bug report needs, and test rcnet on a bundled image.
 
-    Versions, processor, precisions, extras and how to get them, cache, and a
-    test of some seconds whose result is compared with what is expected. Exit
-    status 0: all is well; 2: the test failed. Nothing private is printed.
+    Prints versions, processor, precisions, extras and how to install them,
+    the cache, and the result of a self-test of some seconds. Exit status 0:
+    no problem; 2: a test failed. Nothing private is printed.
 
     Examples::
 
       rcnet doctor
       rcnet doctor --json > doctor.json
-      rcnet doctor | tee report.txt         what a bug report asks for
+      rcnet doctor | tee report.txt         for a bug report
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def doctor(*, json_output: Json = False) -> None:
     print(json.dumps(report, indent=1) if json_output else "\n\n".join(_section(name, part) for name, part in report.items()))
     broken = [name for name, part in report.items() if "failed" in part or part.get("passed") is False]
     if broken:
-        raise InputError(f"not all is well: {', '.join(broken)}; put what rcnet doctor printed into a bug report")
+        raise InputError(f"problems found: {', '.join(broken)}; put the output of rcnet doctor into a bug report")
 
 
 def _section(name: str, part: Mapping[str, Any]) -> str:

@@ -32,16 +32,16 @@ def evaluate(
 ) -> None:
     """Measure trained weights: PSNR and SSIM of a denoiser, error rate of a classifier.
 
-    Denoisers take a folder of clean images and the protocol of BSD68: the noise
-    of every image is that of np.random.RandomState(0).normal(0, sigma/255),
+    Denoisers are measured on a folder of clean images by the BSD68 protocol:
+    the noise of each image is np.random.RandomState(0).normal(0, sigma/255),
     neither clipped nor rounded; the output is clamped and rounded to 8 bits;
-    PSNR is that of the whole image, and the mean over images is printed.
+    PSNR is computed on the whole image and averaged over images.
 
-    Or they take pairs of real pictures, --noisy and --clean, of the same names
-    or in the same order; the row of 0 steps is the noisy picture.
+    Or they are measured on pairs of real pictures, --noisy and --clean, with
+    equal names or in the same order; the row of 0 steps is the noisy picture.
 
-    Classifiers take a folder with CIFAR-10 or CIFAR-100 as they were trained on
-    (see rcnet data), or of images by class: the test images, no augmentation.
+    Classifiers are measured on the test images of CIFAR-10 or CIFAR-100 (see
+    rcnet data) or of a folder of images by class, without augmentation.
 
     Examples::
 
@@ -57,38 +57,39 @@ def evaluate(
     model
         Bundled weights (see rcnet models) or a file of weights.
     data
-        Folder of the images (or one with a folder named test in it); for classifiers, CIFAR as rcnet data keeps it, or
+        Folder of images, or one that contains a folder named test; for classifiers, CIFAR from rcnet data, or
         CLASS/NAME.png.
     noisy, clean
-        Folders of pairs, instead of --data.
+        Folders of image pairs, instead of --data.
     sigma
-        Standard deviation of a denoiser's noise, in levels of 255; 25 unless given. Of pairs: what weights that take the noise
-        level are told; nothing unless given.
+        Standard deviation of the added noise, in levels of 255; default: 25. With pairs: the noise level for weights that take
+        one; default: unknown.
     blind
-        Do not tell the noise level to weights that take it.
+        Leave the noise level unknown to weights that take it.
     harm
-        Add no noise: what becomes of clean photographs and of drawn pictures (PSNR against themselves, at most 99). These are
-        a page of text; a screen, the lower of coloured and of subpixel text; texture, the lowest of a halftone, a checkerboard
-        and grass; and a night. flat: the largest mean change of flat grays, flat hues and a ramp, in levels of 255. bias: the
-        largest error of the mean of black, white and gray areas with noise of sigma 10, clipped. --json has the figure of each.
-        Blind, or told the level that --sigma names, e.g. 0 (of the areas with noise, 10).
+        Add no noise, and measure the change of clean photographs and drawn pictures (PSNR against the input, at most 99): page,
+        a page of text; screen, the lower of coloured and subpixel text; texture, the lowest of a halftone, a checkerboard and
+        grass; night, a dark scene. flat: the largest mean change of flat grays, flat hues and a ramp, in levels of 255. bias: the
+        largest error of the mean of black, white and gray areas with clipped noise of sigma 10. --json prints each value. The
+        noise level is unknown, or that of --sigma, e.g. 0 (10 for the areas with noise).
     risk
-        Of a classifier: calibrate cost by the image (rcnet classify --confidence calibrated) on every other image, so that, with
-        9 chances of 10, the error is at most so many percentage points above that of the largest setting; and measure it on the
-        others, beside the fixed settings.
+        For a classifier: calibrate the adaptive cost (rcnet classify --confidence calibrated) on every other image, so that with
+        90% probability the error is at most this many percentage points above that of the largest setting; then measure it on
+        the remaining images and compare it with the fixed settings.
     steps
         A step count of the model, or all.
     budget
-        Instead of --steps: the most that fit so much time or so many MACs an image (of the largest image), e.g. 50ms or 2GMAC.
+        Instead of --steps: maximum time or MACs per image (for the largest image), e.g. 50ms or 2GMAC; uses the best setting that
+        fits.
     as_8bit
-        Clip and round a denoiser's noisy images first, as 8-bit files hold them.
+        Clip and round the noisy images first, as in 8-bit files.
     precision
         fp32, bf16 or auto.
     json_output
         Print JSON.
     record
-        Also write the figures into the metadata of the file of weights; of bundled weights, into that of a copy in the current
-        folder. Name their file to change it.
+        Also write the results into the metadata of the file of weights. Bundled weights are copied to the current folder first;
+        to change the original, give its file.
     """
     from tqdm import tqdm
 
@@ -111,12 +112,12 @@ def evaluate(
     options = {"sigma": sigma, "as_8bit": as_8bit, "blind": blind, "harm": harm, "noisy": noisy, "clean": clean}
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     if foreign := [name for name in given if name not in task.options]:
-        raise InputError(f"{model} was made to {network.about.task}: --{foreign[0].replace('_', '-')} is not for it")
+        raise InputError(f"{model} was made to {network.about.task}: --{foreign[0].replace('_', '-')} does not apply")
     if risk is not None:
         if data is None or given or budget or steps != "all":
-            raise InputError("--risk takes --data, and no other images, noise or cost")
+            raise InputError("--risk needs --data, and excludes options for other images, noise or cost")
         if not 0 < risk < 100:
-            raise InputError(f"--risk {risk:g} is not valid: points of error above the largest setting's, above 0, e.g. 0.5")
+            raise InputError(f"--risk {risk:g} is not valid: give percentage points of error between 0 and 100, e.g. 0.5")
         measure_adaptive(network, model, data, risk, precision, json_output, record)
         return
     on = task.measuring(network, data, **given)
@@ -142,7 +143,7 @@ def evaluate(
 def measure_adaptive(
     network: "RecurrentNet", model: str, data: Path, risk: float, precision: str, json_output: bool, record: bool
 ) -> None:
-    """Calibrates cost by the image, and prints what it reaches."""
+    """Calibrates the adaptive cost and prints its results."""
     from tqdm import tqdm
 
     from rcnet.cli.text import count, table
@@ -163,10 +164,10 @@ def measure_adaptive(
         lines = [(str(Setting.of(row["steps"])), count(row["macs"]), f"{row['error']:.2f}") for row in fixed]
         lines.append((" then ".join(map(str, ran)), count(cascade["macs"]), f"{cascade['error']:.2f}"))
         print(f"{model} on {result['images']} images of {test.name}, calibrated on {result['calibrated_on']} others")
-        print(table(("steps", "MACs an image", "error %"), lines))
+        print(table(("steps", "MACs per image", "error %"), lines))
         shares = ", ".join(f"{100 * share:.0f}% end at {n}" for n, share in zip(ran, cascade["ends"], strict=True))
-        print(f"taken from a probability of {result['confidence']:.5f}: {shares}")
-        verdict = "cost by the image pays" if result["pays"] else "cost by the image does not pay"
+        print(f"accepted from a probability of {result['confidence']:.5f}: {shares}")
+        verdict = "adaptive cost pays off" if result["pays"] else "adaptive cost does not pay off"
         print(f"fixed settings at the same mean cost: {result['fixed']:.2f}%: {verdict}")
     if record:
         print(f"recorded in {record_cascade(network, model, result)}", file=sys.stderr)

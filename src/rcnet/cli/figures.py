@@ -26,15 +26,15 @@ def figures(
     data: Path | None = None,
     timed: bool = False,
 ) -> None:
-    """Draw a figure of the paper for a network of your own.
+    """Draw a figure of the paper for one network.
 
     bn-steps      the variables of a batch norm at each step of a cell (Fig. 2)
     bn-upstream   the same for each step count of the cell upstream (Fig. 3)
     denoised      an image with noise, denoised at each step count (Fig. 4)
-    features      how the features of two cells evolve over steps (Fig. 6)
-    dial          what each setting reaches against what it costs
+    features      the features of two cells over their steps (Fig. 6)
+    dial          quality against cost of each setting
 
-    Those of many networks at once (Figures 5 and 7): docs/study.md.
+    For the figures of several networks (5 and 7), see docs/study.md.
     All but denoised need matplotlib (pip install 'rcnet[plots]').
 
     Examples::
@@ -51,29 +51,29 @@ def figures(
     model
         Bundled weights (see rcnet models) or a file of weights.
     output
-        The PNG; NAME.png unless given.
+        The PNG file; default: NAME.png.
     image
-        Images for denoised and features; a bundled photograph unless given.
+        Images for denoised and features; default: a bundled photograph.
     sigma
-        Of the noise, in levels of 255; that of the training unless given (denoised), or 25 (dial --data).
+        Noise level, in levels of 255; default: that of the training (denoised), or 25 (dial --data).
     data
-        Images that dial measures on; the results in the file of weights unless given.
+        Images for dial to measure on; default: use the results in the file of weights.
     timed
-        The dial against milliseconds on this machine, not against MACs.
+        Plot the dial against milliseconds on this machine instead of MACs.
     """
     if name not in NAMES:
         raise unknown("figure", name, NAMES)
     path = output or Path(f"{name}.png")
     if path.suffix.lower() != ".png":
-        raise InputError(f"figures are PNG: {path} does not end in .png")
+        raise InputError(f"figures are PNG files, and {path} does not end in .png")
     if not path.parent.is_dir() or path.is_dir():
-        raise InputError(f"{path} cannot be written: its folder does not exist, or it is a folder")
+        raise InputError(f"cannot write {path}: its folder does not exist, or it is a folder")
     if image and name not in ("denoised", "features"):
-        raise InputError(f"{name} shows the network alone: --image is for denoised and features")
+        raise InputError(f"{name} shows no images: --image is only for denoised and features")
     if sigma is not None and not (name == "denoised" or (name == "dial" and data)):
-        raise InputError(f"{name} adds no noise: --sigma is for denoised, and for dial with --data")
+        raise InputError(f"{name} adds no noise: --sigma is only for denoised, and for dial with --data")
     if (data or timed) and name != "dial":
-        raise InputError(f"{name} measures nothing: --data and --timed are for dial")
+        raise InputError(f"{name} measures nothing: --data and --timed are only for dial")
     from rcnet.figures.bn_steps import bn_steps
     from rcnet.figures.bn_upstream import bn_upstream
     from rcnet.figures.side_by_side import save_picture
@@ -111,7 +111,7 @@ def _dial(network: "RecurrentNet", name: str, data: Path | None, sigma: float | 
 
 
 def _with_images(name: str, network: "RecurrentNet", files: list[Path], sigma: float | None) -> "Image":
-    """The figures that show what a network makes of images."""
+    """The figures that show images."""
     from rcnet.about import Noise
     from rcnet.data.images import read_image
     from rcnet.data.labelled import fit

@@ -6,7 +6,7 @@ from rcnet.cli.text import Json
 
 
 def models(name: str | None = None, /, *, json_output: Json = False) -> None:
-    """List the networks and the bundled weights: cost and the first measured result a step.
+    """List networks and bundled weights: cost and first measured result per step count.
 
     MACs are those of one image: 321x481 pixels (denoise) or 32x32 (classify).
 
@@ -19,7 +19,7 @@ def models(name: str | None = None, /, *, json_output: Json = False) -> None:
     Parameters
     ----------
     name
-        All results of these bundled weights or of a file of weights.
+        Bundled weights or a file of weights, of which all results are shown.
     json_output
         Print JSON.
     """
@@ -46,8 +46,8 @@ def models(name: str | None = None, /, *, json_output: Json = False) -> None:
             )
     print(table(("name", "task", "steps", "parameters", "MACs", "result"), lines))
     if name is None:
-        print("\nA name with a dot is a set of trained weights: rcnet denoise (or classify) IN --model NAME --steps N")
-        print("All that was measured of it: rcnet models NAME")
+        print("\nNames with a dot are trained weights: rcnet denoise (or classify) IN --model NAME --steps N")
+        print("For all results of one: rcnet models NAME")
     elif measured := dict.fromkeys(data for step in rows[0]["steps"] for data in step.get("results", {})):
         counts = [f"steps {Setting.of(step['steps'])}" for step in rows[0]["steps"]]
         values = [[step.get("results", {}).get(data) for step in rows[0]["steps"]] for data in measured]

@@ -21,12 +21,12 @@ def profile(
     precision: str = "fp32",
     json_output: Json = False,
 ) -> None:
-    """Measure what each step count costs on this machine.
+    """Measure the cost of each step count on this machine.
 
-    MACs, parameters, peak memory of the activations, and the latency of a warm
-    call (median and 95th percentile), measured in turns; times/most is the
-    ratio to the largest step count. Measurements are kept and reused by
-    --budget; a busy machine measures too much.
+    Prints MACs, parameters, peak memory of the activations, and the latency of
+    a warm call (median and 95th percentile), measured interleaved. times/most
+    is the ratio to the largest step count. Measurements are kept and reused by
+    --budget; on a busy machine they are too high.
 
     Examples::
 
@@ -39,11 +39,11 @@ def profile(
     model
         Bundled weights (see rcnet models), a file of weights, or a network, e.g. r4, or package.module:function that builds one.
     size
-        HEIGHTxWIDTH in pixels; 321x481 (denoise) or what the weights take (classify) unless given.
+        HEIGHTxWIDTH in pixels; default: 321x481 (denoise) or the size of the weights (classify).
     batch
-        Images in a call.
+        Images per call.
     threads
-        Threads of the processor; what torch takes unless given.
+        Number of CPU threads; default: that of torch.
     precision
         fp32, bf16 or auto.
     json_output
@@ -61,7 +61,7 @@ def profile(
     network = named_network(model)
     height, width = parse_size(size, network)
     if batch < 1 or (threads is not None and threads < 1):
-        raise InputError("--batch and --threads are whole numbers from 1")
+        raise InputError("--batch and --threads must be whole numbers from 1")
     if threads:
         torch.set_num_threads(threads)
     network.to(best_device())
@@ -90,7 +90,7 @@ def profile(
 
 
 def named_network(name: str) -> "RecurrentNet":
-    """Trained weights, or a fresh network of that name: what a call costs does not depend on the weights."""
+    """Trained weights, or a fresh network of that name, as the cost does not depend on the weights."""
     from rcnet.models import bundled, create_model, list_models, load
     from rcnet.models.huggingface import PREFIX
     from rcnet.models.registry import find_builder
@@ -104,7 +104,7 @@ def named_network(name: str) -> "RecurrentNet":
 
 
 def parse_size(text: str | None, network: "RecurrentNet") -> tuple[int, int]:
-    """Height and width of `321x481`, or the usual ones of the network's task."""
+    """Height and width from `321x481`; for None the size of the weights, or the usual size of the task."""
     from rcnet.tasks import usual_size
 
     if text is None:

@@ -1,4 +1,4 @@
-"""Text for people: tables, counts; and what --steps and --budget may say."""
+"""Text output (tables, counts), and the options --steps and --budget."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from rcnet.setting import Setting
 if TYPE_CHECKING:
     from rcnet.cell import RecurrentNet
 
-Budget = Annotated[str | None, Parameter(allow_leading_hyphen=True)]  # so that -5ms is a bad budget, not an unknown option
+Budget = Annotated[str | None, Parameter(allow_leading_hyphen=True)]  # so that -5ms is reported as a bad budget and not as an unknown option
 Json = Annotated[bool, Parameter(name="--json")]
 
 
@@ -39,7 +39,7 @@ def count(number: float) -> str:
 
 
 def check_cost(steps: str | None, budget: str | None) -> None:
-    """`InputError` if there are both, or one that is none, whatever the network."""
+    """Raises `InputError` if both are given, or one is invalid for every network."""
     from rcnet.cost.budget import parse_budget
 
     if steps is not None and budget is not None:
@@ -51,13 +51,13 @@ def check_cost(steps: str | None, budget: str | None) -> None:
 
 
 def read_steps(steps: str | None, network: "RecurrentNet") -> Setting:
-    """The setting of the network that the text names, the largest by None. Raises `InputError` for others."""
+    """The setting of the network for a text, the largest for None. Raises `InputError` for an invalid one."""
     return network.per_cell(None if steps is None else Setting.parse(steps, len(network.recurrent_cells())))
 
 
 @contextmanager
 def collect_errors(count: int, failed: list[InputError]) -> Iterator[None]:
-    """An `InputError` of one of `count` images is printed and kept in `failed`; that of one alone is raised."""
+    """Prints an `InputError` and appends it to `failed`, so that other images are still processed; with one image it is raised."""
     try:
         yield
     except InputError as error:

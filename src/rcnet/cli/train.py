@@ -23,9 +23,9 @@ def train(
 ) -> None:
     """Train a network by a recipe.
 
-    OUT then holds weights.safetensors, result.json, log.jsonl and
-    checkpoint.pt. Ctrl-C saves a checkpoint first; --resume goes on where the
-    run stood, killed or not. Under torchrun, processes share each batch.
+    Writes weights.safetensors, result.json, log.jsonl and checkpoint.pt to
+    OUT. Ctrl-C saves a checkpoint first; --resume continues a run that was
+    stopped or killed. Under torchrun, processes share each batch.
 
     Examples::
 
@@ -42,17 +42,17 @@ def train(
         A bundled recipe (cifar_fast, cifar_paper, finetune, finetune_denoiser, r2, r3, r3_more, r3_fast, r3_fast_color,
         r3_fast_dial, r3_fast_gray, r3_fast_photo) or a TOML file.
     overrides
-        Values that replace the recipe's, e.g. batch=8 optimizer.lr=1e-3. Of minutes, epochs and iterations, one that is
-        given replaces the recipe's.
+        Values that override the recipe, e.g. batch=8 optimizer.lr=1e-3. Any of minutes, epochs and iterations replaces the
+        length in the recipe.
     data
-        Folder of training images, or with a folder named train in it: any images for a denoiser;
+        Folder of training images, or one that contains a folder named train: any images for a denoiser;
         CIFAR-10, CIFAR-100 (see rcnet data) or CLASS/NAME.png for a classifier.
     out
-        Folder of the run; runs/RECIPE unless given.
+        Folder of the run; default: runs/RECIPE.
     resume
-        Go on with the run in OUT.
+        Continue the run in OUT.
     max_minutes
-        Train for so many minutes: the schedule ends with them. Reading the data and the last measurement come on top.
+        Train for so many minutes, in which the whole schedule runs. Reading the data and the final evaluation are not included.
     tensorboard
         Also log to TensorBoard, in OUT (pip install 'rcnet[tensorboard]').
     json_output
@@ -71,7 +71,7 @@ def train(
     checked = read_recipe(recipe, overrides)
     folder = out or Path("runs") / Path(recipe).stem
     result = run(checked, data, folder, resume=resume, progress=not json_output, tensorboard=tensorboard)
-    if not result:  # another process than the first of many, which reports
+    if not result:  # not the first of several processes, which reports
         return
     if json_output:
         print(json.dumps(result, indent=1))

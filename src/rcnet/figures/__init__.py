@@ -1,1 +1,1 @@
-"""Pictures: a module for each."""
+"""Figures: one module per figure."""

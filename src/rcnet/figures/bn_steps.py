@@ -11,21 +11,21 @@ from rcnet.figures.norms import draw_norms
 
 
 def bn_steps(model: RecurrentNet) -> Image.Image:
-    """The first norm of each step of the first cell that has a group of norms a step.
+    """The first norm of each step, for the first cell with one group of norms per step.
 
     Raises:
-        InputError: no cell has several, or matplotlib is not installed.
+        InputError: no cell has norms for several steps, or matplotlib is not installed.
     """
     name, norms = norms_by_step(model)
     return draw_norms(norms, f"First batch norm of {name} at each of its steps")
 
 
 def norms_by_step(model: RecurrentNet) -> tuple[str, dict[str, nn.Module]]:
-    """The cell's name, and the norm of each step; `InputError` if no cell has several."""
+    """The cell's name and the norm of each step; `InputError` if no cell has norms for several steps."""
     for name, cell in model.named_children():
         if isinstance(cell, RecurrentCell) and cell.recurrent and cell.by_step:
             rows: Any = cell.norms
             row = max(rows, key=len)
             if len(row) > 1:
                 return name, {f"step {t}": group[0] for t, group in enumerate(row, start=1)}
-    raise InputError("no cell of this network has batch norms by step: take norm mode independent or double and 2 steps or more")
+    raise InputError("no cell of this network has batch norms per step: use norm mode independent or double and at least 2 steps")

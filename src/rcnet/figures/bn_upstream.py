@@ -11,7 +11,7 @@ from rcnet.figures.norms import draw_norms
 
 
 def bn_upstream(model: RecurrentNet) -> Image.Image:
-    """The first norm of the first block that has one for each step count of the cell upstream, by that step count.
+    """The first norm per step count of the cell upstream, for the first block that has several.
 
     Raises:
         InputError: no block has several, or matplotlib is not installed.
@@ -21,7 +21,7 @@ def bn_upstream(model: RecurrentNet) -> Image.Image:
 
 
 def norms_by_upstream(model: RecurrentNet) -> tuple[str, dict[str, nn.Module]]:
-    """The block's name, and the norm of each step count upstream; `InputError` if no block has several."""
+    """The block's name and the norm of each step count upstream; `InputError` if no block has several."""
     for name, cell in model.named_children():
         if isinstance(cell, RecurrentCell) and cell.by_upstream:
             rows: Any = cell.norms
@@ -30,6 +30,6 @@ def norms_by_upstream(model: RecurrentNet) -> tuple[str, dict[str, nn.Module]]:
             if len(norms) > 1:
                 return name, norms
     raise InputError(
-        "no block of this network has batch norms by the steps of the cell upstream: take a cost-adjustable network, "
-        "norm mode double"
+        "no block of this network has batch norms per step count of the cell upstream: use a cost-adjustable network with norm "
+        "mode double"
     )

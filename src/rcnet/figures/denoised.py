@@ -13,21 +13,21 @@ from rcnet.evaluation.denoise import psnr, to_uint8_levels
 from rcnet.figures.side_by_side import Panel, centre, in_rows, side_by_side
 from rcnet.setting import Steps
 
-SHOWN = 160  # pixels a side of the part that is shown, enlarged
+SHOWN = 160  # side in pixels of the part that is shown, enlarged
 COLUMNS = 3
 
 
 def denoised(networks: Mapping[str, tuple[RecurrentNet, Steps]], images: Sequence[np.ndarray], sigma: float) -> Image.Image:
-    """For each image: noisy, what each of `networks` (label -> network and steps) makes of it, clean; with the PSNR in dB.
+    """For each image: noisy, denoised by each of `networks` (label -> network and steps), clean; with the PSNR in dB.
 
     The PSNR is that of the whole image; its centre is shown, enlarged.
 
     Args:
         images: uint8 [H, W, C].
-        sigma: of the noise, in levels of 255; the noise is that of the BSD68 protocol.
+        sigma: level of the noise, in levels of 255; the noise follows the BSD68 protocol.
 
     Raises:
-        InputError: one of the networks does not denoise.
+        InputError: one of the networks is not a denoiser.
     """
     rows = []
     for image in images:

@@ -1,4 +1,4 @@
-"""The dial: what each setting of a network reaches against what it costs."""
+"""The dial: quality against cost of each setting of a network."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,10 +13,10 @@ from rcnet.setting import Setting
 def dial(
     rows: Sequence[Mapping[str, Any]], title: str = "", others: Mapping[str, tuple[float, float]] | None = None
 ) -> Image.Image:
-    """Quality against cost, milliseconds if the rows have them, else GMAC, of `rcnet.best_settings`; the Pareto front is joined.
+    """Plots quality against cost (milliseconds if the rows have them, else GMAC) of `rcnet.best_settings`, with the Pareto front.
 
     Args:
-        others: label -> cost and quality of something else, drawn beside.
+        others: label -> cost and quality of other methods to draw.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -29,16 +29,16 @@ def dial(
         panel = figure.subplots()
         panel.margins(0.09)
         front = [point for point, row in zip(points.values(), rows, strict=True) if row["front"]]
-        panel.plot(*zip(*front, strict=True), **style(0), markersize=5, label="worth having")
+        panel.plot(*zip(*front, strict=True), **style(0), markersize=5, label="best at its cost")
         if behind := [point for point, row in zip(points.values(), rows, strict=True) if not row["front"]]:
             panel.plot(
                 *zip(*behind, strict=True),
                 **(style(1) | {"linestyle": ""}),
                 markersize=5,
-                label="another is better, and no dearer",
+                label="another is better at no more cost",
             )
         below = metric == "error"
-        for index, (text, (x, y)) in enumerate(points.items()):  # in turns on the two sides of the curve, where there is room
+        for index, (text, (x, y)) in enumerate(points.items()):  # alternate sides of the curve, where there is room
             right = index % 2 == 0
             offset = (4 if right else -4, 5 if right == below else -11)
             panel.annotate(text, (x, y), xytext=offset, textcoords="offset points", fontsize=7, ha="left" if right else "right")
@@ -48,7 +48,7 @@ def dial(
         if others and max(x for x, _ in others.values()) > 10 * max(x for x, _ in points.values()):
             panel.set_xscale("log")
             panel.xaxis.set_major_formatter("{x:g}")
-        panel.set_xlabel("milliseconds a picture" if timed else "GMAC a picture")
+        panel.set_xlabel("milliseconds per image" if timed else "GMAC per image")
         panel.set_ylabel("PSNR in dB" if metric == "psnr" else "error in %")
         if behind:
             panel.legend(loc="upper right" if below else "lower right")

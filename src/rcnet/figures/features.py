@@ -1,4 +1,4 @@
-"""Figure 6: how the features of a cell evolve over its steps."""
+"""Figure 6: the features of a cell over its steps."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,13 +14,13 @@ from rcnet.figures.plots import page, to_image
 
 @torch.inference_mode()
 def evolution(model: RecurrentNet, x: Tensor, names: Sequence[str]) -> dict[str, list[Tensor]]:
-    """What the named cells hold after each of their steps, [B, C, H, W], when the model takes its most steps.
+    """The output of the named cells after each step, [B, C, H, W], at the most steps of the model.
 
     Raises:
-        InputError: a name that is not a recurrent cell's, or a cell that holds no images.
+        InputError: a name that is not a recurrent cell's, or a cell whose output is not [B, C, H, W].
     """
     net = evaluating(unroll(model))
-    held: dict[str, list[Tensor]] = {name: [] for name in names}
+    outputs: dict[str, list[Tensor]] = {name: [] for name in names}
     hooks = []
     for name in names:
         cell = dict(net.named_children()).get(name)
@@ -28,7 +28,7 @@ def evolution(model: RecurrentNet, x: Tensor, names: Sequence[str]) -> dict[str,
             raise InputError(f"this network has no cell {name!r}: it has {', '.join(cell_names(model))}")
         bodies: list[nn.Module] = [cell.body] if isinstance(cell, RecurrentCell) else list(cell.bodies)
         hooks += [
-            body.register_forward_hook(lambda module, inputs, output, name=name: held[name].append(output.float()))  # type: ignore[misc]
+            body.register_forward_hook(lambda module, inputs, output, name=name: outputs[name].append(output.float()))  # type: ignore[misc]
             for body in bodies
         ]
     try:
@@ -36,10 +36,10 @@ def evolution(model: RecurrentNet, x: Tensor, names: Sequence[str]) -> dict[str,
     finally:
         for hook in hooks:
             hook.remove()
-    for name, steps in held.items():
+    for name, steps in outputs.items():
         if any(step.ndim != 4 for step in steps):
-            raise InputError(f"features are drawn of cells that hold images [B, C, H, W], and {name} holds others")
-    return held
+            raise InputError(f"feature maps need cells whose output is [B, C, H, W]; that of {name} is not")
+    return outputs
 
 
 def cell_names(model: RecurrentNet) -> list[str]:
@@ -49,17 +49,17 @@ def cell_names(model: RecurrentNet) -> list[str]:
 
 
 def features(model: RecurrentNet, images: Sequence[np.ndarray], names: Sequence[str] = (), title: str = "") -> Image.Image:
-    """A row an image; for each cell, the channel that is most active at its end, after each step.
+    """One row per image: for each cell, the channel that is most active after the last step, at each step.
 
     Args:
         images: uint8 [H, W, C], of one size.
-        names: of cells; the second and the third, or as many as there are, unless given.
+        names: of cells; default: the second and the third, as far as they exist.
 
     Raises:
         InputError: a name that is not a recurrent cell's, images of several sizes, or matplotlib is not installed.
     """
     if len({image.shape for image in images}) != 1:
-        raise InputError("features are drawn of images of one size: cut or resize them")
+        raise InputError("feature maps need images of one size: crop or resize them")
     cells = names or cell_names(model)[1:3] or cell_names(model)
     shown = {name: most_active(steps) for name, steps in evolution(model, as_batch(images, model), cells).items()}
     return draw(images, shown, title)
@@ -72,8 +72,8 @@ def as_batch(images: Sequence[np.ndarray], model: RecurrentNet) -> Tensor:
 
 
 def most_active(steps: Sequence[Tensor]) -> np.ndarray:
-    """For each image, the channel whose mean is largest after the last step, after each step: [B, steps, H, W], each step
-    resized to the last one's size if the cell pools on its way."""
+    """The channel with the largest mean after the last step, at each step: [B, steps, H, W]. If the cell pools, the maps are resized
+    to the size of the last."""
     channel = steps[-1].mean((2, 3)).argmax(1)
     maps = [step[torch.arange(len(channel)), channel] for step in steps]
     size = (steps[-1].shape[2], steps[-1].shape[3])
@@ -87,7 +87,7 @@ def draw(images: Sequence[np.ndarray], shown: Mapping[str, np.ndarray], title: s
     side = 6.8 / columns
     with page(0.75 + 0.3 * bool(title) + side * len(images)) as figure:
         figure.suptitle(title)
-        figure.supxlabel("one scale for the steps of a cell: dark is the least, bright the most active", fontsize=8)
+        figure.supxlabel("one scale for all steps of a cell, from dark (least active) to bright (most active)", fontsize=8)
         grid = figure.subplots(len(images), columns, squeeze=False)
         for panel in grid.flat:
             panel.set_axis_off()

@@ -1,4 +1,4 @@
-"""The variables of several batch norms side by side: what Figures 2 and 3 have in common."""
+"""The variables of several batch norms side by side, for Figures 2 and 3."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ VARIABLES = {
 
 
 def draw_norms(norms: Mapping[str, nn.Module], title: str) -> Image.Image:
-    """A panel each for scale, shift, mean and variance: a point a channel and norm, channels in the order of the first norm.
+    """One panel each for scale, shift, mean and variance, with one point per channel and norm. Channels are sorted by the first norm.
 
     Raises:
         InputError: one of them is not a batch norm, or matplotlib is not installed.

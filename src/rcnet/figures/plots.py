@@ -1,4 +1,4 @@
-"""What the drawn figures share: matplotlib if it is there, the width of a page, colours that everyone can tell apart."""
+"""Shared by the plots: matplotlib if installed, the page width, and colours that everyone can tell apart."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +12,9 @@ from rcnet.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH = 7.0  # inches, of a page's text
+WIDTH = 7.0  # inches, the text width of a page
 DPI = 200
-# Okabe and Ito's palette, which colour-blind people tell apart, without black and yellow; each has a marker and a line.
+# The palette of Okabe and Ito, safe for colour blindness, without black and yellow; each colour has a marker and a line style.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LINES = ("-", "--", "-.", ":", "-", "--")
@@ -32,7 +32,7 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def page(height: float) -> Iterator["Figure"]:
-    """An empty figure as wide as a page, `height` in inches, and its style while it is drawn.
+    """An empty figure of page width and `height` inches; the style is active inside the context.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -41,7 +41,7 @@ def page(height: float) -> Iterator["Figure"]:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InputError("figures are drawn by matplotlib, which is not installed: pip install 'rcnet[plots]'") from error
+        raise InputError("figures need matplotlib, which is not installed: pip install 'rcnet[plots]'") from error
     with matplotlib.rc_context(STYLE):
         yield Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
 
@@ -56,6 +56,6 @@ def to_image(figure: "Figure") -> Image.Image:
 
 
 def style(index: int) -> dict[str, Any]:
-    """Colour, marker and line of the series at an index."""
+    """Colour, marker and line style of the series at an index."""
     turn = index % len(COLOURS)
     return {"color": COLOURS[turn], "marker": MARKERS[turn], "linestyle": LINES[turn]}

@@ -10,7 +10,7 @@ from rcnet.errors import InputError
 from rcnet.replacing import replacing
 
 GAP = 8  # pixels between images
-LARGEST = 1024  # pixels a side; a larger image shows its centre, at full size
+LARGEST = 1024  # side in pixels; of a larger image the centre is shown, unscaled
 Panel = tuple[str, np.ndarray]
 
 
@@ -39,7 +39,7 @@ def side_by_side(rows: Sequence[Sequence[Panel]]) -> Image.Image:
 
 
 def in_rows(panels: Sequence[Panel], most: int = 6) -> list[list[Panel]]:
-    """One row, or as few rows of about as many panels each as are needed for `most` a row."""
+    """The panels in as few rows of equal length as possible, with at most `most` per row."""
     count = -(-len(panels) // most)
     length = -(-len(panels) // count)
     return [list(panels[i : i + length]) for i in range(0, len(panels), length)]
@@ -52,7 +52,7 @@ def save_picture(path: str | Path, picture: Image.Image) -> None:
         with replacing(path) as temporary:
             picture.save(temporary, format="PNG")
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _to_rgb(image: np.ndarray) -> np.ndarray:
