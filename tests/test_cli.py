@@ -137,7 +137,7 @@ def test_bad_images_are_one_line_and_touch_nothing(refused, tmp_path):
     assert "nowhere.png" in refused("denoise", "nowhere.png", "-o", "old.png")
     assert "letter.png" in refused("denoise", "letter.png", "-o", "old.png")
     assert "cut.png" in refused("denoise", "cut.png", "-o", "old.png")
-    assert "holds no images" in refused("denoise", "empty")
+    assert "contains no images" in refused("denoise", "empty")
     assert "overwrite an input" in refused("denoise", "cat.png", "-o", "cat.png")
     assert ".png" in refused("denoise", "cat.png", "-o", "cat.xyz")
     assert "no image given" in refused("denoise")
@@ -233,7 +233,7 @@ def test_too_little_memory_is_no_fault_of_ours(refused, monkeypatch):
 def test_bad_data(refused, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no folder of images" in refused("eval", "r3_fast.bsd-gray-25", "--data", "nowhere")
-    assert "holds no images" in refused("eval", "r3_fast.bsd-gray-25", "--data", "empty")
+    assert "contains no images" in refused("eval", "r3_fast.bsd-gray-25", "--data", "empty")
     assert "0 to 255" in refused("eval", "r3_fast.bsd-gray-25", "--data", BSD, "--sigma", "-2")
     assert "no folder of images" in refused("train", "r3", "--data", "nowhere")
     assert "r3 with batchh=3: unknown key" in refused("train", "r3", "batchh=3", "--data", BSD)

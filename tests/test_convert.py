@@ -431,7 +431,7 @@ def test_a_folder_of_transformers(run, refused, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nothing",), "'nothing' is no network to convert: give package.module:function"),
+        (("nothing",), "'nothing' is not a network to convert: give package.module:function"),
         (("tests.test_convert:small",), "--task classify or --task denoise"),
         (("tests.test_convert:small", "--task", "classify", "--steps", "few"), "steps few is not valid"),
         (("tests.test_convert:small", "--task", "sharpen"), "unknown task 'sharpen': valid: classify, denoise"),

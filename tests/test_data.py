@@ -206,12 +206,12 @@ LABELS = [0] * 10_000
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ([1, 2], "is a pickle of something else"),
-        ({"labels": LABELS}, "holds no CIFAR images"),
-        ({"labels": LABELS, "data": PIXELS[:, 1:]}, "holds no CIFAR images"),
+        ([1, 2], "is a pickle, but not of a dictionary"),
+        ({"labels": LABELS}, "contains no CIFAR images"),
+        ({"labels": LABELS, "data": PIXELS[:, 1:]}, "contains no CIFAR images"),
         ({"labels": LABELS, "data": PIXELS.astype(np.int16)[:1]}, "is a pickle of an array of b'i2'"),
-        ({"data": PIXELS}, "holds no CIFAR labels"),
-        ({"data": PIXELS, "labels": ["0"] * 10_000}, "holds no CIFAR labels"),
+        ({"data": PIXELS}, "contains no CIFAR labels"),
+        ({"data": PIXELS, "labels": ["0"] * 10_000}, "contains no CIFAR labels"),
         ({"data": PIXELS, "labels": LABELS[1:]}, "has 10,000 images and 9,999 labels, not 10,000"),
         ({"data": PIXELS, "labels": [*LABELS[1:], -1]}, "has the label -1"),
     ],
@@ -247,7 +247,7 @@ def test_a_malicious_pickle_runs_nothing(linked, tmp_path, name):
             content = pickle.dumps({b"data": Malicious(call, *arguments)}, protocol=protocol)
             (folder / name).write_bytes(content)
             read = functools.partial(read_cifar, folder, "cifar10", "test")
-            refused(read, folder / name, "is a pickle that asks for", "it was not run")
+            refused(read, folder / name, "is a pickle that asks for", "it was not executed")
     assert not victim.exists()
     pickle.loads(pickle.dumps(Malicious(open, str(victim), "w"))).close()
     assert victim.exists()  # such a pickle works where it is trusted
@@ -314,7 +314,7 @@ def test_two_cifars_have_to_be_told_apart(tmp_path, official):
         (tmp_path / name.split("/")[1]).symlink_to(official / name)
     refused(
         lambda: read_labelled(tmp_path, "test"),
-        f"{tmp_path} holds cifar10 and cifar100: say which",
+        f"{tmp_path} contains cifar10 and cifar100: choose one",
         "classification.dataset=cifar10",
     )
     assert read_labelled(tmp_path, "test", "cifar100").name == "cifar100"
@@ -364,7 +364,7 @@ def test_image_folders_with_something_wrong_are_refused(tmp_path):
         return read_labelled(tmp_path, split)
 
     refused(lambda: read_labelled(tmp_path / "none", "train"), f"no folder of labelled images at {tmp_path / 'none'}")
-    refused(read, f"{tmp_path} holds 0 class folders", "valid:", "CLASS")
+    refused(read, f"{tmp_path} contains 0 class folders", "valid:", "CLASS")
     write_folder(tmp_path, 1)
     for extra in ("train", "test"):
         (tmp_path / extra / "zebra").mkdir()
@@ -378,11 +378,11 @@ def test_image_folders_with_something_wrong_are_refused(tmp_path):
     (tmp_path / "train" / "cat" / "0.png").rename(tmp_path / "train" / "stray.png")
     refused(read, f"{tmp_path / 'train' / 'stray.png'} lies outside the class folders (1 such images)")
     (tmp_path / "train" / "stray.png").unlink()
-    refused(read, f"{tmp_path / 'train' / 'cat'} holds no images")
+    refused(read, f"{tmp_path / 'train' / 'cat'} contains no images")
     (tmp_path / "train" / "cat" / "0.png").write_bytes(b"no image")
-    refused(read, f"{tmp_path / 'train' / 'cat' / '0.png'} is no image that can be read")
+    refused(read, f"{tmp_path / 'train' / 'cat' / '0.png'} is not a readable image")
     shutil.rmtree(tmp_path / "test")
-    refused(lambda: read("test"), f"{tmp_path} holds a folder named train but none named test")
+    refused(lambda: read("test"), f"{tmp_path} contains a folder named train but none named test")
     refused(lambda: read("val"), "unknown split 'val'")
     refused(lambda: read_labelled(tmp_path, "train", "cifar1"), "unknown data set 'cifar1'")
     refused(lambda: read_labelled(tmp_path / "train", "train", "folder", size=-1), "size = -1 is not valid")
@@ -593,7 +593,7 @@ def test_a_broken_download_goes_on_where_it_broke(server, target):
     server.behaviour = "drop"
     part = part_of(target)
     line = refused(lambda: download_to(target, server), server.url, "broke after 150,000 of 300,000 bytes")
-    assert f"150,000 bytes are kept in {part}; run again to go on" in line
+    assert f"150,000 bytes are kept in {part}; run again to continue" in line
     assert part.read_bytes() == CONTENT[:150_000]
     assert not target.exists()
     refused(lambda: download_to(target, server), "broke after 225,000 of 300,000 bytes")
@@ -733,7 +733,7 @@ def test_bsds500_becomes_the_split_of_the_paper(served_bsd, server, capsys):
 
 def test_half_a_bsds500_is_never_left(served_bsd, monkeypatch):
     out = served_bsd(bsd_members(val=BSD68[1:]))
-    refused(lambda: get("bsds500", out, progress=False), "is not BSDS500: of 232 and 68 images it holds 200 and 67")
+    refused(lambda: get("bsds500", out, progress=False), "is not BSDS500: instead of 232 and 68 images it contains 200 and 67")
     assert [path.name for path in out.iterdir()] == ["BSR_bsds500.tgz"]
     archive = out / "BSR_bsds500.tgz"
     archive.write_bytes(archive.read_bytes()[:-2000])
@@ -741,7 +741,7 @@ def test_half_a_bsds500_is_never_left(served_bsd, monkeypatch):
     assert [path.name for path in out.iterdir()] == ["BSR_bsds500.tgz"]
     served_bsd(bsd_members())
     (out / "bsd" / "train").mkdir(parents=True)
-    refused(lambda: get("bsds500", out, progress=False), f"{out / 'bsd'} is there already", "move or delete it")
+    refused(lambda: get("bsds500", out, progress=False), f"{out / 'bsd'} already exists", "move or delete it")
     shutil.rmtree(out / "bsd")
     get("bsds500", out, progress=False)
     assert len(list_images(out / "bsd")) == 300

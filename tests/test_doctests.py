@@ -19,7 +19,8 @@ def test_the_examples_of_a_module_run(path, monkeypatch):
     monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))  # what an example registers goes with it
     module = importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
     result = doctest.testmod(module)
-    assert result.attempted and not result.failed
+    assert result.attempted
+    assert not result.failed
 
 
 @pytest.mark.parametrize("name", rcnet.__all__)

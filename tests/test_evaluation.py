@@ -119,10 +119,10 @@ def test_folders_and_files(tmp_path):
     assert [path.name for path in list_images(TEST)] == sorted(path.name for path in TEST.iterdir())
     with pytest.raises(InputError, match="no folder of images"):
         list_images(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="holds no images"):
+    with pytest.raises(InputError, match="contains no images"):
         list_images(tmp_path)
     (tmp_path / "letter.png").write_text("dear reader")
-    with pytest.raises(InputError, match="is no image that can be read"):
+    with pytest.raises(InputError, match="is not a readable image"):
         read_image(tmp_path / "letter.png", 1)
     assert read_image(IMAGES / "cat.png", 3).shape == (300, 451, 3)
     assert read_image(IMAGES / "cat.png", 1).shape == (300, 451, 1)
@@ -163,7 +163,7 @@ def test_a_folder_that_is_divided_is_not_taken_whole(tmp_path):
         split_folder(tmp_path / "data", "train")
     shutil.rmtree(tmp_path / "data" / "bsd" / "train")
     assert split_folder(tmp_path / "data", "train") == tmp_path / "data"
-    with pytest.raises(InputError, match="holds a folder named test but none named train"):
+    with pytest.raises(InputError, match="contains a folder named test but none named train"):
         split_folder(tmp_path / "data" / "bsd", "train")
 
 

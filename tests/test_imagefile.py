@@ -389,7 +389,7 @@ def test_the_pages_of_a_stack(tmp_path):
     assert exif_of(back[0].exif) == exif_of(make_exif())
     assert len(back) == 3
     assert encode(pages[0], "TIFF", *pages[1:]) == (tmp_path / "out.tif").read_bytes()
-    with pytest.raises(InputError, match=r"PNG holds one page and there are 3; valid: \.tif"):
+    with pytest.raises(InputError, match=r"PNG stores one page and there are 3; valid: \.tif"):
         check_writable(tmp_path / "out.png", *pages)
     refused(tmp_path / "in.tif", "has 3 pages", "--pages all")
     assert len(read_pages(ROCKET)) == 1
@@ -503,16 +503,16 @@ def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path, name, words)
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission_is_refused(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(InputError, match="can be written to"):
+    with pytest.raises(InputError, match="is not an existing, writable folder"):
         check_writable(tmp_path / "locked" / "out.png", make("L"))
 
 
 def test_sizes_beyond_a_format_are_refused():
     wide = ImageFile(np.zeros((1, 16384, 1), np.uint8))
-    with pytest.raises(InputError, match=r"WebP holds at most 16383 pixels a side; valid for this image: \.png, \.jpg"):
+    with pytest.raises(InputError, match=r"WebP stores at most 16383 pixels per side; valid for this image: \.png, \.jpg"):
         check_writable("out.webp", wide)
     check_writable("out.jpg", wide)
-    with pytest.raises(InputError, match=r"JPEG holds at most 65500 pixels a side; .*: \.png, \.tif, \.tiff, \.bmp"):
+    with pytest.raises(InputError, match=r"JPEG stores at most 65500 pixels per side; .*: \.png, \.tif, \.tiff, \.bmp"):
         check_writable("out.jpg", ImageFile(np.zeros((65501, 1, 3), np.uint8)))
     with pytest.raises(InputError, match="bytes of EXIF"):
         check_writable("out.jpg", make("L", exif=bytes(70000)))
@@ -534,7 +534,7 @@ def test_paths_that_are_no_image_files_are_refused(tmp_path):
     (tmp_path / "empty.png").touch()
     refused(tmp_path / "empty.png", "is empty", "valid")
     (tmp_path / "text.png").write_text("this is not a picture\n")
-    refused(tmp_path / "text.png", "is no image that can be read", "PNG, JPEG, TIFF, WebP, BMP")
+    refused(tmp_path / "text.png", "is not a readable image", "PNG, JPEG, TIFF, WebP, BMP")
     (tmp_path / "zero.png").write_bytes(make_png(b"", (0, 0), 8, 0))
     refused(tmp_path / "zero.png")
     (tmp_path / "zero.tif").write_bytes(b"II*\0\x08\0\0\0\0\0\0\0\0\0")

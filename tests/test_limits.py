@@ -28,7 +28,7 @@ def encoded(kind, **options):
         (hostile.png_of_texts(MAX_CHUNKS), "more than 1000 chunks"),
         (hostile.png(3000, 3000, pieces=2500), "chunks: save it as an ordinary PNG"),
         (hostile.tiff_of_entries(10_000), "more than 10000 entries"),
-        (hostile.tiff_of_entries(100), "name more bytes than the file has"),
+        (hostile.tiff_of_entries(100), "refer to more bytes than the file has"),
     ],
 )
 def test_a_file_of_excess_is_refused(data, says):

@@ -663,7 +663,7 @@ def test_bad_recipes(tmp_path):
     for table in ({}, {"model": {}}):
         with pytest.raises(InputError, match="has no name"):
             train(recipe_from(table, "mine.toml"), DATA, tmp_path / "run", progress=False)
-    with pytest.raises(InputError, match="lies outside the class folders"):
+    with pytest.raises(InputError, match="is outside the class folders"):
         train(recipe_from({"model": {"name": "r2"}}, "mine.toml"), DATA, tmp_path / "run", progress=False)
 
 

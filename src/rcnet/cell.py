@@ -143,7 +143,7 @@ class RecurrentCell(Cell):
         )
         made = [id(module) for group in itertools.chain(*self.norms) for module in group]
         if len(set(made)) < len(made):
-            raise InputError("norm returned the same module twice; it must create new norms at each call, as each step has its own")
+            raise InputError("norm returned the same module twice; it must create new norms at each call")
 
     def _row(self, steps: int, upstream: int) -> int:
         """The row of the table for `steps` steps after `upstream` steps of the cell before."""
@@ -347,10 +347,7 @@ class RecurrentNet(nn.Sequential):
         wanted = sorted((Setting.of(setting, cells) for setting in settings), key=lambda setting: setting.order)
         missing = [setting for setting in wanted if not self.holds(setting)]
         if missing or not wanted:
-            raise InputError(
-                f"settings {missing} have no batch norms in this network; valid: "
-                f"{listed(self.possible_settings())}"
-            )
+            raise InputError(f"settings {missing} have no batch norms in this network; valid: {listed(self.possible_settings())}")
         self.settings = tuple(wanted)
         self.steps = tuple(sorted({setting[0] for setting in wanted if setting.uniform}))
 
@@ -392,9 +389,7 @@ class RecurrentNet(nn.Sequential):
         setting = Setting.of(steps, len(self.recurrent_cells()))
         if setting not in self.settings:
             given = steps if isinstance(steps, Setting) else repr(steps)
-            kept = (
-                "; the network was not trained at it, so the output would be destroyed" if self.holds(setting) else ""
-            )
+            kept = "; the network was not trained at it, so the output would be destroyed" if self.holds(setting) else ""
             raise InputError(f"steps={given} is not supported: valid: {listed(self.settings)}{kept}")
         return setting
 

@@ -27,8 +27,8 @@ def from_pretrained(name: str | Path) -> RecurrentNet:
     """A trained network from a folder, a name or the hub; otherwise as `rcnet.load`.
 
     Args:
-        name: a folder with one file of weights, e.g. one written by `save_pretrained` or `rcnet train`; bundled weights or a file;
-            or `user/name` on the Hugging Face hub, which is downloaded.
+        name: a folder with one file of weights, e.g. from `save_pretrained` or `rcnet train`; bundled weights or a file; or
+            `user/name` on the Hugging Face hub, which is downloaded.
 
     Raises:
         InputError: a folder with no file of weights or with several; what `rcnet.load` raises.
@@ -52,8 +52,8 @@ def from_pretrained(name: str | Path) -> RecurrentNet:
 
 
 def save_pretrained(model: RecurrentNet, folder: str | Path, **card: str) -> None:
-    """Writes the weights and a model card to a folder: `model.safetensors`, `README.md`, and `dial.png`, a plot of quality against
-    cost, if the file has measured results and matplotlib is installed.
+    """Writes the weights and a model card to a folder: `model.safetensors`, `README.md`, and `dial.png`, a plot of quality
+    against cost, if the file has measured results and matplotlib is installed.
 
     Args:
         card: what only you know, for the card and the file: `license`, e.g. `"apache-2.0"`; `data`, the training data;

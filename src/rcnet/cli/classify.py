@@ -71,7 +71,7 @@ def classify(
     import torch
     from tqdm import tqdm
 
-    from rcnet.cli.text import check_cost, count, collect_errors, read_steps, table
+    from rcnet.cli.text import check_cost, collect_errors, count, read_steps, table
     from rcnet.cost import macs
     from rcnet.cost.budget import setting_for
     from rcnet.data.images import list_images

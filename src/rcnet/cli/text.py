@@ -13,7 +13,7 @@ from rcnet.setting import Setting
 if TYPE_CHECKING:
     from rcnet.cell import RecurrentNet
 
-Budget = Annotated[str | None, Parameter(allow_leading_hyphen=True)]  # so that -5ms is reported as a bad budget and not as an unknown option
+Budget = Annotated[str | None, Parameter(allow_leading_hyphen=True)]  # -5ms is a bad budget, not an option
 Json = Annotated[bool, Parameter(name="--json")]
 
 
@@ -57,7 +57,7 @@ def read_steps(steps: str | None, network: "RecurrentNet") -> Setting:
 
 @contextmanager
 def collect_errors(count: int, failed: list[InputError]) -> Iterator[None]:
-    """Prints an `InputError` and appends it to `failed`, so that other images are still processed; with one image it is raised."""
+    """Prints an `InputError` and appends it to `failed`, so that other images are still processed; of one image it is raised."""
     try:
         yield
     except InputError as error:

@@ -68,7 +68,9 @@ def first_tensor(output: Any) -> Tensor:
         elif isinstance(output, tuple | list) and output:
             output = output[0]
         else:
-            raise InputError(f"the network returned {type(output).__name__}; it must return a tensor, or several, of which the first is used")
+            raise InputError(
+                f"the network returned {type(output).__name__}; it must return a tensor, or several, of which the first is used"
+            )
     return output
 
 

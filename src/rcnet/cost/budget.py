@@ -122,7 +122,7 @@ def choose_setting(
     metric: str = "",
     quality: Mapping[Setting, float] = MappingProxyType({}),
 ) -> Setting:
-    """The best of the settings whose cost (milliseconds or MACs, as in the budget) fits: the highest `psnr` or the lowest `error`.
+    """The best of the settings whose cost (milliseconds or MACs, as in the budget) fits, by the highest `psnr` or lowest `error`.
     If the quality is unknown, the last one in `cost`.
 
     Raises:

@@ -15,7 +15,10 @@ from rcnet.device import hardware
 from rcnet.replacing import replacing
 from rcnet.version import __version__
 
-ROUNDS, WARM_UP = 30, 3  # timed and untimed calls per setting; of 30, p95 is the second largest: one disturbed call does not decide
+ROUNDS, WARM_UP = (
+    30,
+    3,
+)  # timed and untimed calls per setting; p95 of 30 is the second largest: one outlier does not decide
 KEPT, KEPT_IF_BUSY = 30 * 24 * 3600, 600  # lifetime of a measurement in seconds, and of one on a busy machine
 SECONDS = 20.0  # a measurement ends after so long, as nobody waits longer for an answer, but not before FEWEST rounds
 FEWEST = 5

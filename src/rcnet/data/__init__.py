@@ -1,1 +1,1 @@
-"""Image folders and noise; a data set is found and checked, or a clear error says what is missing."""
+"""Image files, folders, data sets and noise. If a data set is missing or damaged, the error says how to get it."""

@@ -1,9 +1,8 @@
-"""Camera noise, simulated: a clean picture goes back to the sensor, gets its noise there, and is developed again.
+"""Simulated camera noise: a clean picture is converted back to sensor data, gets noise there, and is developed again.
 
 After Brooks et al. 2019, "Unprocessing images for learned raw denoising", and Guo et al. 2019, "CBDNet": inverse gamma, colour
-matrix and white balance backwards, a Bayer mosaic, shot and read noise, demosaicing, all of it forwards, the smoothing and
-resampling by which cameras make their noise coarse, JPEG. The target is what the same camera makes of the same light without
-noise.
+matrix and white balance, a Bayer mosaic, shot and read noise, then demosaicing and the forward pipeline, with the smoothing and
+resampling that make the noise of cameras coarse, and JPEG. The target is the output of the same camera without noise.
 """
 
 import io
@@ -27,13 +26,13 @@ _OPPONENT = torch.tensor([[1, 1, -1], [1, 0, 2], [1, -1, -1]]) / torch.tensor([3
 
 
 class Camera(NamedTuple):
-    """One camera and exposure.
+    """A camera with one exposure.
 
     Attributes:
         gamma: of the tone curve, out = linear ** (1 / gamma).
         gains: of the white balance, [3]; that of green is 1.
-        mixing: [3, 3], what the sensor's colours see of linear RGB; its rows sum to 1.
-        exposure: the part of the sensor's range that white reaches, before the white balance.
+        mixing: [3, 3], the response of the sensor's colours to linear RGB; its rows sum to 1.
+        exposure: the fraction of the sensor's range that white reaches, before the white balance.
         shot: variance of the noise is shot * signal + read, for a signal in [0, 1].
         read: see `shot`.
         phase: row and column, 0 or 1, of the first red pixel of the mosaic.
@@ -49,7 +48,7 @@ class Camera(NamedTuple):
 
 
 def draw_camera(rng: np.random.Generator) -> Camera:
-    """A camera: gains, crosstalk and the range of shot and read noise as Brooks et al. measured them."""
+    """Draws a camera, with gains, crosstalk and shot and read noise in the ranges measured by Brooks et al."""
     mixing = np.eye(3) + 0.25 * rng.random((3, 3))
     shot = math.exp(rng.uniform(math.log(3e-5), math.log(8e-3)))
     read = math.exp(2.18 * math.log(shot) + 1.2 + 0.26 * rng.standard_normal())
@@ -65,7 +64,7 @@ def draw_camera(rng: np.random.Generator) -> Camera:
 
 
 def expose(clean: Tensor, camera: Camera) -> Tensor:
-    """The mosaic that the sensor holds, [B, H, W], without noise, of pictures [B, 3, H, W] in [0, 1]."""
+    """The noise-free sensor mosaic [B, H, W] for pictures [B, 3, H, W] in [0, 1]."""
     linear = clean.clamp(0, 1) ** camera.gamma
     sensor = torch.einsum("ij,njhw->nihw", camera.mixing, linear) / camera.gains.view(3, 1, 1) * camera.exposure
     return (sensor * mosaic(clean.shape[-2], clean.shape[-1], camera.phase)).sum(1)
@@ -78,7 +77,7 @@ def sensor_noise(raw: Tensor, camera: Camera, generator: torch.Generator) -> Ten
 
 
 def develop(raw: Tensor, camera: Camera) -> Tensor:
-    """Pictures [B, 3, H, W] in [0, 1] of mosaics [B, H, W]: demosaicing, white balance, colour matrix, gamma."""
+    """Develops mosaics [B, H, W] to pictures [B, 3, H, W] in [0, 1]: demosaicing, white balance, colour matrix, gamma."""
     rgb = demosaic(raw, camera.phase) * camera.gains.view(3, 1, 1) / camera.exposure
     linear = torch.einsum("ij,njhw->nihw", torch.linalg.inv(camera.mixing), rgb)
     return linear.clamp(1e-8, 1) ** (1 / camera.gamma)
@@ -92,7 +91,7 @@ def mosaic(height: int, width: int, phase: tuple[int, int]) -> Tensor:
 
 
 def demosaic(raw: Tensor, phase: tuple[int, int]) -> Tensor:
-    """RGB [B, 3, H, W] of a Bayer mosaic [B, H, W], by the gradient-corrected linear filters of Malvar et al."""
+    """RGB [B, 3, H, W] from a Bayer mosaic [B, H, W], by the gradient-corrected linear filters of Malvar et al."""
     row = torch.tensor(_ROW)
     kernels = torch.stack([torch.tensor(_GREEN), row, row.T, torch.tensor(_ACROSS)])[:, None] / 8
     green, in_row, in_column, across = F.conv2d(F.pad(raw[:, None], (2,) * 4, mode="reflect"), kernels).unbind(1)
@@ -111,11 +110,12 @@ def demosaic(raw: Tensor, phase: tuple[int, int]) -> Tensor:
 
 
 def coarsen(noise: Tensor, rng: np.random.Generator) -> Tensor:
-    """Noise [B, 3, H, W] as a camera's own smoothing or resampling leaves it: neighbours alike, its strength as it was.
+    """Noise [B, 3, H, W] after a camera's smoothing or resampling: neighbours are correlated, the strength is unchanged.
 
-    Mostly it is smoothed, lightness a little (with some noise of a larger scale left) and colour a lot, and what remains of
-    colour is weaker: JPEGs of a camera at ISO 3200 have neighbours in lightness that correlate by 0.6 to 0.8, in colour by 0.9
-    and four pixels on by 0.5, and half as much colour noise as lightness noise. One time in four it is enlarged up to twofold.
+    In three of four cases it is smoothed, lightness a little (some noise of a larger scale remains) and colour a lot, and the
+    colour noise is weaker. JPEGs of a camera at ISO 3200 have correlations between neighbours of 0.6 to 0.8 in lightness and 0.9
+    in colour (0.5 at four pixels), and half as much colour noise as lightness noise. Otherwise the noise is enlarged up to
+    twofold.
     """
     before = _strength(noise)
     if rng.random() < 0.75:
@@ -132,18 +132,18 @@ def coarsen(noise: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def shaped_noise(clean: Tensor, rng: np.random.Generator, generator: torch.Generator, gray: float = 0.15) -> Tensor:
-    """Noise [B, C, H, W] as it is in a camera's JPEGs: of a drawn spectrum, other for colour than for lightness, and of a
-    strength that depends on the brightness; its scale is arbitrary.
+    """Noise [B, C, H, W] as in JPEGs of cameras, with a random spectrum, which differs between colour and lightness, and a
+    strength that depends on the brightness. The scale is arbitrary.
 
-    Lightness falls with the frequency f (cycles per pixel) as (f + 0.01)^-p exp(-(f / cut)^q): some noise as large as leaves,
-    little above the smoothing of the camera. Colour is coarser still. Each picture draws its own. The ranges lie around what
-    19 pairs of one camera at ISO 3200 and 6400 have (five scenes of the development set; lightness p 0.3 to 0.7, cut 0.2 to
-    0.45, q 2 to 3; colour cut 0.06 to 0.12, and at f = 0.05 0.6 to 1 of the lightness), and reach to noise that is almost white.
-    The brightness follows l^a (1 - l)^b: a tone curve weakens noise near black and near white (there 0.4 of that in between).
+    The lightness spectrum is (f + 0.01)^-p exp(-(f / cut)^q) for the frequency f in cycles per pixel: some noise at the scale of
+    leaves, little above the cut-off of the camera's smoothing. Colour is coarser. The parameters are drawn per picture. Their
+    ranges include the values of 19 pairs of one camera at ISO 3200 and 6400 (five scenes of the development set; lightness p 0.3
+    to 0.7, cut 0.2 to 0.45, q 2 to 3; colour cut 0.06 to 0.12, at f = 0.05 with 0.6 to 1 of the lightness) and extend to nearly
+    white noise. The strength is l^a (1 - l)^b for brightness l: a tone curve weakens noise near black and white (to 0.4 there).
 
     Args:
-        clean: the pictures that it is for, [B, C, H, W] in [0, 1].
-        gray: this part has no noise of colour, as film's grain and scans of gray pictures.
+        clean: the pictures to be made noisy, [B, C, H, W] in [0, 1].
+        gray: the fraction of pictures without colour noise, as film grain and scans of gray pictures.
     """
     count, channels, height, width = clean.shape
 
@@ -151,12 +151,12 @@ def shaped_noise(clean: Tensor, rng: np.random.Generator, generator: torch.Gener
         return torch.from_numpy(rng.uniform(low, high, (count, 1, 1, 1))).float()
 
     down, across = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)
-    stretch = torch.exp(drawn(-0.35, 0.35))  # rows and columns are not alike where a camera smooths along one of them
+    stretch = torch.exp(drawn(-0.35, 0.35))  # anisotropic, as some cameras smooth along rows or columns
     f = ((down * stretch).square() + (across / stretch).square()).sqrt()
     cut, cut_colour = torch.exp(drawn(math.log(0.15), math.log(0.7))), torch.exp(drawn(math.log(0.05), math.log(0.35)))
     lightness = (f + 0.01) ** -drawn(0, 0.9) * torch.exp(-((f / cut) ** drawn(1.5, 3)))
     colour = torch.exp(-((f / cut_colour) ** drawn(1.5, 3)))
-    reference = ((0.06) ** -0.5) * drawn(0.2, 1.3)  # of colour, beside lightness at f = 0.05
+    reference = ((0.06) ** -0.5) * drawn(0.2, 1.3)  # of colour relative to lightness at f = 0.05
     if channels == 3:
         without = torch.from_numpy(rng.random((count, 1, 1, 1)) < gray)
         colour = torch.where(without, 0.0, colour * reference)
@@ -172,12 +172,12 @@ def shaped_noise(clean: Tensor, rng: np.random.Generator, generator: torch.Gener
 
 
 def _strength(noise: Tensor) -> Tensor:
-    """The root of the mean square of each image, [B, 1, 1, 1]."""
+    """The root mean square of each image, [B, 1, 1, 1]."""
     return noise.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-8)
 
 
 def _blur(x: Tensor, sigma: float) -> Tensor:
-    """A Gaussian blur of that many pixels."""
+    """A Gaussian blur; `sigma` in pixels."""
     radius = max(1, math.ceil(2.5 * sigma))
     axis = torch.arange(-radius, radius + 1).float()
     kernel = torch.exp(-axis.square() / (2 * sigma**2))
@@ -189,14 +189,14 @@ def _blur(x: Tensor, sigma: float) -> Tensor:
 def photograph(
     clean: Tensor, rng: np.random.Generator, generator: torch.Generator, coarse: float = 0.75
 ) -> tuple[Tensor, Tensor]:
-    """What one camera makes of clean pictures: noisy and noise-free, both [B, C, H, W] in [0, 1], not yet rounded.
+    """Simulated photographs of clean pictures by one camera: noisy and noise-free, both [B, C, H, W] in [0, 1], not rounded.
 
     Args:
-        clean: [B, C, H, W] in [0, 1], colour or gray, which is photographed in colour and turned gray again.
-        coarse: how often the noise is coarsened, and then, for a strength of its own, scaled to 1 to 14 levels.
+        clean: [B, C, H, W] in [0, 1]. Gray pictures are processed in colour and converted back.
+        coarse: the probability that the noise is coarsened and then scaled to a random strength of 1 to 14 levels.
     """
     camera = draw_camera(rng)
-    blur = math.exp(rng.uniform(math.log(0.25), math.log(1.8)))  # no lens is as sharp as a pixel; a reduced picture almost is
+    blur = math.exp(rng.uniform(math.log(0.25), math.log(1.8)))  # lenses are less sharp than a pixel, except in reduced pictures
     raw = expose(_blur(clean.expand(-1, 3, -1, -1), blur), camera)
     target = develop(raw, camera)
     noise = develop(sensor_noise(raw, camera, generator), camera) - target
@@ -214,10 +214,10 @@ def photograph(
 def camera_file(
     clean: Tensor, rng: np.random.Generator, generator: torch.Generator, shaped: float = 0.7
 ) -> tuple[Tensor, Tensor]:
-    """Noisy and noise-free pictures, both [B, C, H, W] in [0, 1], the noisy ones in 8 bits as a camera's file holds them.
+    """Noisy and noise-free pictures, both [B, C, H, W] in [0, 1]. The noisy ones have 8 bits, as in a camera's file.
 
-    `shaped` of the calls draw their noise by its spectrum (`shaped_noise`, 1 to 16 levels; one time in three the picture itself
-    is as soft as a camera's), the others simulate sensor and development (`photograph`). Half of the calls end in a JPEG.
+    With probability `shaped` the noise is drawn by its spectrum (`shaped_noise`, 1 to 16 levels; every third picture is also
+    blurred as by a lens), otherwise sensor and development are simulated (`photograph`). Half of the calls end with a JPEG.
     """
     if rng.random() < shaped:
         target = clean
@@ -226,7 +226,7 @@ def camera_file(
         noise = shaped_noise(target, rng, generator)
         wanted = torch.from_numpy(np.exp(rng.uniform(0, math.log(16), (len(clean), 1, 1, 1))) / 255).float()
         noisy = target + noise * wanted / _strength(noise)
-        if rng.random() < 0.2:  # some white noise as well: a scanner's, or a film's
+        if rng.random() < 0.2:  # additional white noise, as from a scanner
             noisy = noisy + torch.randn(noisy.shape, generator=generator) * rng.uniform(0, 6) / 255
     else:
         noisy, target = photograph(clean, rng, generator)
@@ -235,7 +235,7 @@ def camera_file(
 
 
 def through_jpeg(pictures: Tensor, rng: np.random.Generator, qualities: tuple[int, int] = (50, 100)) -> Tensor:
-    """Pictures [B, 1 or 3, H, W] as JPEG files hold them, each of a quality drawn from the range and any subsampling."""
+    """Pictures [B, 1 or 3, H, W] after JPEG compression, each with a random quality in the range and a random subsampling."""
     results = []
     for pixels in (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy():
         file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as officially distributed: binary or python version, extracted or still the .tar.gz."""
+"""CIFAR-10 and CIFAR-100 in their official forms: binary or python version, extracted or as .tar.gz."""
 
 import gzip
 import io
@@ -22,7 +22,7 @@ _BATCHES = tuple(f"data_batch_{k}" for k in range(1, 6))
 
 @dataclass(frozen=True)
 class _Distribution:
-    """One of the four official archives: the folder in it, the files of each split, and the one that names the classes."""
+    """One of the four official archives: its folder, the files of each split, and the file with the class names."""
 
     dataset: str
     archive: str
@@ -65,31 +65,31 @@ class _Source:
     path: Path
 
     def refuse(self, problem: str, file: str = "") -> InputError:
-        """The error that says what is wrong with it, or with one of its files, and how to get it again."""
-        place = self.path / file if self.path.is_dir() else f"{self.path}: {file}" if file else self.path
+        """An error with the problem of the source, or of one of its files, and how to download it again."""
+        name = self.path / file if self.path.is_dir() else f"{self.path}: {file}" if file else self.path
         remedy = f"delete {self.path} and run: rcnet data {self.distribution.dataset} --out {self.path.parent}"
-        return InputError(f"{place} {' '.join(problem.split())}; {remedy}")
+        return InputError(f"{name} {' '.join(problem.split())}; {remedy}")
 
 
 def cifar_sets(folder: str | Path) -> list[str]:
-    """Which of "cifar10" and "cifar100" there are, whole or not, at a path that `read_cifar` takes."""
+    """Which of "cifar10" and "cifar100" are at a path that `read_cifar` takes, complete or not."""
     return sorted({source.distribution.dataset for source in _sources(Path(folder))})
 
 
 def read_cifar(folder: str | Path, dataset: str, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """One split of CIFAR-10 or CIFAR-100: uint8 images [N, 3, 32, 32], int64 labels [N] (the fine ones), class names.
 
-    Pickles are read without running what they hold, archives without extracting them. Where there are several versions,
-    an extracted one is taken before an archive, and the binary before the python version.
+    Pickles are read without executing code, archives without extracting them. If several versions exist, an extracted one is
+    preferred to an archive, and the binary to the python version.
 
     Args:
-        folder: the extracted folder, the .tar.gz, or the folder that holds either, under their official names.
+        folder: the extracted folder, the .tar.gz, or the folder that contains one of them under its official name.
         dataset: "cifar10" or "cifar100".
         split: "train" (50,000 images) or "test" (10,000).
 
     Raises:
-        InputError: an unknown dataset or split, no such data set there, or a file that is missing, of the wrong size,
-            damaged or not what it should be.
+        InputError: an unknown dataset or split, no such data set in the folder, or a file that is missing, damaged or of the
+            wrong size.
     """
     if dataset not in CIFAR:
         raise unknown("CIFAR data set", dataset, CIFAR)
@@ -98,8 +98,8 @@ def read_cifar(folder: str | Path, dataset: str, split: str) -> tuple[np.ndarray
     sources = [source for source in _sources(Path(folder)) if source.distribution.dataset == dataset]
     if not sources:
         valid = ", ".join(name for d in _DISTRIBUTIONS if d.dataset == dataset for name in (d.folder, d.archive))
-        place = Path(folder).parent if Path(folder).is_file() else folder
-        raise InputError(f"no {dataset} in {folder}: looked for {valid}; to get it: rcnet data {dataset} --out {place}")
+        out = Path(folder).parent if Path(folder).is_file() else folder
+        raise InputError(f"no {dataset} in {folder}: looked for {valid}; to get it: rcnet data {dataset} --out {out}")
     source = sources[0]
     distribution, names = source.distribution, source.distribution.files[split]
     count = RECORDS[split] // len(names)
@@ -120,7 +120,7 @@ def read_cifar(folder: str | Path, dataset: str, split: str) -> tuple[np.ndarray
 
 
 def _sources(folder: Path) -> list[_Source]:
-    """What is there, the preferred first."""
+    """The data sets in the folder, preferred ones first."""
     if folder.is_file():
         return [_Source(d, folder) for d in _DISTRIBUTIONS if folder.name == d.archive]
     itself = [
@@ -135,7 +135,7 @@ def _sources(folder: Path) -> list[_Source]:
 
 
 def _contents(source: _Source, limits: dict[str, int]) -> Iterator[tuple[str, bytes]]:
-    """The files named in `limits`, each at most so many bytes, in any order."""
+    """The files named in `limits`, in any order, each with at most the given number of bytes."""
     if source.path.is_dir():
         for name, limit in limits.items():
             path = source.path / name
@@ -157,7 +157,7 @@ def _contents(source: _Source, limits: dict[str, int]) -> Iterator[tuple[str, by
 
 
 def _members(source: _Source, limits: dict[str, int]) -> Iterator[tuple[str, bytes]]:
-    """Regular files of an archive, by their exact names."""
+    """Regular files of an archive, by exact name."""
     try:
         with gzip.open(source.path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
@@ -174,7 +174,7 @@ def _members(source: _Source, limits: dict[str, int]) -> Iterator[tuple[str, byt
 
 
 class _Damaged(ValueError):
-    """What is wrong with a file."""
+    """The problem of a file."""
 
 
 def _parse_binary(content: bytes, count: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -191,9 +191,9 @@ def _parse_pickle(content: bytes, count: int, classes: int) -> tuple[np.ndarray,
     batch = _unpickle(content)
     pixels, labels = batch.get(b"data"), batch.get(b"labels" if classes == 10 else b"fine_labels")
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != _PIXELS:
-        raise _Damaged("holds no CIFAR images")
+        raise _Damaged("contains no CIFAR images")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
-        raise _Damaged("holds no CIFAR labels")
+        raise _Damaged("contains no CIFAR labels")
     if len(pixels) != count or len(labels) != count:
         raise _Damaged(f"has {len(pixels):,} images and {len(labels):,} labels, not {count:,}")
     return pixels, _checked(np.array(labels), classes)
@@ -203,9 +203,9 @@ def _parse_classes(content: bytes, count: int, binary: bool) -> tuple[str, ...]:
     """The class names: lines of text, or in a pickled dictionary."""
     names: Any = content.split() if binary else _unpickle(content).get(b"label_names" if count == 10 else b"fine_label_names")
     if not isinstance(names, list) or not all(isinstance(name, bytes) and name.isascii() for name in names):
-        raise _Damaged("does not hold class names")
+        raise _Damaged("does not contain class names")
     if not len(names) == len(set(names)) == count:
-        raise _Damaged(f"does not hold the {count} class names")
+        raise _Damaged(f"does not contain the {count} class names")
     return tuple(name.decode() for name in names)
 
 
@@ -217,25 +217,25 @@ def _checked(labels: np.ndarray, classes: int) -> np.ndarray:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """What `_codecs.encode` does in pickles: Python 3 writes bytes for Python 2 as text in Latin-1."""
+    """Replaces `_codecs.encode` in pickles: Python 3 writes bytes for Python 2 as Latin-1 text."""
     if encoding != "latin1":
         raise _Damaged(f"is a pickle with text in {encoding!r}")
     return text.encode("latin1")
 
 
 def _empty_array(*_: object) -> np.ndarray:
-    """What `_reconstruct` makes; the state that follows in the pickle fills it."""
+    """Replaces `_reconstruct`; the array is filled by the state that follows in the pickle."""
     return np.empty(0, np.uint8)
 
 
 def _byte(code: object, *_: object) -> np.dtype:
-    """The dtype of the pixels; a pickle could set up other ones to read memory that is not the array's."""
+    """The dtype of the pixels. With another dtype, a pickle could read memory outside the array."""
     if code not in ("u1", b"u1"):
         raise _Damaged(f"is a pickle of an array of {code!r}")
     return np.dtype(np.uint8)
 
 
-# What stands for the names that a pickled array refers to: nothing that could do more than the array needs.
+# Replacements for the names in a pickled array, none of which can do more than building the array.
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _empty_array,
     ("numpy._core.multiarray", "_reconstruct"): _empty_array,
@@ -252,7 +252,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise _Damaged(f"is a pickle that asks for {module}.{name}, which no CIFAR file needs: it was not run") from None
+            raise _Damaged(f"is a pickle that asks for {module}.{name}, which no CIFAR file needs; it was not executed") from None
 
 
 def _unpickle(content: bytes) -> dict[Any, Any]:
@@ -261,7 +261,7 @@ def _unpickle(content: bytes) -> dict[Any, Any]:
     except _Damaged:
         raise
     except Exception as error:  # damaged pickles raise nearly anything
-        raise _Damaged(f"is not a whole pickle: {str(error) or type(error).__name__}") from error
+        raise _Damaged(f"is not a complete pickle: {str(error) or type(error).__name__}") from error
     if not isinstance(value, dict):
-        raise _Damaged("is a pickle of something else")
+        raise _Damaged("is a pickle, but not of a dictionary")
     return value

@@ -1,4 +1,4 @@
-"""The same picture in other colours, which show whether a network knows colours from photographs alone."""
+"""The same picture in other colours, to test whether a network works only for the colours of photographs."""
 
 from collections.abc import Callable
 
@@ -25,7 +25,7 @@ def _permuted(image: np.ndarray) -> np.ndarray:
 
 
 def _saturated(image: np.ndarray, factor: float) -> np.ndarray:
-    """So many times as far from gray."""
+    """Multiplies the distance from gray by `factor`."""
     gray = (image @ GRAY_WEIGHTS)[:, :, None]
     return gray + factor * (image - gray)
 

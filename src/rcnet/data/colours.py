@@ -1,4 +1,4 @@
-"""Other colours of the same pictures: photographs of one camera at daylight know few of them."""
+"""Colour augmentation: photographs of one camera in daylight contain few colours."""
 
 import math
 
@@ -21,7 +21,7 @@ def saturate(pictures: Tensor, factor: Tensor) -> Tensor:
 
 
 def vary_colours(clean: Tensor, rng: np.random.Generator, part: float = 1.0, night: float = 0.1) -> Tensor:
-    """Pictures [B, 3, H, W] in [0, 1], `part` of them in other colours.
+    """Pictures [B, 3, H, W] in [0, 1], a fraction `part` of them with changed colours.
 
     Channels are permuted; saturation is multiplied by 0 to 3; each channel gets a gain of 0.6 to 1.3 and all a gamma of 0.6 to
     1.8; `night` of those is exposed 2 to 20 times less. Gray pictures [B, 1, H, W] take the gamma and the exposure.

@@ -1,4 +1,4 @@
-"""The bytes of image files to pixels and metadata, for `rcnet.data.imagefile`."""
+"""Decoding of image files to pixels and metadata, for `rcnet.data.imagefile`."""
 
 import functools
 import io
@@ -11,21 +11,21 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, JpegImagePlugin, TiffImagePlugin
 
 from rcnet.data import encoding, limits
-from rcnet.data.formats import CHUNKS, FORMATS, KINDS, OWN_TAGS, ImageFile, unreadable, missing_package, load_heif
+from rcnet.data.formats import CHUNKS, FORMATS, KINDS, OWN_TAGS, ImageFile, load_heif, missing_package, unreadable
 from rcnet.errors import InputError
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "YCbCr", "I;16", "I;16B", "CMYK")
 _OTHER_SEGMENTS = (b"JFIF", b"JFXX", b"Exif\0", b"http://ns.adobe.com/xap/1.0/", b"ICC_PROFILE", b"Adobe", b"MPF\0")
 _TAGS = ExifTags.Base
-_STRUCTURE = 532  # tags of TIFF up to here say how the file is laid out
-_HANDLED = ("iCCP", "pHYs", "eXIf", "tRNS", "bKGD", "tIME", "sBIT", "hIST")  # or say nothing of the new picture
+_STRUCTURE = 532  # TIFF tags up to this number describe the layout of the file
+_HANDLED = ("iCCP", "pHYs", "eXIf", "tRNS", "bKGD", "tIME", "sBIT", "hIST")  # or they do not apply to the new picture
 _SRGB_PRIMARIES, _SRGB_TRANSFER = (1, 2), (1, 2, 6, 13, 14, 15)  # of ISO 23091-2, 2: unspecified
 _TABLE_SUMS = dict(enumerate((736, 667, 592, 518, 441, 369, 292, 221, 151, 86, 64), 90))  # libjpeg's, by quality from 90 to 100
 _UNITS = {1: "", 2: "inch", 3: "cm"}  # of TIFF
 
 
 def decode(name: str, data: bytes) -> ImageFile:
-    """All of a file of one picture."""
+    """Decodes a file with one picture."""
     limits.check(name, data)
     if is_tiff(data):
         return decode_tiff(name, data)[0]
@@ -94,7 +94,7 @@ def is_tiff(data: bytes) -> bool:
 
 
 def plugins(name: str, data: bytes) -> list[str]:
-    """Pillow's names of the formats that can be read; `InputError` if the one of this file needs something else."""
+    """Pillow's names of the readable formats; `InputError` if that of this file needs another package."""
     load_heif()
     brand = data[8:12] if data[4:8] == b"ftyp" else b""
     if brand in (b"heic", b"heix", b"mif1", b"msf1", b"hevc") and (needed := missing_package("HEIC")):
@@ -105,7 +105,7 @@ def plugins(name: str, data: bytes) -> list[str]:
 
 
 def _coding(image: Image.Image, data: bytes) -> tuple[tuple[str, Any], ...]:
-    """How a JPEG or a lossy WebP was made. A JPEG's quality, from 90 up, is judged by its first table."""
+    """The encoder settings of a JPEG or lossy WebP. The quality of a JPEG, at least 90, is estimated from its first table."""
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         total = sum(image.quantization[min(image.quantization)])
         quality = min(_TABLE_SUMS, key=lambda quality: abs(_TABLE_SUMS[quality] - total))
@@ -120,7 +120,7 @@ def _coding(image: Image.Image, data: bytes) -> tuple[tuple[str, Any], ...]:
 
 
 def _bits(kind: str, data: bytes, image: Image.Image) -> int:
-    """Of a channel of a file that Pillow may read as 8 bits."""
+    """Bits per channel of a file that Pillow may reduce to 8 bits."""
     if kind == "HEIC":
         return int(image.info.get("bit_depth", 8))
     if kind == "AVIF" and (at := data.find(b"av1C")) > 0:
@@ -131,7 +131,7 @@ def _bits(kind: str, data: bytes, image: Image.Image) -> int:
 
 
 def _colours(data: bytes, notes: list[str]) -> bytes:
-    """The ICC profile of a box `colr` that Pillow does not read; of colours that are named by number, a note unless sRGB's."""
+    """The ICC profile of a box `colr` that Pillow does not read. Adds a note for numbered colour spaces other than sRGB."""
     at = data.find(b"colr")
     size = int.from_bytes(data[max(at - 4, 0) : max(at, 0)])
     if at < 4 or not 8 <= size <= len(data) - at + 4:
@@ -139,14 +139,14 @@ def _colours(data: bytes, notes: list[str]) -> bytes:
     if data[at + 4 : at + 8] == b"nclx":
         primaries, transfer = int.from_bytes(data[at + 8 : at + 10]), int.from_bytes(data[at + 10 : at + 12])
         if primaries not in _SRGB_PRIMARIES or transfer not in _SRGB_TRANSFER:
-            notes.append(f"its colours (primaries {primaries}, transfer {transfer}) are taken for sRGB's")
+            notes.append(f"its colours (primaries {primaries}, transfer {transfer}) are treated as sRGB")
     elif data[at + 4] == 2:  # JPEG 2000, "restricted ICC"
         return data[at + 7 : at - 4 + size]
     return b""
 
 
 def _samples(name: str, image: Image.Image, icc: bytes, notes: list[str]) -> tuple[np.ndarray, bytes]:
-    """Pixels and alpha, [H, W, 1 to 4] of uint8 or uint16, and the ICC profile that goes with them."""
+    """Pixels and alpha, [H, W, 1 to 4] of uint8 or uint16, and their ICC profile."""
     if image.mode not in _MODES:
         raise unreadable(name, f"has pixels of mode {image.mode}, not {', '.join(_MODES)}")
     if image.mode == "CMYK":
@@ -171,7 +171,7 @@ def _samples(name: str, image: Image.Image, icc: bytes, notes: list[str]) -> tup
 
 
 def _deep_png(name: str, data: bytes, image: Image.Image) -> np.ndarray:
-    """Pillow reads it as 8-bit: that still shows that the file is whole, and checks the other reader."""
+    """A 16-bit PNG by imagecodecs. Pillow reads it as 8-bit, which verifies the file and the other reader."""
     try:
         import imagecodecs
     except ImportError as error:
@@ -190,7 +190,7 @@ def _density(density: Any, unit: str) -> tuple[tuple[float, float] | None, str]:
 
 
 def decode_tiff(name: str, data: bytes, every: bool = False) -> list[ImageFile]:
-    """All of a TIFF: its directories by Pillow, its pixels by Pillow or tifffile. Its picture, or `every` page of a stack."""
+    """Decodes a TIFF: directories by Pillow, pixels by Pillow or tifffile. One picture, or with `every` all pages of a stack."""
     file, pages = io.BytesIO(data), []
     first = TiffImagePlugin.ImageFileDirectory_v2(data[:16] if data[2:4] in (b"+\0", b"\0+") else data[:8])
     offsets = [first.next]
@@ -207,7 +207,7 @@ def decode_tiff(name: str, data: bytes, every: bool = False) -> list[ImageFile]:
 def _tiff_page(
     name: str, data: bytes, index: int, tags: Any, offset: int, opened: Callable[[], Image.Image], notes: list[str]
 ) -> ImageFile:
-    """One page, of the directory at this offset; `opened` is the file as Pillow reads it."""
+    """One page, with its directory at this offset; `opened` returns the file opened by Pillow."""
     if tags.get(TiffImagePlugin.EXTRASAMPLES, ()) not in ((), (2,)):
         raise unreadable(name, "has premultiplied alpha or an extra channel that is not alpha")
     exif = Image.Exif()
@@ -244,7 +244,7 @@ def _tiff_page(
 
 
 def _pages(name: str, pages: list[TiffImagePlugin.ImageFileDirectory_v2], every: bool) -> tuple[list[int], list[str]]:
-    """Which pages of a TIFF are pictures, the others being reduced copies, and a note of these. One, unless `every` is asked."""
+    """The indices of the pages that are not reduced copies, and a note on the copies. One page, unless `every` is set."""
     sizes = [(page[_TAGS.ImageWidth], page[_TAGS.ImageLength]) for page in pages]
     width, height = max(sizes, default=(1, 1))
     small = [
@@ -259,7 +259,7 @@ def _pages(name: str, pages: list[TiffImagePlugin.ImageFileDirectory_v2], every:
 
 
 def _deep_tiff(name: str, data: bytes, index: int, notes: list[str]) -> np.ndarray:
-    """Pixels and alpha, [H, W, 1 to 4] of uint16, float16 or float32, of a TIFF that Pillow cannot read, or not exactly."""
+    """Pixels and alpha, [H, W, 1 to 4] of uint16, float16 or float32, of a TIFF that Pillow cannot read exactly."""
     try:
         import tifffile
     except ImportError as error:
@@ -270,7 +270,7 @@ def _deep_tiff(name: str, data: bytes, index: int, notes: list[str]) -> np.ndarr
         inverted, kind, bits = page.photometric == 0, page.dtype.kind, page.bitspersample
         if page.photometric > 2 or kind not in "uf" or (kind == "u" and bits != 16) or (kind == "f" and inverted):
             raise unreadable(
-                name, f"has {bits}-bit pixels of the kind {page.photometric.name} {page.dtype}: convert it to 8 or 16 bits"
+                name, f"has {bits}-bit pixels of type {page.photometric.name} {page.dtype}: convert it to 8 or 16 bits"
             )
         if any(at + size > len(data) for at, size in zip(page.dataoffsets, page.databytecounts, strict=True)):
             raise unreadable(name, "is truncated")
@@ -284,11 +284,11 @@ def _deep_tiff(name: str, data: bytes, index: int, notes: list[str]) -> np.ndarr
         notes.append("its 64-bit floats become 32-bit")
     low, high = float(samples.min()), float(samples.max())
     if not (np.isfinite([low, high]).all() and -low <= high / 2):
-        raise unreadable(name, f"has values from {low:g} to {high:g}, and not numbers from about 0, black, up: add what is missing")
+        raise unreadable(name, f"has values from {low:g} to {high:g}; black must be at about 0: add an offset")
     return samples.astype(np.float16 if bits == 16 else np.float32)
 
 
 def _as_stored(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo the EXIF orientation, which Pillow applies to TIFFs."""
+    """Undoes the EXIF orientation, which Pillow applies to TIFFs."""
     array = array.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else array
     return array[:: -1 if orientation in (3, 4, 6, 7) else 1, :: -1 if orientation in (2, 3, 7, 8) else 1]

@@ -1,4 +1,4 @@
-"""Downloads of the data sets: resumed where they broke, checked before they are used."""
+"""Downloads of the data sets: resumed after an interruption and verified before use."""
 
 import hashlib
 import http.client
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from rcnet.errors import InputError, unknown
 
-TIMEOUT = 30.0  # seconds without an answer
+TIMEOUT = 30.0  # seconds without data, after which a connection counts as broken
 _CHUNK = 1 << 16
 _BSD_IMAGE = re.compile(r"BSR/BSDS500/data/images/(train|val)/(\d+)\.jpg")
 _BSD_SPLIT = {"train": 232, "test": 68}
@@ -26,7 +26,7 @@ _BSD_SPLIT = {"train": 232, "test": 68}
 
 @dataclass(frozen=True)
 class Archive:
-    """Where a data set's archive is, the name under which it is kept, and its MD5."""
+    """The URL of a data set's archive, its local file name and its MD5."""
 
     url: str
     file: str
@@ -40,7 +40,7 @@ SETS = {
     "cifar100": Archive(
         "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"
     ),
-    "bsds500": Archive(  # Berkeley publishes no checksum; this is the one that a public loader of the archive checks
+    "bsds500": Archive(  # Berkeley publishes no checksum; this one is from a public loader of the archive
         "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/BSR/BSR_bsds500.tgz",
         "BSR_bsds500.tgz",
         "0b17383ff0b21fe43d2f28e624203169",
@@ -49,14 +49,14 @@ SETS = {
 
 
 def get(name: str, out: Path, url: str | None = None, progress: bool = True) -> Path:
-    """Downloads a data set into a folder, unless it is there, and returns where it lies.
+    """Downloads a data set into a folder, unless it exists, and returns its path.
 
-    The CIFAR sets stay archives, which `read_labelled` reads as they are. Of bsds500 the images of the paper's split are
-    written, see `extract_bsd`; the archive stays.
+    The CIFAR sets stay archives, which `read_labelled` reads directly. From bsds500 the images of the paper's split are
+    extracted, see `extract_bsd`; the archive is kept.
 
     Args:
         name: "cifar10", "cifar100" or "bsds500".
-        url: another address of the same archive.
+        url: another URL of the same archive.
 
     Raises:
         InputError: an unknown name, or what `fetch` and `extract_bsd` raise.
@@ -76,9 +76,9 @@ def get(name: str, out: Path, url: str | None = None, progress: bool = True) -> 
 
 
 def fetch(url: str, path: Path, md5: str, progress: bool) -> None:
-    """Downloads a file, unless it is there with the right checksum.
+    """Downloads a file, unless it exists with the right checksum.
 
-    Until it is whole and checked it is `path` with ".part" appended; what is left of a broken download is continued.
+    Until it is complete and verified, its name is `path` with ".part" appended; an interrupted download is resumed.
 
     Args:
         url: http or https.
@@ -86,11 +86,11 @@ def fetch(url: str, path: Path, md5: str, progress: bool) -> None:
         progress: show a bar.
 
     Raises:
-        InputError: another kind of address, a server that does not answer within 30 seconds or says no, a connection that
-            breaks (what has come is kept), or a file with another checksum (which is deleted).
+        InputError: another type of URL, no answer within 30 seconds, an error from the server, a broken connection (the part
+            received is kept), or a wrong checksum (the file is deleted).
     """
     if not url.startswith(("http://", "https://")):
-        raise InputError(f"{url} is not valid: an address begins with http:// or https://")
+        raise InputError(f"{url} is not valid: a URL starts with http:// or https://")
     if path.is_file() and _md5(path) == md5:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,14 +100,14 @@ def fetch(url: str, path: Path, md5: str, progress: bool) -> None:
             part.unlink()
             _download(url, part, md5, progress)
     except urllib.error.HTTPError as error:
-        raise InputError(f"{url} cannot be downloaded: the server says {error.code} {error.reason}{_kept(part)}") from error
+        raise InputError(f"{url} cannot be downloaded: the server answered {error.code} {error.reason}{_kept(part)}") from error
     except _Broken as error:
-        raise InputError(f"{url} cannot be downloaded: {error}{_kept(part)}; run again to go on") from error
+        raise InputError(f"{url} cannot be downloaded: {error}{_kept(part)}; run again to continue") from error
     found = _md5(part)
     if found != md5:
         part.unlink()
         raise InputError(
-            f"{url} is not the expected file: its MD5 is {found}, not {md5}; it was deleted; run again, or name another address"
+            f"{url} is not the expected file: its MD5 is {found}, not {md5}; it was deleted; run again, or give another URL"
         )
     os.replace(part, path)
 
@@ -115,11 +115,11 @@ def fetch(url: str, path: Path, md5: str, progress: bool) -> None:
 def extract_bsd(archive: Path, folder: Path) -> None:
     """Writes `folder/test`, the 68 images of BSD68, and `folder/train`, the 232 others of BSDS300, from BSR_bsds500.tgz.
 
-    BSDS300 is the part train and val of BSDS500 (200 and 100 images); BSD68 is 68 images of val. The folder appears whole or
-    not at all.
+    BSDS300 is the splits train and val of BSDS500 (200 and 100 images); BSD68 is 68 images of val. The folder is created
+    atomically.
 
     Raises:
-        InputError: a folder that is there already, a damaged archive, or one that lacks images.
+        InputError: the folder exists, the archive is damaged, or images are missing.
     """
     _check_free(folder)
     test = set(Path(__file__).with_name("bsd68.txt").read_text().split())
@@ -138,7 +138,9 @@ def extract_bsd(archive: Path, folder: Path) -> None:
                     (temporary / split / f"{number}.jpg").write_bytes(file.read())
         found = {split: len(list((temporary / split).iterdir())) for split in _BSD_SPLIT}
         if found != _BSD_SPLIT:
-            raise InputError(f"{archive} is not BSDS500: of 232 and 68 images it holds {found['train']} and {found['test']}")
+            raise InputError(
+                f"{archive} is not BSDS500: instead of 232 and 68 images it contains {found['train']} and {found['test']}"
+            )
         os.replace(temporary, folder)
     except (tarfile.TarError, zlib.error, EOFError) as error:
         raise InputError(f"{archive} is damaged: {error}; delete it and run again") from error
@@ -147,11 +149,11 @@ def extract_bsd(archive: Path, folder: Path) -> None:
 
 
 class _Broken(Exception):
-    """Why a download did not come to its end."""
+    """Why a download was interrupted."""
 
 
 def _download(url: str, part: Path, md5: str, progress: bool) -> bool:
-    """Appends the rest of the file to `part`; False if the server can't go on there and it is not whole either."""
+    """Appends the rest of the file to `part`; False if the server cannot resume there and the file is incomplete."""
     size = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "rcnet", **({"Range": f"bytes={size}-"} if size else {})}
     try:
@@ -159,14 +161,14 @@ def _download(url: str, part: Path, md5: str, progress: bool) -> bool:
         response = _within(urllib.request.urlopen, request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
-        if not size or error.code != 416:  # 416: the file has nothing behind that place
+        if not size or error.code != 416:  # 416: the file ends there
             raise
         return _md5(part) == md5
     with response:
         start = 0
         if size and response.status == 206:
-            place = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-            start = int(place[1]) if place else -1
+            found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+            start = int(found[1]) if found else -1
             if start != size:
                 return False
         length = response.headers.get("Content-Length")
@@ -182,7 +184,7 @@ def _download(url: str, part: Path, md5: str, progress: bool) -> bool:
 
 
 def _within(call: Any, *arguments: Any, **options: Any) -> Any:
-    """What a call to the network returns; `_Broken` instead of its many exceptions, but `HTTPError`."""
+    """The result of a network call. Its many exceptions become `_Broken`, except for `HTTPError`."""
     try:
         return call(*arguments, **options)
     except urllib.error.HTTPError:
@@ -208,4 +210,4 @@ def _has_bsd(folder: Path) -> bool:
 
 def _check_free(folder: Path) -> None:
     if folder.exists():
-        raise InputError(f"{folder} is there already and is not the whole data set: move or delete it, then run again")
+        raise InputError(f"{folder} already exists and is not the complete data set: move or delete it, then run again")

@@ -1,9 +1,9 @@
-"""Drawn pictures: flat areas, ramps and pages of text, which photographs lack and scanners and screens are full of."""
+"""Drawn pictures: flat areas, ramps and pages of text, which are rare in photographs and common in scans and screenshots."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-SIDE = 320  # pixels
+SIDE = 320  # pixels, the largest patch that a recipe can draw from them
 _LETTERS = list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:-()%")
 
 
@@ -27,7 +27,7 @@ def _card(channels: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _colour(channels: int, rng: np.random.Generator) -> np.ndarray:
-    """Black, white, a gray, a colour, or one that no photograph has, of channels at 0 or 255; [channels]."""
+    """Black, white, a gray, a random colour, or a pure one with channels at 0 or 255, which no photograph has; [channels]."""
     kind = rng.integers(6)
     if kind < 2:
         return np.full(channels, 255.0 * kind)
@@ -51,7 +51,7 @@ def _ramp(height: int, width: int, channels: int, rng: np.random.Generator) -> n
 
 
 def draw_page(height: int, width: int, channels: int, rng: np.random.Generator, on_white: bool = False) -> np.ndarray:
-    """Lines of letters, uint8 [height, width, channels]: mostly dark on white, some in colours; sharp, or soft as scans are."""
+    """Lines of letters, uint8 [height, width, channels]: mostly dark on white, some coloured; sharp, or blurred as in scans."""
     if on_white or rng.random() < 0.7:
         paper, ink = np.full(channels, rng.choice([255.0, 255.0, 245.0, 230.0])), np.full(channels, rng.choice([0.0, 30.0, 60.0]))
     else:

@@ -1,4 +1,4 @@
-"""The bytes of image files, for `rcnet.data.imagefile`: what Pillow does not write is put in by hand."""
+"""Encoding of image files, for `rcnet.data.imagefile`: metadata that Pillow does not write are inserted here."""
 
 import io
 import struct
@@ -13,14 +13,14 @@ from rcnet.data.formats import ImageFile
 
 XMP_OF_PNG = b"XML:com.adobe.xmp\0"
 _PER_METRE = {"inch": 1 / 0.0254, "cm": 100.0, "": 1.0}
-# TIFF keeps EXIF among its own tags: these say something about the picture, the others about the file.
+# TIFF stores EXIF among its own tags: these describe the picture, the others the file.
 _TAGS = ExifTags.Base
 DESCRIPTIVE = {_TAGS.ImageDescription, _TAGS.Make, _TAGS.Model, _TAGS.Orientation, _TAGS.Software, _TAGS.DateTime, _TAGS.Artist}
 DESCRIPTIVE |= {_TAGS.HostComputer, _TAGS.Copyright, _TAGS.ExifOffset, _TAGS.GPSInfo, _TAGS.Rating}
 
 
 def encode(kind: str, plugin: str, options: dict[str, Any], image: ImageFile, samples: np.ndarray) -> bytes:
-    """The file of samples [H, W, 1 to 4], with all of the image's metadata; `options` are for Pillow."""
+    """The file for samples [H, W, 1 to 4], with all metadata of the image; `options` are for Pillow."""
     if kind == "TIFF":
         return _tiff(image, samples)
     if kind == "PNM":
@@ -51,7 +51,7 @@ def encode(kind: str, plugin: str, options: dict[str, Any], image: ImageFile, sa
 
 
 def density_fits(kind: str, image: ImageFile) -> bool:
-    """Whether whole numbers of at most 16 bits (JPEG) or 31 (PNG, BMP) hold the image's resolution."""
+    """Whether the image's resolution fits whole numbers of 16 bits (JPEG) or 31 bits (PNG, BMP)."""
     density = image.density or (0, 0)
     if not image.unit and (kind == "BMP" or any(dots != round(dots) for dots in density)):
         return False
@@ -69,7 +69,7 @@ def png_chunks(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def describing(exif: Image.Exif) -> bytes:
-    """The EXIF block of what a TIFF directory says about the picture; the other tags are deleted."""
+    """The EXIF block with the descriptive tags of a TIFF directory; the other tags are deleted."""
     for tag in set(exif) - DESCRIPTIVE:
         del exif[tag]
     if str(exif.get(_TAGS.ImageDescription, "")).startswith('{"shape":'):  # tifffile's, of the file
@@ -85,7 +85,7 @@ def _by_pillow(samples: np.ndarray, plugin: str, options: dict[str, Any]) -> byt
 
 
 def _segments(image: ImageFile) -> Iterable[bytes]:
-    """Of a JPEG: XMP, and its own as they were."""
+    """The XMP and the original other segments of a JPEG."""
     parts = [("APP1", b"http://ns.adobe.com/xap/1.0/\0" + image.xmp)] if image.xmp else []
     for key, value in parts + list(image.own):  # type: ignore[operator]
         marker = 0xFE if key == "COM" else 0xE0 + int(str(key).removeprefix("APP"))
@@ -112,7 +112,7 @@ def _png(image: ImageFile, data: bytes) -> bytes:
 
 
 def without_directories(exif: bytes) -> bytes:
-    """An EXIF block without its directories of the camera and of the place, which `join_tiffs` does not move."""
+    """An EXIF block without its Exif and GPS directories, whose offsets `join_tiffs` does not update."""
     block = Image.Exif()
     try:
         block.load(exif)
@@ -125,7 +125,7 @@ def without_directories(exif: bytes) -> bytes:
 
 
 def join_tiffs(files: Iterable[bytes]) -> bytes:
-    """The TIFF whose pages are those of several."""
+    """Joins the pages of several TIFFs into one."""
     joined = io.BytesIO()
     with TiffImagePlugin.AppendingTiffWriter(joined, new=True) as writer:
         for file in files:
@@ -135,7 +135,7 @@ def join_tiffs(files: Iterable[bytes]) -> bytes:
 
 
 def _deep_png(samples: np.ndarray) -> bytes:
-    """A 16-bit PNG, which Pillow writes only of gray: each row minus the one above it (filter 2), deflated."""
+    """A 16-bit PNG, which Pillow writes only for gray: each row minus the one above it (filter 2), deflated."""
     height, width, count = samples.shape
     rows = np.ascontiguousarray(samples, ">u2").view(np.uint8).reshape(height, -1)
     rows = np.insert(np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1])), 0, 2, axis=1)
@@ -145,13 +145,13 @@ def _deep_png(samples: np.ndarray) -> bytes:
 
 
 def _tiff(image: ImageFile, samples: np.ndarray) -> bytes:
-    """A TIFF of one deflated strip. EXIF is a TIFF directory, so Pillow's writer of EXIF writes it, with the TIFF's own tags."""
+    """A TIFF with one deflated strip. As EXIF is a TIFF directory, Pillow's EXIF writer writes it, with the TIFF tags added."""
     exif = Image.Exif()
     exif.endian = "<"
     try:
         exif.load(image.exif)
         describing(exif)
-    except Exception:  # a damaged block: other formats take it as it is, a TIFF cannot
+    except Exception:  # a damaged block: other formats can store it unchanged, a TIFF cannot
         exif = Image.Exif()
         exif.endian = "<"
     height, width, count = samples.shape

@@ -1,4 +1,4 @@
-"""The formats of image files: what each holds and keeps, and what an image in memory is. One table for all messages and help."""
+"""The formats of image files and what each can store, and an image in memory. One table for all messages and help."""
 
 import dataclasses
 import functools
@@ -11,14 +11,14 @@ from rcnet.errors import InputError
 
 
 class Format(NamedTuple):
-    """One kind of image file.
+    """A format of image files.
 
     Attributes:
-        suffixes: of its names.
-        modes: the values of `ImageFile.mode` that it holds.
-        keeps: the attributes of `ImageFile` that it keeps; `own` only of a file of its kind.
-        plugin: what Pillow calls it.
-        side: the most pixels a side.
+        suffixes: its file name suffixes.
+        modes: the values of `ImageFile.mode` that it can store.
+        keeps: the attributes of `ImageFile` that it can store; `own` only from a file of the same format.
+        plugin: its name in Pillow.
+        side: the maximum width and height in pixels.
         options: for Pillow's writer.
     """
 
@@ -55,7 +55,7 @@ KINDS = {form.plugin or kind.upper(): kind for kind, form in FORMATS.items()} | 
 NAMES = f"{', '.join([*FORMATS][:-1])} and {[*FORMATS][-1]}"
 _VALID = f"valid: one gray or RGB image, with or without alpha, as {NAMES}"
 LABELS = {"exif": "EXIF", "icc": "the ICC profile", "xmp": "XMP", "density": "the resolution"}
-# What only files of the same kind keep, as it stands: chunks of a PNG, segments of a JPEG, tags of a TIFF.
+# Copied unchanged between files of the same format only: chunks of a PNG, segments of a JPEG, tags of a TIFF.
 CHUNKS = {"tEXt": "text", "zTXt": "text", "iTXt": "text", "gAMA": "gamma", "cHRM": "the primaries", "sRGB": ""}
 CHUNKS |= {"cICP": "the colour space (cICP)", "mDCV": "HDR levels", "cLLI": "HDR levels"}
 SEGMENTS = {"COM": "comments", "APP13": "IPTC"}
@@ -66,19 +66,19 @@ OWN_TAGS |= dict.fromkeys((33550, 33922, 34264, 34735, 34736, 34737, 42112, 4211
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageFile:
-    """The pixels of a file, and what has to be written back with them.
+    """The pixels of a file and the metadata to write back with them.
 
     Attributes:
         pixels: gray or RGB, [H, W, 1 or 3] of uint8, uint16, float16 or float32, as stored: the EXIF orientation is not applied.
         alpha: [H, W] of the same dtype, or None.
-        exif: the EXIF block, orientation included, without the prefix that JPEG gives it; empty if there is none.
+        exif: the EXIF block, including the orientation, without the prefix of JPEG; empty if there is none.
         icc: the ICC colour profile; empty if there is none.
         density: pixels per `unit` across and down, or None.
-        unit: inch, cm, or empty: only the ratio counts, or a description says what the unit is.
+        unit: inch, cm, or empty if only the ratio is known.
         xmp: the XMP packet; empty if there is none.
-        kind: the format it was read from, a key of `FORMATS`; empty if it was not read.
-        own: what only that format keeps: (name of the chunk or segment, or number of the tag; value).
-        coding: how a lossy file of that format was made, as options of Pillow's writer.
+        kind: the format of the file that was read, a key of `FORMATS`; else empty.
+        own: metadata specific to that format: (name of the chunk or segment, or number of the tag; value).
+        coding: the encoder settings of a lossy file, as options of Pillow's writer.
         notes: what reading changed or left out, each a short sentence.
     """
 
@@ -96,8 +96,8 @@ class ImageFile:
 
     @property
     def mode(self) -> str:
-        """What is written back: L, LA, RGB or RGBA; I;16, LA;16, RGB;16 or RGBA;16; of floats F, LA;F, RGB;F or RGBA;F; of
-        floats of 16 bits F16, LA;F16, RGB;F16 or RGBA;F16.
+        """The mode to write: L, LA, RGB or RGBA; 16-bit I;16, LA;16, RGB;16 or RGBA;16; float F, LA;F, RGB;F or RGBA;F; 16-bit
+        float F16, LA;F16, RGB;F16 or RGBA;F16.
         """
         mode = ("L" if self.pixels.shape[2] == 1 else "RGB") + ("" if self.alpha is None else "A")
         deep = {"u1": "", "u2": ";16", "f2": ";F16", "f4": ";F"}[self.pixels.dtype.str[1:]]
@@ -105,13 +105,13 @@ class ImageFile:
 
 
 def unreadable(name: str, problem: str) -> InputError:
-    """The error of a file that cannot be read."""
+    """The error for a file that cannot be read."""
     return InputError(f"{name} {' '.join(problem.split())}; {_VALID}")
 
 
 @functools.cache
 def load_heif() -> None:
-    """Makes all of Pillow's formats known to it, HEIC among them if it is installed."""
+    """Registers all formats in Pillow, including HEIC if pillow-heif is installed."""
     Image.init()
     try:
         import pillow_heif
@@ -121,7 +121,7 @@ def load_heif() -> None:
 
 
 def missing_package(kind: str) -> str:
-    """What to install for a format, or the empty string."""
+    """How to install a missing package for a format, or the empty string."""
     load_heif()
     if kind == "HEIC" and "HEIF" not in Image.SAVE:
         return "HEIC needs pillow-heif: pip install 'rcnet[heic]'"

@@ -1,4 +1,4 @@
-"""One image file to pixels and back: bit depth, alpha and metadata come along, or a note says what does not."""
+"""Image files to pixels and back. Bit depth, alpha and metadata are kept, or a note says what is not."""
 
 import dataclasses
 import math
@@ -15,7 +15,18 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from rcnet.data import encoding
 from rcnet.data.decoding import decode, decode_tiff, is_tiff
-from rcnet.data.formats import CHUNKS, FORMATS, LABELS, NAMES, OWN_TAGS, SEGMENTS, SUFFIXES, ImageFile, unreadable, missing_package
+from rcnet.data.formats import (
+    CHUNKS,
+    FORMATS,
+    LABELS,
+    NAMES,
+    OWN_TAGS,
+    SEGMENTS,
+    SUFFIXES,
+    ImageFile,
+    missing_package,
+    unreadable,
+)
 from rcnet.errors import InputError, unknown
 from rcnet.replacing import replacing
 
@@ -39,12 +50,12 @@ Source = str | Path | bytes | IO[bytes]
 
 
 def read(source: Source) -> ImageFile:
-    """The image of a file of one of the `FORMATS`: of its path, its bytes, or a file object at its start.
+    """Reads an image of one of the `FORMATS` from a path, bytes, or a file object at its start.
 
-    `ImageFile.notes` says what is not as it was: a palette becomes RGB or RGBA and black-and-white L; CMYK becomes RGB, by
-    its ICC profile if it has one; a TIFF's reduced copies and the other pictures of a JPEG (MPO) or a HEIC are left out. The
-    transparent colour of a PNG becomes alpha. Not kept, and not noted: the EXIF thumbnail of a TIFF. 16-bit PNG of colour or
-    with alpha, and 16-bit or float TIFF other than plain 16-bit gray, need tifffile and imagecodecs; HEIC needs pillow-heif.
+    `ImageFile.notes` lists what has changed: a palette becomes RGB or RGBA, black-and-white becomes L, CMYK becomes RGB (by its
+    ICC profile if it has one); reduced copies in a TIFF and further pictures in a JPEG (MPO) or HEIC are left out. The
+    transparent colour of a PNG becomes alpha. The EXIF thumbnail of a TIFF is dropped without a note. 16-bit PNG with colour or
+    alpha, and 16-bit or float TIFF other than plain 16-bit gray, need tifffile and imagecodecs; HEIC needs pillow-heif.
 
     Raises:
         InputError: no such file, not an image, a damaged or truncated one, more than twice `PIL.Image.MAX_IMAGE_PIXELS`,
@@ -55,7 +66,7 @@ def read(source: Source) -> ImageFile:
 
 
 def read_pages(source: Source) -> list[ImageFile]:
-    """As `read`, all pages of a TIFF but for reduced copies; of any other file its one image."""
+    """As `read`, for all pages of a TIFF except reduced copies; other files have one image."""
     return _read(source, lambda name, data: decode_tiff(name, data, every=True) if is_tiff(data) else [decode(name, data)])
 
 
@@ -69,17 +80,17 @@ def _read(source: Source, decoded: Callable[[str, bytes], list[ImageFile]]) -> l
     except InputError:
         raise
     except UnidentifiedImageError as error:
-        raise unreadable(name, "is no image that can be read") from error
+        raise unreadable(name, "is not a readable image") from error
     except Exception as error:  # decoders raise nearly anything on a damaged file
         raise unreadable(name, f"cannot be read: {error or type(error).__name__}") from error
 
 
 def check_writable(path: str | Path, image: ImageFile, *more: ImageFile) -> tuple[str, ...]:
-    """What `write` would not keep of this image at this path, each a short sentence; to ask before long work.
+    """What `write` would lose of this image at this path, each a short sentence. Call it before long work.
 
     Raises:
         InputError: an unknown suffix, a format without the image's bit depth, alpha, size or pages, or whose writer is not
-            installed, a folder in the file's place, or a parent folder that does not exist or cannot be written to.
+            installed, a path that is a folder, or a parent folder that does not exist or is not writable.
     """
     path = Path(path)
     kind = SUFFIXES.get(path.suffix.lower())
@@ -88,17 +99,17 @@ def check_writable(path: str | Path, image: ImageFile, *more: ImageFile) -> tupl
     losses = check_kind(kind, image, *more, name=str(path))
     folder = os.path.dirname(os.path.realpath(path))
     if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        problem = "it is a folder" if os.path.isdir(path) else f"{folder} is no folder that exists and can be written to"
+        problem = "it is a folder" if os.path.isdir(path) else f"{folder} is not an existing, writable folder"
         raise InputError(f"{path} cannot be written: {problem}; valid: a file in an existing folder")
     return losses
 
 
 def check_kind(kind: str, image: ImageFile, *more: ImageFile, name: str = "the image") -> tuple[str, ...]:
-    """As `check_writable`, for a format and no path."""
+    """As `check_writable`, for a format without a path."""
     if kind not in FORMATS:
         raise unknown("format", kind, FORMATS)
     if more and kind != "TIFF":
-        raise InputError(f"{name} cannot be written: {kind} holds one page and there are {1 + len(more)}; valid: .tif, .tiff")
+        raise InputError(f"{name} cannot be written: {kind} stores one page, and there are {1 + len(more)}; valid: .tif, .tiff")
     if problem := _unsupported(kind, image):
         valid = ", ".join(suffix for suffix, other in SUFFIXES.items() if not _unsupported(other, image))
         raise InputError(f"{name} cannot be written: {kind} {problem}; valid for this image: {valid}")
@@ -108,14 +119,14 @@ def check_kind(kind: str, image: ImageFile, *more: ImageFile, name: str = "the i
         lost += [labels.get(key, f"the segment {key}") for key, _ in image.own]
     lost = [label for label in dict.fromkeys(lost) if label]
     turned = {"WebP": ("L", "LA"), "AVIF": ("LA",), "HEIC": ("LA",)}.get(kind, ())
-    gray = (f"{kind} has no such gray: it becomes RGB",) if image.mode in turned else ()
+    gray = (f"{kind} has no such gray mode: it becomes RGB",) if image.mode in turned else ()
     return (*gray, f"{kind} does not keep {', '.join(lost)}") if lost else gray
 
 
 def write(path: str | Path, image: ImageFile, *more: ImageFile) -> None:
-    """Write an image in the format of the suffix, one of `SUFFIXES`; `more` of them are further pages of a TIFF.
+    """Writes an image in the format of the suffix, one of `SUFFIXES`; `more` are further pages of a TIFF.
 
-    The file appears whole or not at all: until then an older one stays as it was.
+    The file is written atomically.
 
     Raises:
         InputError: what `check_writable` raises, before anything is written; or the file cannot be written.
@@ -133,10 +144,11 @@ def write(path: str | Path, image: ImageFile, *more: ImageFile) -> None:
 def encode(image: ImageFile, kind: str, *more: ImageFile) -> bytes:
     """The bytes of a file of one of the `FORMATS`; `more` images are further pages of a TIFF.
 
-    PNG, TIFF, WebP, BMP, PNM and JPEG 2000 are lossless; JPEG, AVIF and HEIC have quality 95 and full colour resolution. What
-    was read of a JPEG is written at its quality, from 90 up, and chroma subsampling; of a lossy WebP as one of quality 95. JPEG
-    has whole dots per inch or cm up to 65535, PNG and BMP whole dots per metre; TIFF gets the common EXIF tags (description,
-    camera, orientation, date, author, GPS and all of the Exif directory), no thumbnail. `check_kind` says what is not kept.
+    PNG, TIFF, WebP, BMP, PNM and JPEG 2000 are lossless; JPEG, AVIF and HEIC have quality 95 and full colour resolution. An
+    image from a JPEG is written with the quality of its source (at least 90) and its chroma subsampling, one from a lossy WebP
+    with quality 95. JPEG stores whole dots per inch or cm up to 65535, PNG and BMP whole dots per metre. TIFF gets the common
+    EXIF tags (description, camera, orientation, date, author, GPS and the Exif directory) without the thumbnail. `check_kind`
+    says what is lost.
 
     Raises:
         InputError: what `check_kind` raises; or the encoder fails.
@@ -149,9 +161,8 @@ def encode(image: ImageFile, kind: str, *more: ImageFile) -> bytes:
 
 
 def white_level(image: ImageFile) -> int:
-    """The value of white: 255 of 8 bits, of 16 bits the least 2**k - 1, k = 8, 10, 12, 14, 16, that no pixel exceeds.
-
-    A camera of 12 bits fills a part of a 16-bit file. Of floats 1 if no pixel exceeds 2, else the largest, rounded up.
+    """The value of white: 255 for 8 bits; for 16 bits the smallest 2**k - 1, k = 8, 10, 12, 14, 16, that no pixel exceeds, as a
+    12-bit camera uses only a part of a 16-bit file; for floats 1 if no pixel exceeds 2, else the maximum, rounded up.
     """
     if image.pixels.dtype == np.uint8:
         return 255
@@ -162,12 +173,12 @@ def white_level(image: ImageFile) -> int:
 
 
 def upright(image: ImageFile, values: np.ndarray) -> np.ndarray:
-    """Values [H, W, C] at the image's pixels as they are to be seen: turned and mirrored as its EXIF orientation says."""
+    """Values [H, W, C] at the image's pixels, rotated and mirrored by its EXIF orientation for display."""
     exif = Image.Exif()
     try:
         exif.load(image.exif)
         orientation = exif.get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a damaged block says nothing
+    except Exception:  # a damaged block is ignored
         orientation = 1
     if orientation in (2, 3, 7, 8):
         values = values[:, ::-1]
@@ -177,7 +188,7 @@ def upright(image: ImageFile, values: np.ndarray) -> np.ndarray:
 
 
 def _bytes(name: str, source: str | Path | bytes | IO[bytes]) -> bytes:
-    """The whole file; `InputError` if there is none, or nothing in it."""
+    """The bytes of the file; `InputError` if it does not exist or is empty."""
     if isinstance(source, str | Path):
         path = Path(source)
         if not path.is_file():
@@ -190,19 +201,19 @@ def _bytes(name: str, source: str | Path | bytes | IO[bytes]) -> bytes:
 
 
 def _unsupported(kind: str, image: ImageFile) -> str:
-    """What keeps the image out of a format, or the empty string."""
+    """Why a format cannot store the image, or the empty string."""
     if needed := missing_package(kind):
-        return f"cannot be made here ({needed})"
+        return f"is not available ({needed})"
     form = FORMATS[kind]
     if image.mode not in form.modes.split():
-        return f"holds only the modes {', '.join(form.modes.split())}, not {image.mode}"
+        return f"stores only the modes {', '.join(form.modes.split())}, not {image.mode}"
     if max(image.pixels.shape) > form.side:
-        return f"holds at most {form.side} pixels a side"
-    return "holds at most 65527 bytes of EXIF" if kind == "JPEG" and len(image.exif) > 65527 else ""
+        return f"stores at most {form.side} pixels per side"
+    return "stores at most 65527 bytes of EXIF" if kind == "JPEG" and len(image.exif) > 65527 else ""
 
 
 def _keeps(kind: str, field: str, image: ImageFile) -> bool:
-    """Whether a format keeps the image's EXIF, ICC profile, XMP or resolution."""
+    """Whether a format keeps this field of the image: EXIF, ICC profile, XMP or resolution."""
     if field not in FORMATS[kind].keeps:
         return False
     if field == "density":

@@ -22,24 +22,24 @@ def to_gray(image: np.ndarray) -> np.ndarray:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files below a folder, sorted by path, or `InputError` if there are none."""
+    """The image files in a folder and its subfolders, sorted by path, or `InputError` if there are none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"no folder of images at {folder}; to get some: rcnet data bsds500")
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")  # ._NAME is of macOS
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")  # macOS writes ._NAME
     )
     if not files:
-        raise InputError(f"{folder} holds no images: looked for {imagefile.NAMES}, in its subfolders too")
+        raise InputError(f"{folder} contains no images: looked for {imagefile.NAMES}, also in subfolders")
     return files
 
 
 def read_image(path: str | Path, channels: int) -> np.ndarray:
     """8-bit pixels [H, W, channels] of one file, gray (1) or RGB (3), upright, without its alpha.
 
-    Deeper ones are scaled by their white (`imagefile.white_level`) and rounded.
+    Deeper pixels are divided by white (`imagefile.white_level`) and rounded.
 
     Raises:
         InputError: what `imagefile.read` raises.
@@ -49,7 +49,7 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
 
 
 def read_pair(first: str | Path, second: str | Path, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two pictures of one scene, as `read_image` reads them, with one white where both are of one type."""
+    """Two pictures of one scene, as in `read_image`, with the same white if both have the same type."""
     a, b = imagefile.read(first), imagefile.read(second)
     whites = imagefile.white_level(a), imagefile.white_level(b)
     if a.pixels.dtype == b.pixels.dtype:
@@ -65,31 +65,31 @@ def _in_8_bits(image: imagefile.ImageFile, white: int, channels: int) -> np.ndar
 
 
 def in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 [H, W, channels], gray (1) or RGB (3), of [H, W, 1 or 3]."""
+    """Converts uint8 [H, W, 1 or 3] to gray (1) or RGB (3), [H, W, channels]."""
     if pixels.shape[2] == channels:
         return pixels
     return to_gray(pixels)[:, :, None] if channels == 1 else np.repeat(pixels, 3, axis=2)
 
 
 def read_folder(folder: str | Path, channels: int) -> list[np.ndarray]:
-    """Every image below a folder, uint8 [H, W, channels]."""
+    """Every image in a folder and its subfolders, uint8 [H, W, channels]."""
     return [read_image(path, channels) for path in list_images(folder)]
 
 
 def split_folder(folder: str | Path, split: str) -> Path:
-    """`folder/split` if there is one (`train`, `test`), else the folder itself.
+    """`folder/split` if it exists (`train`, `test`), else the folder itself.
 
     Raises:
-        InputError: the folder, or one in it, is divided into others, so that images to test on would be taken with the rest.
+        InputError: the folder, or a subfolder, contains other splits, so that test images would be mixed with the rest.
     """
     folder = Path(folder)
     if (folder / split).is_dir():
         return folder / split
     if parts := _parts(folder):
-        raise InputError(f"{folder} holds a folder named {parts[0]} but none named {split}")
-    for place in sorted(path for path in folder.glob("*") if path.is_dir()):
-        if len(parts := _parts(place)) > 1:
-            raise InputError(f"{place} is divided into {' and '.join(parts)}: give {place}, or one of these folders")
+        raise InputError(f"{folder} contains a folder named {parts[0]} but none named {split}")
+    for inner in sorted(path for path in folder.glob("*") if path.is_dir()):
+        if len(parts := _parts(inner)) > 1:
+            raise InputError(f"{inner} is divided into {' and '.join(parts)}: give {inner}, or one of these folders")
     return folder
 
 
@@ -103,7 +103,7 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
 
 
 class Pixels(NamedTuple):
-    """Images of any sizes as one tensor: uint8 [all pixels, C], and where each begins, its height and its width, int64 [N]."""
+    """Images of any size as one tensor: uint8 [all pixels, C], and the start, height and width of each, int64 [N]."""
 
     values: torch.Tensor
     start: torch.Tensor
@@ -120,9 +120,9 @@ def pixels_of(images: Sequence[np.ndarray], device: torch.device | str = "cpu") 
 
 
 def random_patches(pixels: Pixels, patch: int, count: int, rng: np.random.Generator) -> torch.Tensor:
-    """Float [count, C, patch, patch] in [0, 1]: uniformly drawn images and places, each in one of the eight flips and rotations.
+    """Float [count, C, patch, patch] in [0, 1]: uniform images and positions, each in one of the eight flips and rotations.
 
-    All images have to be as large as the patch. The draws are the generator's; the pixels are gathered on their device.
+    All images must be at least as large as the patch. `rng` makes all draws; pixels are gathered on their device.
     """
     device = pixels.values.device
     k = torch.from_numpy(rng.integers(len(pixels.start), size=count)).to(device)

@@ -1,4 +1,4 @@
-"""Labelled images in memory: CIFAR-10, CIFAR-100 or a folder of class folders; and their augmentation."""
+"""Labelled images in memory (CIFAR-10, CIFAR-100 or a folder of class folders) and their augmentation."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -39,14 +39,14 @@ class Labelled:
 def read_labelled(folder: str | Path, split: str, dataset: str = "auto", size: int | None = None, channels: int = 3) -> Labelled:
     """One split of the labelled images at a path.
 
-    An image folder is `folder/split/class/name.png`, or `folder/class/name.png` for both splits if it has no folder named
-    train or test. The classes are the names of the class folders, sorted; names that begin with a dot are left out.
+    An image folder has files `folder/split/class/name.png`, or `folder/class/name.png` for both splits if there is no folder
+    named train or test. The classes are the sorted names of the class folders; names that start with a dot are ignored.
 
     Args:
         folder: what `read_cifar` takes, or an image folder.
         split: "train" or "test".
-        dataset: "cifar10", "cifar100", "folder", or "auto": the CIFAR that is there, or else an image folder.
-        size: side of the images in pixels; 32 unless given. Images of another size go through `fit`.
+        dataset: "cifar10", "cifar100", "folder", or "auto": CIFAR if found, else an image folder.
+        size: side of the images in pixels; default: 32. Images of another size are resized by `fit`.
         channels: 3, or 1 for gray.
 
     Raises:
@@ -63,7 +63,7 @@ def read_labelled(folder: str | Path, split: str, dataset: str = "auto", size: i
     if dataset == "auto":
         found = cifar_sets(folder)
         if len(found) > 1:
-            raise InputError(f"{folder} holds {' and '.join(found)}: say which, e.g. by classification.dataset={found[0]}")
+            raise InputError(f"{folder} contains {' and '.join(found)}: choose one, e.g. classification.dataset={found[0]}")
         dataset = found[0] if found else "folder"
     if dataset == "folder":
         return _read_folders(Path(folder), split, 32 if size is None else size, channels)
@@ -77,15 +77,15 @@ def read_labelled(folder: str | Path, split: str, dataset: str = "auto", size: i
 
 
 def in_order(found: Labelled, classes: Sequence[str]) -> Labelled:
-    """With its classes in the order of `classes`, where these are the same ones; else as it is."""
+    """The data with classes in the order of `classes` if both have the same classes; else unchanged."""
     if found.classes == tuple(classes) or sorted(found.classes) != sorted(classes):
         return found
-    place = torch.tensor([list(classes).index(name) for name in found.classes])
-    return dataclasses.replace(found, labels=place[found.labels], classes=tuple(classes))
+    index = torch.tensor([list(classes).index(name) for name in found.classes])
+    return dataclasses.replace(found, labels=index[found.labels], classes=tuple(classes))
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
-    """The centre of an image: uint8 [size, size, C] of uint8 [H, W, C], gray or RGB.
+    """The centre of an image, uint8 [size, size, C], from uint8 [H, W, C], gray or RGB.
 
     The shorter side is resized to `size` (bicubic with antialiasing), the longer one is cut, as torchvision's `Resize` and
     `CenterCrop` do it.
@@ -120,16 +120,16 @@ def augment(
     All draws are made by `rng` on the CPU, so that they do not depend on the device.
 
     Args:
-        crop: the image is padded by reflection by so many pixels and a window of its own size is cut at a random place.
+        crop: the image is padded by this many pixels by reflection, and a window of the original size is cropped at random.
         flip: "random" mirrors each image with probability 1/2; "alternating" mirrors it in every other epoch, beginning in a
             random one of the first two (Jordan, arXiv 2404.00498); "none" never does.
         epoch: for the alternating flip.
         index: for the alternating flip, the position of each image in its data set, int64 [B].
-        seed: for the alternating flip, what decides, with the index, how an image begins.
-        cutout: side of a square, at a random place inside the image, that is painted gray (`GRAY`).
+        seed: for the alternating flip, decides with the index which epochs an image is flipped in.
+        cutout: side of a square at a random position in the image that is painted gray (`GRAY`).
 
     Raises:
-        InputError: a crop or cutout that does not fit into the image, an unknown flip, an alternating one without `index`.
+        InputError: a crop or cutout that does not fit into the image, an unknown flip, or an alternating flip without `index`.
     """
     batch, _, height, width = images.shape
     side = min(height, width)
@@ -149,8 +149,8 @@ def augment(
     else:
         raise unknown("flip", flip, FLIPS)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    places = (rows[:, :, None] * width + columns[:, None, :]).flatten(1).to(images.device)
-    out = images.flatten(2).gather(2, places[:, None].expand(-1, images.shape[1], -1)).view_as(images)
+    pixels = (rows[:, :, None] * width + columns[:, None, :]).flatten(1).to(images.device)
+    out = images.flatten(2).gather(2, pixels[:, None].expand(-1, images.shape[1], -1)).view_as(images)
     if cutout:
         top, left = (torch.from_numpy(rng.integers(n - cutout + 1, size=(batch, 1))) for n in (height, width))
         hidden = _between(top, height, cutout)[:, None, :, None] & _between(left, width, cutout)[:, None, None, :]
@@ -161,7 +161,7 @@ def augment(
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Float32 in [0, 1] of uint8, of the same shape."""
+    """uint8 as float32 in [0, 1], of the same shape."""
     return images.float().div_(255)
 
 
@@ -171,18 +171,18 @@ def _check_size(size: int) -> None:
 
 
 def _window(rng: np.random.Generator, batch: int, side: int, crop: int) -> Tensor:
-    """The row (or column) of the image behind each one of a random window of the padded image: int64 [batch, side]."""
-    places = np.arange(side) + rng.integers(-crop, crop + 1, size=(batch, 1))
-    return torch.from_numpy(side - 1 - np.abs(side - 1 - np.abs(places)))
+    """The image row (or column) for each row of a random window of the padded image: int64 [batch, side]."""
+    rows = np.arange(side) + rng.integers(-crop, crop + 1, size=(batch, 1))
+    return torch.from_numpy(side - 1 - np.abs(side - 1 - np.abs(rows)))
 
 
 def _between(start: Tensor, side: int, length: int) -> Tensor:
-    places = torch.arange(side)
-    return (places >= start) & (places < start + length)
+    rows = torch.arange(side)
+    return (rows >= start) & (rows < start + length)
 
 
 def _hash(index: Tensor, seed: int) -> Tensor:
-    """Well-mixed numbers of 32 bits, one for each index, other ones for another seed."""
+    """A 32-bit hash of each index and the seed."""
     value = index.long() + (seed * 0x9E3779B1 & 0xFFFFFFFF)
     for _ in range(3):
         value = ((value ^ (value >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
@@ -191,11 +191,11 @@ def _hash(index: Tensor, seed: int) -> Tensor:
 
 def _read_folders(folder: Path, split: str, size: int, channels: int) -> Labelled:
     if not folder.is_dir():
-        place = folder.parent if folder.is_file() else folder
-        raise InputError(f"no folder of labelled images at {folder}; to get CIFAR: rcnet data cifar10 --out {place}")
+        out = folder.parent if folder.is_file() else folder
+        raise InputError(f"no folder of labelled images at {folder}; to get CIFAR: rcnet data cifar10 --out {out}")
     splits = [name for name in RECORDS if (folder / name).is_dir()]
     if splits and split not in splits:
-        raise InputError(f"{folder} holds a folder named {splits[0]} but none named {split}")
+        raise InputError(f"{folder} contains a folder named {splits[0]} but none named {split}")
     root = folder / split if splits else folder
     classes = _classes(root)
     if len(splits) == 2:
@@ -203,7 +203,7 @@ def _read_folders(folder: Path, split: str, size: int, channels: int) -> Labelle
         differing = (("train", train - test), ("test", test - train))
         only = [f"{', '.join(sorted(names))} only in {name}" for name, names in differing if names]
         if only:
-            raise InputError(f"{folder} does not hold the same classes in train and test: {'; '.join(only)}")
+            raise InputError(f"{folder} has different classes in train and test: {'; '.join(only)}")
     files = [(path, label) for label, name in enumerate(classes) for path in list_images(root / name)]
     images = np.empty((len(files), channels, size, size), np.uint8)
     for i, (path, _) in enumerate(files):
@@ -218,8 +218,8 @@ def _classes(root: Path) -> tuple[str, ...]:
     stray = [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
     valid = f"valid: {root}/CLASS/NAME.png, or CIFAR (rcnet data cifar10 --out {root})"
     if stray:
-        raise InputError(f"{stray[0]} lies outside the class folders ({len(stray)} such images); {valid}")
+        raise InputError(f"{stray[0]} is outside the class folders ({len(stray)} such images); {valid}")
     classes = tuple(path.name for path in entries if path.is_dir())
     if len(classes) < 2:
-        raise InputError(f"{root} holds {len(classes)} class folders, and no two to tell apart; {valid}")
+        raise InputError(f"{root} contains {len(classes)} class folders; at least 2 are needed; {valid}")
     return classes

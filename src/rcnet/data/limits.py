@@ -1,4 +1,4 @@
-"""What a small image file may ask of a decoder: its size by the header, how much structure it has. Pure Python, no pixels."""
+"""Limits on what a small image file can demand of a decoder: its size by the header, and its structure. No pixels are read."""
 
 import re
 import struct
@@ -21,7 +21,7 @@ _TIFF_SIZES = (1, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 1, 1, 8, 8, 8)  # bytes
 
 
 class Jpeg(NamedTuple):
-    """What the markers of a JPEG say: width and height (0 before a frame), scans, and segments beside them."""
+    """Counts from the markers of a JPEG: width and height (0 before a frame), scans, and other segments."""
 
     width: int = 0
     height: int = 0
@@ -30,12 +30,12 @@ class Jpeg(NamedTuple):
 
 
 def check(name: str, data: bytes) -> None:
-    """Refuses a file whose structure would keep its decoder busy for no picture: scans, chunks, entries.
+    """Rejects a file whose structure (scans, chunks, entries) would keep its decoder busy without need.
 
-    A damaged file passes: its decoder says what is wrong.
+    A damaged file passes, as its decoder reports the damage.
 
     Raises:
-        InputError: more of them than the limits above.
+        InputError: the structure exceeds the limits above.
     """
     if data.startswith(b"\xff\xd8\xff"):
         found = read_jpeg(data)
@@ -50,7 +50,7 @@ def check(name: str, data: bytes) -> None:
 
 
 def read_jpeg(data: bytes, scans: bool = True) -> Jpeg:
-    """The markers of a JPEG up to its end or to the limits; up to its size if `scans` is False."""
+    """Reads the markers of a JPEG up to its end or the limits; only up to its size if `scans` is False."""
     found, at = Jpeg(), 2
     while (mark := _NEXT_MARKER.search(data, at)) and found.scans <= MAX_SCANS and found.segments <= MAX_SEGMENTS:
         kind, at = data[mark.end() - 1], mark.end()
@@ -70,7 +70,7 @@ def read_jpeg(data: bytes, scans: bool = True) -> Jpeg:
 
 
 def size_of(data: bytes) -> tuple[int, int] | None:
-    """Width and height by the header of a PNG, JPEG or WebP; None of another file, or where the header does not say."""
+    """Width and height from the header of a PNG, JPEG or WebP; None for other files or if the header has none."""
     if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR" and len(data) >= 24:
         width, height = struct.unpack_from(">II", data, 16)
         return width, height
@@ -113,11 +113,11 @@ def _check_tiff(name: str, data: bytes) -> None:
             entries += number
             if entries > MAX_ENTRIES:
                 raise unreadable(name, f"has more than {MAX_ENTRIES} entries in its directories: save it as one picture")
-            for place in range(number):
-                kind, values = struct.unpack_from(f"{order}H{word}", data, at + count + entry * place + 2)
+            for index in range(number):
+                kind, values = struct.unpack_from(f"{order}H{word}", data, at + count + entry * index + 2)
                 asked += values * (_TIFF_SIZES[kind] if kind < len(_TIFF_SIZES) else 1)
             if asked > TAG_BYTES * len(data):
-                raise unreadable(name, "has tags that name more bytes than the file has: save it anew")
+                raise unreadable(name, "has tags that refer to more bytes than the file has: save it again")
             (at,) = struct.unpack_from(order + word, data, at + count + entry * number)
     except struct.error:  # truncated: its decoder says so
         return

@@ -1,4 +1,4 @@
-"""Gaussian noise: of one sigma, of a range, and as an 8-bit file holds it. Noise of cameras is in `camera.py`."""
+"""Gaussian noise: of one sigma, of a range, and as in 8-bit files. The noise of cameras is in `camera.py`."""
 
 import numpy as np
 import torch
@@ -10,24 +10,24 @@ Sigma = float | tuple[float, float]
 
 
 def check_sigma(sigma: Sigma) -> Sigma:
-    """The sigma, or `InputError`: a number from 0 to 255, or a pair (low, high) of them."""
+    """Returns sigma, or raises `InputError` unless it is a number from 0 to 255 or a pair (low, high) of them."""
     values = sigma if isinstance(sigma, tuple) else (sigma,)
     if len(values) not in (1, 2) or not all(0 <= value <= 255 for value in values) or values[0] > values[-1]:
-        raise InputError(f"sigma={sigma!r} is not valid: a number from 0 to 255 (in levels of 255), or [low, high]")
+        raise InputError(f"sigma={sigma!r} is not valid: give a number from 0 to 255 (in levels of 255), or [low, high]")
     return sigma
 
 
 def add_noise(
     clean: Tensor, sigma: Sigma | Tensor, generator: torch.Generator, as_8bit: bool = False, in_gray: bool = False
 ) -> Tensor:
-    """Clean images [B, C, H, W] in [0, 1] with white Gaussian noise.
+    """Adds white Gaussian noise to clean images [B, C, H, W] in [0, 1].
 
     Args:
-        generator: one of the images' device.
-        sigma: standard deviation in levels of 255; a pair draws one evenly from that range for each image, a tensor [B] gives
-            them.
-        as_8bit: the noisy image is clipped to [0, 1] and rounded to 1/255, as an 8-bit file would hold it.
-        in_gray: all channels get the same noise, as scans of gray pictures and old cameras have it.
+        generator: on the device of the images.
+        sigma: standard deviation in levels of 255; a pair: drawn uniformly from that range per image; a tensor [B]: one value
+            per image.
+        as_8bit: clip the noisy image to [0, 1] and round it to 1/255, as in an 8-bit file.
+        in_gray: all channels get the same noise, as in scans of gray pictures and from old cameras.
     """
     shape = (len(clean), 1, *clean.shape[2:]) if in_gray else clean.shape
     noise = torch.randn(shape, generator=generator, device=clean.device)
@@ -37,19 +37,19 @@ def add_noise(
 
 
 def draw_levels(sigma: Sigma, count: int, generator: torch.Generator) -> Tensor:
-    """`count` standard deviations, [count] in levels of 255, on the generator's device: the one, or even ones of the range."""
+    """`count` standard deviations, [count] in levels of 255, on the generator's device: constant, or uniform in the range."""
     low, high = sigma if isinstance(sigma, tuple) else (sigma, sigma)
     return low + (high - low) * torch.rand(count, generator=generator, device=generator.device)
 
 
 def estimate_sigma(image: np.ndarray) -> float:
-    """About the standard deviation of an image's noise, in levels of 255, were it white and Gaussian.
+    """Estimates the standard deviation of an image's noise, in levels of 255, assuming white Gaussian noise.
 
     The median of the absolute diagonal details of 2x2 pixels over 0.6745 (Donoho & Johnstone 1994), mean over channels. Fine
-    texture counts as noise, coarse noise hardly.
+    texture is counted as noise, coarse noise hardly.
 
     Args:
-        image: float [H, W, C] in [0, 1]; of a large one, the 1024x1024 pixels in the middle are looked at.
+        image: float [H, W, C] in [0, 1]; only the central 1024x1024 pixels are used.
     """
     top, left = (max(side - 1024, 0) // 2 for side in image.shape[:2])
     part = image[top : top + 1024, left : left + 1024]

@@ -151,7 +151,7 @@ def pair_results(
     precision: str = "fp32",
     each: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """As `denoising_results`, for pairs of a noisy and a clean image, uint8 [H, W, C]. The first row, 0 steps, is the noisy image.
+    """As `denoising_results`, for pairs of a noisy and a clean image, uint8 [H, W, C]. The first row, 0 steps, is the noisy one.
 
     Args:
         sigma: the noise level for a network that takes one; None: unknown.

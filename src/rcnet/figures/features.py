@@ -72,8 +72,8 @@ def as_batch(images: Sequence[np.ndarray], model: RecurrentNet) -> Tensor:
 
 
 def most_active(steps: Sequence[Tensor]) -> np.ndarray:
-    """The channel with the largest mean after the last step, at each step: [B, steps, H, W]. If the cell pools, the maps are resized
-    to the size of the last."""
+    """The channel with the largest mean after the last step, at each step: [B, steps, H, W]. If the cell pools, the maps are
+    resized to the size of the last."""
     channel = steps[-1].mean((2, 3)).argmax(1)
     maps = [step[torch.arange(len(channel)), channel] for step in steps]
     size = (steps[-1].shape[2], steps[-1].shape[3])

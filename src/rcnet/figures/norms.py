@@ -18,7 +18,7 @@ VARIABLES = {
 
 
 def draw_norms(norms: Mapping[str, nn.Module], title: str) -> Image.Image:
-    """One panel each for scale, shift, mean and variance, with one point per channel and norm. Channels are sorted by the first norm.
+    """One panel each for scale, shift, mean and variance, with one point per channel and norm. The first norm sorts them.
 
     Raises:
         InputError: one of them is not a batch norm, or matplotlib is not installed.

@@ -105,7 +105,9 @@ def _normalized(net: ConvertedNet, mean: Sequence[float], std: Sequence[float]) 
     if not mean and not std:
         return net
     if len(mean) != len(std) or len(mean) not in (1, net.about.channels):
-        raise InputError(f"mean={list(mean)} and std={list(std)} are not valid: give one number per channel ({net.about.channels})")
+        raise InputError(
+            f"mean={list(mean)} and std={list(std)} are not valid: give one number per channel ({net.about.channels})"
+        )
     whole = ConvertedNet(normalize=Normalize(mean, std).to(device_of(net)), **dict(net.named_children()))
     whole.offer(net.settings)
     whole.about, whole.conversion = net.about, net.conversion

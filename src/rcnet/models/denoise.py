@@ -75,10 +75,10 @@ def filled(x: Tensor, sub: int) -> Tensor:
 class Denoiser(RecurrentNet):
     """A chain whose output is added to the input image (Eq. 7: the network learns the noise). [B, C, H, W] in [0, 1].
 
-    With `about.sub` > 1 the chain works on sub x sub sub-images: other sizes are padded by reflection at the right and the bottom,
-    and the output is cropped. If `about.inputs` contains `sigma`, the chain has another input plane, the noise level of each pixel
-    or `UNKNOWN` (FFDNet, Zhang et al. 2018, has such a plane, but no unknown level); with `coarse`, a further one for the coarse
-    noise of cameras.
+    With `about.sub` > 1 the chain works on sub x sub sub-images: other sizes are padded by reflection at the right and the
+    bottom, and the output is cropped. If `about.inputs` contains `sigma`, the chain has another input plane, the noise level of
+    each pixel or `UNKNOWN` (FFDNet, Zhang et al. 2018, has such a plane, but no unknown level); with `coarse`, a further one for
+    the coarse noise of cameras.
     """
 
     def __init__(self, about: About, **modules: nn.Module) -> None:

@@ -70,7 +70,9 @@ def register(
     def add(build: Build) -> Build:
         known = _ENTRIES.get(build.__name__)
         if known and not replace and not _same_code(known.build, build):
-            raise InputError(f"a network named {build.__name__!r} already exists: use another name, or register(..., replace=True)")
+            raise InputError(
+                f"a network named {build.__name__!r} already exists: use another name, or register(..., replace=True)"
+            )
         _ENTRIES[build.__name__] = Entry(build.__name__, task, steps, build, adjustable)
         return build
 

@@ -1,4 +1,4 @@
-"""The folder of a run: its checkpoint, which survives a kill at any time, its log, and a lock that allows one process at a time."""
+"""The folder of a run: its checkpoint, which survives a kill at any time, its log, and a lock that admits one process."""
 
 import io
 import json

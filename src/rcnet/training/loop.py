@@ -32,13 +32,13 @@ from rcnet.replacing import replacing
 from rcnet.setting import Setting
 from rcnet.tasks import task_of
 from rcnet.tasks.task import Batch, Setup, Task
-from rcnet.training.checkpoint import add_line, cut_log, can_resume, locked, read_checkpoint, read_result, write_checkpoint
+from rcnet.training.checkpoint import add_line, can_resume, cut_log, locked, read_checkpoint, read_result, write_checkpoint
 from rcnet.training.console import Board, clock_text, progress_bar, stopped_by_signals
 from rcnet.training.optimizer import learning_rate_factor, make_optimizers, set_learning_rate
 from rcnet.training.parallel import average, join, leave, share
 from rcnet.training.provenance import commit, made_here
 from rcnet.training.recipe import Recipe, fixed
-from rcnet.training.start import about_before, check_batch, compiled, new_network, with_init_model, take_weights
+from rcnet.training.start import about_before, check_batch, compiled, new_network, take_weights, with_init_model
 from rcnet.training.steps import check_probabilities, draw_steps, expected_cost
 from rcnet.training.teaching import Teacher, make_teacher
 
@@ -116,13 +116,13 @@ class Trainer:
             self.iterations = max(1, round(recipe.epochs * self.task.data["images"] / recipe.batch))
         self.before: dict[str, Any] | None = None
         if share(self.task.data["crc32"], self.world) != self.task.data["crc32"]:
-            raise InputError(
-                f"process {self.world.rank} has other data than process 0: all need the same images in {data}"
-            )
+            raise InputError(f"process {self.world.rank} has other data than process 0: all need the same images in {data}")
         if recipe.init and not resumes:
             self.before, fresh = take_weights(recipe.init, self.model)
             if fresh and self.writes:
-                print(f"rcnet: init = {recipe.init!r} has no weights for {fresh}, which start from fresh weights", file=sys.stderr)
+                print(
+                    f"rcnet: init = {recipe.init!r} has no weights for {fresh}, which start from fresh weights", file=sys.stderr
+                )
         if not resumes:  # else from the checkpoint
             self.model.load_state_dict(share(self.model.state_dict(), self.world))
         self.call: Callable[..., Tensor] = compiled(self.model) if recipe.compile else self.model
@@ -136,7 +136,7 @@ class Trainer:
         self.logged = 0.0  # seconds, at that line
 
     def blend(self, averages: Any, values: Any, count: Any) -> None:
-        """The exponential average of the weights. The decay rises to the recipe's value, so that short runs also forget their start."""
+        """The exponential average of the weights. The decay rises to the recipe's, so that short runs forget their start."""
         decay = min(self.recipe.ema, (1 + self.iteration) / (10 + self.iteration))
         get_ema_multi_avg_fn(decay)(averages, values, count)  # type: ignore[no-untyped-call]
 
@@ -347,8 +347,8 @@ class Trainer:
         return result
 
     def flop(self) -> float:
-        """Floating-point operations of the convolutions so far: three times the expected forward pass (one for the forward, two for
-        the backward pass), and the teacher's forward pass."""
+        """Floating-point operations of the convolutions so far: three times the expected forward pass (one for the forward and two
+        for the backward pass), and the teacher's forward pass."""
         cost = [6 * macs(self.model, n, self.size) for n in self.model.settings]
         return self.iteration * self.recipe.batch * (self.expected(cost) + 2 * self.teacher_macs)
 

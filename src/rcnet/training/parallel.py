@@ -33,7 +33,9 @@ def join(device: torch.device) -> World:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise InputError(f"WORLD_SIZE is set, but the processes cannot connect; start them with torchrun: {reason}") from error
+            raise InputError(
+                f"WORLD_SIZE is set, but the processes cannot connect; start them with torchrun: {reason}"
+            ) from error
     return World(dist.get_rank(), dist.get_world_size())
 
 

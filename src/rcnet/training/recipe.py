@@ -44,7 +44,7 @@ class Recipe:
     teacher_weight: float = number(0.5, 0, 1)  # weight of the loss against the teacher's outputs; the rest is against the labels
     optimizer: Optimizer = field(default_factory=Optimizer)
     batch: int = number(32, 1)  # images per iteration, over all processes
-    accumulate: int = number(1, 1, free=True)  # a process splits its share of a batch into so many parts, one after the other: less memory
+    accumulate: int = number(1, 1, free=True)  # parts of a batch that each process computes one after the other: less memory
     iterations: int = number(10_000, 1)
     epochs: float = number(0.0, 0)
     minutes: float = number(0.0, 0)
