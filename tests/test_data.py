@@ -376,7 +376,7 @@ def test_image_folders_with_something_wrong_are_refused(tmp_path):
         (tmp_path / other / "yak").rmdir()
         (tmp_path / extra / "zebra").rmdir()
     (tmp_path / "train" / "cat" / "0.png").rename(tmp_path / "train" / "stray.png")
-    refused(read, f"{tmp_path / 'train' / 'stray.png'} lies outside the class folders (1 such images)")
+    refused(read, f"{tmp_path / 'train' / 'stray.png'} is outside the class folders (1 such images)")
     (tmp_path / "train" / "stray.png").unlink()
     refused(read, f"{tmp_path / 'train' / 'cat'} contains no images")
     (tmp_path / "train" / "cat" / "0.png").write_bytes(b"no image")

@@ -133,7 +133,7 @@ def own_part(root: nn.Module, name: str) -> nn.Module:
 
 
 def add_differences(graph: fx.Graph, root: nn.Module, before: int) -> list[str]:
-    """Adds to each convolution and linear layer the output of a module in `norms`, from index `before` on; returns their names."""
+    """Adds to each convolution and linear layer the output of a module in `norms`, from index `before`; returns their names."""
     given = next(node for node in graph.nodes if node.op == "placeholder" and node.target == "norms")
     names: list[str] = []
     for node in list(graph.nodes):

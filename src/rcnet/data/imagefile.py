@@ -109,7 +109,7 @@ def check_kind(kind: str, image: ImageFile, *more: ImageFile, name: str = "the i
     if kind not in FORMATS:
         raise unknown("format", kind, FORMATS)
     if more and kind != "TIFF":
-        raise InputError(f"{name} cannot be written: {kind} stores one page, and there are {1 + len(more)}; valid: .tif, .tiff")
+        raise InputError(f"{name} cannot be written: {kind} stores one page and there are {1 + len(more)}; valid: .tif, .tiff")
     if problem := _unsupported(kind, image):
         valid = ", ".join(suffix for suffix, other in SUFFIXES.items() if not _unsupported(other, image))
         raise InputError(f"{name} cannot be written: {kind} {problem}; valid for this image: {valid}")

@@ -197,8 +197,8 @@ def read_original(name: str, options: Mapping[str, Any] | None = None, weights: 
         return _of_transformers(folder)
     if ":" not in name:
         raise InputError(
-            f"{name!r} is not a network to convert: give package.module:function, torchvision:NAME, timm:NAME, transformers:CLASS, "
-            "or a folder that transformers saved (with config.json)"
+            f"{name!r} is not a network to convert: give package.module:function, torchvision:NAME, timm:NAME, "
+            "transformers:CLASS, or a folder that transformers saved (with config.json)"
         )
     model = build_source(name, options or {})
     if weights is not None:

@@ -347,7 +347,7 @@ class Trainer:
         return result
 
     def flop(self) -> float:
-        """Floating-point operations of the convolutions so far: three times the expected forward pass (one for the forward and two
+        """Floating-point operations of the convolutions so far: three times the expected forward pass (one for the forward, two
         for the backward pass), and the teacher's forward pass."""
         cost = [6 * macs(self.model, n, self.size) for n in self.model.settings]
         return self.iteration * self.recipe.batch * (self.expected(cost) + 2 * self.teacher_macs)
