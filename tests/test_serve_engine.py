@@ -281,7 +281,7 @@ def test_what_would_take_far_too_long_is_not_tried(has, probe):
 
 def test_one_call_that_hung_counts_as_a_slow_one():
     costs = Costs()
-    costs.add("a", {0: 100.0})
+    costs.add("a", {ONE: 100.0})
     costs.observe("a", ONE, 1000, 1, 0.01)
     costs.observe("a", ONE, 1000, 1, 10.0)  # a thousand times as long: the prediction is off by e, as far as the factor goes
     assert costs.slow == pytest.approx(math.exp(0.3))
@@ -294,18 +294,18 @@ def test_one_call_that_hung_counts_as_a_slow_one():
 
 def test_costs_take_the_pace_of_the_measured_call_nearest_in_work():
     costs = Costs()
-    costs.add("a", {0: 100.0})
+    costs.add("a", {ONE: 100.0})
     costs.observe("a", ONE, 1000, 1, 0.01)  # 1e5 MACs at 1e-7 s
     costs.observe("a", ONE, 100_000, 2, 0.4)  # 2e7 at 2e-8
-    assert costs.seconds("a", 0, 3000) == pytest.approx(0.03)
-    assert costs.seconds("a", 0, 100_000) == pytest.approx(0.2)
-    assert costs.seconds("a", 0, 1000, 64) == pytest.approx(0.128)
-    assert costs.measured("a", 0, 1000)
-    assert costs.measured("a", 0, 940)  # as many, to a quarter octave
-    assert costs.measured("a", 0, 1110)
-    assert costs.measured("a", 0, 100_000, 2)
-    assert not costs.measured("a", 0, 1000, 2)
-    assert not costs.measured("a", 0, 1500)
+    assert costs.seconds("a", ONE, 3000) == pytest.approx(0.03)
+    assert costs.seconds("a", ONE, 100_000) == pytest.approx(0.2)
+    assert costs.seconds("a", ONE, 1000, 64) == pytest.approx(0.128)
+    assert costs.measured("a", ONE, 1000)
+    assert costs.measured("a", ONE, 940)  # as many, to a quarter octave
+    assert costs.measured("a", ONE, 1110)
+    assert costs.measured("a", ONE, 100_000, 2)
+    assert not costs.measured("a", ONE, 1000, 2)
+    assert not costs.measured("a", ONE, 1500)
 
 
 def test_costs_learn_sizes_batches_and_a_busy_machine():
