@@ -111,7 +111,7 @@ class About:
     def from_json(cls, values: Mapping[str, Any]) -> "About":
         """From what `to_json` gives; the rest of a file's `preprocessing` does not matter."""
         kept = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
-        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in kept.items() if key != "noise"}
+        plain: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in kept.items() if key != "noise"}
         return cls(**plain).completed(values)
 
     def to_json(self) -> dict[str, Any]:

@@ -118,6 +118,7 @@ def export(
     check_sides(model, settings)
     metadata = {**model.metadata, "architecture": model.architecture, "task": about.task, "preprocessing": about.to_json()}
     metadata |= {"inputs": about.inputs, "outputs": {n.name: n.to_json() for n in settings}, "multiple": about.multiple}
+    metadata["cells"] = len(model.recurrent_cells())
     metadata["precision"] = "fp32" if calibration is None else "int8"
     if calibration is not None:
         metadata["kernel_bits"] = kernel_bits or (8 if sums_8_bits() else 7)
