@@ -2,8 +2,8 @@
 
     python examples/metrics.py photos/ [r3_fast.color]
 
-Metrics accumulate over images of one size each: means over images, as published figures are. Of the 8-bit result and without
-clipping the noise, as `rcnet eval` measures; SSIM's borders differ, so that its third digit does.
+The metrics are means over images, as published figures are, so images may differ in size. As in `rcnet eval`, the result is
+rounded to 8 bits and the noise is not clipped. SSIM treats borders differently there, so its third digit differs.
 """
 
 import sys

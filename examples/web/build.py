@@ -38,7 +38,7 @@ SIDE = 256  # of the image that MACs are counted on, in pixels
 
 
 def fetch() -> None:
-    """Puts onnxruntime-web's files beside the page, out of npm's package, if that is the one that this was written for."""
+    """Puts the files of onnxruntime-web from npm's package beside the page, if it is the package that this was written for."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["npm", "pack", "--silent", f"onnxruntime-web@{VERSION}"], cwd=folder, check=True)
         (package,) = Path(folder).glob("*.tgz")
@@ -52,7 +52,7 @@ def fetch() -> None:
 
 
 def write_network(name: str, site: Path) -> None:
-    """A graph a setting, all with their kernels in one file, and what the page has to know."""
+    """Writes one graph per setting, with all kernels in one file, and what the page has to know."""
     net = rcnet.load(name)
     if net.about.task != "denoise":
         raise SystemExit(f"{name} does not denoise")
@@ -87,7 +87,7 @@ def build(name: str, site: Path) -> None:
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Files, with the headers without which a browser gives a page no threads."""
+    """Serves files with the headers that a browser requires before it gives a page threads."""
 
     extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript", ".wasm": "application/wasm"}  # noqa: RUF012
 

@@ -1,7 +1,7 @@
-// The network on onnxruntime-web: a graph a setting, and one file of kernels that all of them share.
+// The network on onnxruntime-web: one graph per setting, and one file of kernels that all graphs share.
 import * as ort from "./ort.wasm.min.mjs";
 
-const TILE = 512; // pixels a side, without the overlap
+const TILE = 512; // pixels per side, without the overlap
 const bytes = async (path) => {
   const answer = await fetch(path);
   if (!answer.ok) throw new Error(`${path} is not there (${answer.status}): build the page first.`);
@@ -15,7 +15,7 @@ export const model = JSON.parse(new TextDecoder().decode(await bytes("model.json
 const kernels = await bytes("kernels.bin");
 let held = { setting: null, session: null };
 
-// The session of a setting; the one before is given up, for each holds kernels and memory of its own.
+// The session of a setting; the previous one is released, because each holds its own kernels and memory.
 async function sessionOf(setting) {
   if (held.setting !== setting) {
     await held.session?.release();
@@ -30,7 +30,7 @@ async function sessionOf(setting) {
   return held.session;
 }
 
-// Tiles that overlap by as far as the network sees, so that they fit together as if there were none.
+// Tiles that overlap by as far as the network sees, so that the result has no seams.
 function tiles(width, height, radius) {
   const side = Math.ceil(TILE / model.sub) * model.sub;
   const halo = side < Math.max(width, height) ? radius : 0;
@@ -42,7 +42,7 @@ function tiles(width, height, radius) {
   return parts(height).flatMap((rows) => parts(width).map((columns) => ({ rows, columns })));
 }
 
-// Rows and columns of planes of `whole` pixels a row; both sides as [start, stop).
+// Rows and columns of planes of `whole` pixels per row; both sides as [start, stop).
 function crop(planes, count, whole, tall, [top, bottom], [left, right]) {
   const [width, height] = [right - left, bottom - top];
   const out = new Float32Array(count * width * height);

@@ -95,7 +95,7 @@ worker.onmessage = ({ data }) => {
     say("");
     return ask();
   }
-  if (data.id !== undefined && data.id !== state.id) return; // a newer question is under way
+  if (data.id !== undefined && data.id !== state.id) return; // a newer request is running
   if (data.error) return say(data.error, true);
   place(data.tile);
   draw(data.tile);

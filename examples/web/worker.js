@@ -1,4 +1,4 @@
-// Computes apart from the page, so that it answers meanwhile; a new question ends the one before at the next tile.
+// Computes outside the page, so that the page stays responsive; a new request ends the previous one at the next tile.
 let asked = 0;
 let image = null;
 let turn = Promise.resolve();
