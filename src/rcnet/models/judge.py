@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 KNOTS = 4  # brightnesses at which a level is given, from black to white, evenly spaced
 SHARE = 0.05  # of all places, beside those of a knot's brightness: a picture without darks still has a level for them
+MULTIPLE = 8  # pixels a side of a place, for which a level is found
 SMOOTH = 5  # pixels a side, over which brightness is averaged before a level is read off: noise itself must not choose it
 
 
@@ -54,21 +55,26 @@ class Judge(nn.Module):
     def logarithms(self, x: Tensor) -> Tensor:
         """log(level + 1), [B, 2, KNOTS]; below 0 where there is less than none."""
         height, width = x.shape[-2:]
-        x = F.pad(x.clamp(0, 1), (0, max(8 - width, 0), 0, max(8 - height, 0)), mode="replicate")
-        x = x[..., : x.shape[-2] // 8 * 8, : x.shape[-1] // 8 * 8]
+        x = F.pad(x, (0, max(MULTIPLE - width, 0), 0, max(MULTIPLE - height, 0)), mode="replicate")
+        height, width = (side // MULTIPLE * MULTIPLE for side in x.shape[-2:])
+        return self.of_multiples(x[..., :height, :width])
+
+    def of_multiples(self, x: Tensor) -> Tensor:
+        """As `logarithms`, of pictures whose sides are multiples of `MULTIPLE`."""
+        x = x.clamp(0, 1)
         fine = self.fine(F.pixel_unshuffle(x, 2))
         middle = self.middle(F.avg_pool2d(fine, 2))
         broad = self.broad(F.avg_pool2d(middle, 2))
         levels, weights = self.head(torch.cat([F.avg_pool2d(fine, 4), F.avg_pool2d(middle, 2), broad], 1)).flatten(2).chunk(2, 1)
         weights = weights.softmax(2)[:, :, None]  # [B, 2, 1, places]
-        near = hats(F.avg_pool2d(x.mean(1, keepdim=True), 8).flatten(2))[:, None]  # [B, 1, KNOTS, places]
+        near = hats(F.avg_pool2d(x.mean(1, keepdim=True), MULTIPLE).flatten(2))[:, None]  # [B, 1, KNOTS, places]
         counts = weights * (near[:, :, :, 0] + SHARE)
         return (counts * levels[:, :, None]).sum(3) / counts.sum(3)
 
 
 def levels_of(logarithms: Tensor) -> Tensor:
     """Levels in [0, 255] of log(level + 1) of any size."""
-    return logarithms.clamp(0, 8 * math.log(2)).exp() - 1
+    return logarithms.clamp(0.0, 8 * math.log(2)).exp() - 1
 
 
 def hats(brightness: Tensor) -> Tensor:
