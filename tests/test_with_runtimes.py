@@ -24,10 +24,10 @@ from rcnet.deploy.running import openvino_compiled
 from rcnet.errors import InputError
 from rcnet.evaluation import denoising_results, denoising_scores
 from rcnet.models import judge as of_torch
-from rcnet.models.judge import KNOTS, Judge, attach_judge
+from rcnet.models.judge import KNOTS, attach_judge
 from rcnet.tasks.classify import read_matching
 
-from .conftest import IMAGES, random_model
+from .conftest import IMAGES, random_model, two_levels
 
 CLASSIFIERS = [("r2", (2, 3)), ("r4", (1, 2)), ("s2", 2), ("s4_exits", (1, 3))]
 SIZES = {name: {"width": 0.125} for name, _ in CLASSIFIERS}
@@ -265,9 +265,7 @@ def judged():
     """A small network that takes both noise levels, and its judge."""
     torch.manual_seed(0)
     model = trained("r3_fast", steps=(1, 2), in_chans=3, width=16, noise_level=True, coarse_level=True)
-    judge = Judge(3)
-    nn.init.constant_(judge.head[-1].bias, 2.0)  # levels of about 6, in the middle of what a judge may say
-    attach_judge(model, judge.eval())
+    attach_judge(model, two_levels().judge)
     model.about = model.about.completed({"noise": {"sigma": [0.0, 50.0], "as_8bit": True, "camera": 0.5}})
     return model
 

@@ -20,7 +20,7 @@ from rcnet.deploy.picture import Curve, without
 from rcnet.device import resolve_precision
 from rcnet.errors import InputError
 from rcnet.models.denoise import Sigma, filling
-from rcnet.models.judge import level_map
+from rcnet.models.judge import check_told, level_map
 from rcnet.models.results import setting_quality
 from rcnet.setting import Setting, Steps
 
@@ -211,8 +211,8 @@ def tell(net: RecurrentNet, levels: Tensor | None, sigma: Sigma, x: Tensor) -> T
         InputError: neither a judge nor a level.
     """
     if sigma is None:
-        if levels is None:
-            raise InputError("this network has no judge of noise: say how much there is, sigma=..., or train one, rcnet judge")
+        check_told(net, levels)
+        assert levels is not None
         return level_map(levels, x.float())
     given = torch.as_tensor(sigma, dtype=torch.float32)
     given = (

@@ -96,10 +96,10 @@ def export(
     A denoiser's judge is the output `levels` of ONNX and OpenVINO files, [batch, 2, knots], and needs `image` alone; the other
     formats leave it out. `load_judge` and `rcnet.deploy.levels.level_map` make the input `sigma` of it.
 
-    The metadata of the weights is in the property `rcnet`, as JSON. There `inputs` and `outputs` name these, `levels` is the number
-    of channels of `sigma`, and `multiple` is what the sides of images have to be multiples of. With a judge, `level_map` holds the
-    name of its `output`, `knots`, the number of brightnesses from 0 to 1 at which it gives levels, and `smoothing`, the pixels a
-    side of the square over which the brightness is averaged before a level is read off.
+    The metadata of the weights is in the property `rcnet`, as JSON. There `inputs` and `outputs` name these, `levels` is the
+    number of channels of `sigma`, and `multiple` is what the sides of images have to be multiples of. With a judge, `level_map`
+    holds the name of its `output`, `knots`, the number of brightnesses from 0 to 1 at which it gives levels, and `smoothing`, the
+    pixels a side of the square over which the brightness is averaged before a level is read off.
 
     Args:
         to: `onnx`, `openvino`, `pt2` or `executorch`; what the suffix of the path says unless given. A file for ExecuTorch takes
@@ -136,10 +136,8 @@ def export(
     judge = model.judge if kind.judge else None
     metadata.pop("judge", None)
     if judge is not None:
-        metadata |= {
-            "judge": model.metadata.get("judge", {}),
-            "level_map": {"output": LEVELS, "knots": KNOTS, "smoothing": SMOOTH},
-        }
+        metadata["judge"] = model.metadata.get("judge", {})
+        metadata["level_map"] = {"output": LEVELS, "knots": KNOTS, "smoothing": SMOOTH}
     metadata |= {"inputs": about.inputs[:2], "levels": about.levels}
     metadata |= {"outputs": {n.name: n.to_json() for n in settings}, "multiple": about.multiple}
     metadata["precision"] = "fp32" if calibration is None else "int8"

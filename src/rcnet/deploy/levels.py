@@ -14,7 +14,7 @@ def sigma_input(shape: tuple[int, ...], sigma: Level, planes: int = 1) -> np.nda
     Of two planes the first is the level of white noise and the second that of coarse noise, 0 unless given.
 
     Raises:
-        InputError: a sigma that is no number, [batch], [height, width], [batch, 1, height, width] or [batch, planes, height, width].
+        InputError: a sigma that is no number, [batch], [height, width], or [batch, 1 or planes, height, width].
     """
     batch, _, *sides = shape
     if sigma is None:
@@ -49,8 +49,8 @@ def level_map(levels: np.ndarray, images: np.ndarray, smoothing: int) -> np.ndar
     height, width = images.shape[-2:]
     around = smoothing // 2
     gray = np.pad(images.clip(0, 1).mean(1, dtype=np.float32), ((0, 0), (around, around), (around, around)), mode="edge")
-    rows = sum(gray[:, i : i + height] for i in range(smoothing))
-    place = sum(rows[:, :, i : i + width] for i in range(smoothing)) * ((levels.shape[2] - 1) / smoothing**2)
+    rows = np.add.reduce([gray[:, i : i + height] for i in range(smoothing)])
+    place = np.add.reduce([rows[:, :, i : i + width] for i in range(smoothing)]) * ((levels.shape[2] - 1) / smoothing**2)
     near = [np.maximum(1 - np.abs(place - knot), 0)[:, None] for knot in range(levels.shape[2])]
-    found = sum(levels[:, :, knot, None, None] * part for knot, part in enumerate(near))
+    found = np.add.reduce([levels[:, :, knot, None, None] * part for knot, part in enumerate(near)])
     return np.asarray(found, np.float32)

@@ -51,7 +51,8 @@ class EveryStep(nn.Module):
 def _judged(judge: Judge, image: Tensor) -> Tensor:
     """`judge(image)`, whose sides become multiples by gathering rows and columns."""
     sides = image.shape[-2:]
-    places = [torch.minimum(torch.arange(torch.sym_max(side, MULTIPLE) // MULTIPLE * MULTIPLE), _last(side)) for side in sides]
+    whole = [torch.sym_max(side, MULTIPLE) // MULTIPLE * MULTIPLE for side in sides]  # type: ignore[no-untyped-call]
+    places = [torch.minimum(torch.arange(count), _last(side)) for count, side in zip(whole, sides, strict=True)]
     return levels_of(judge.of_multiples(_gather(image, places)))
 
 
@@ -92,7 +93,8 @@ def _program(net: nn.Module, channels: int, metadata: dict[str, Any], batches: i
         free = {"image": sides("", multiple, least), "sigma": sides("sigma_", 1, 1)}
         example = _example(min(batches, 2), channels, metadata["levels"], 16 * multiple, 24 * multiple)
         try:
-            with tracing.patch(backed_size_oblivious="level_map" in metadata):  # a judge may see one place, which is no exception
+            # A judge may see one place alone: a size of 1 is no exception to it.
+            with tracing.patch(backed_size_oblivious="level_map" in metadata):  # type: ignore[attr-defined]
                 program = torch.export.export(net, example, dynamic_shapes={name: free[name] for name in metadata["inputs"]})
         except (UserError, ValueError, RuntimeError):
             if least == 9:

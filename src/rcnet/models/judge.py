@@ -6,16 +6,23 @@ brightness, since sensors and tone curves make noise depend on that. It is train
 (`rcnet.training.judge`).
 """
 
+import copy
 import math
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rcnet.errors import InputError
+
 KNOTS = 4  # brightnesses at which a level is given, from black to white, evenly spaced
 SHARE = 0.05  # of all places, beside those of a knot's brightness: a picture without darks still has a level for them
 MULTIPLE = 8  # pixels a side of a place, for which a level is found
 SMOOTH = 5  # pixels a side, over which brightness is averaged before a level is read off: noise itself must not choose it
+
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Judge(nn.Module):
@@ -97,3 +104,21 @@ def attach_judge(model: nn.Module, judge: Judge | None) -> None:
     It is no module of the network: it is not trained with it, and kept apart in its file.
     """
     model.__dict__["judge"] = judge
+
+
+def without_judge(model: M) -> M:
+    """A shallow copy that has no judge: a call of it is of the network alone."""
+    other = copy.copy(model)
+    other.__dict__["judge"] = None
+    return other
+
+
+def is_untold(model: Any) -> bool:
+    """Whether a network takes both levels and has no judge that says them: each call then has to."""
+    return bool(model.about.levels == 2 and model.judge is None)
+
+
+def check_told(model: Any, sigma: object) -> None:
+    """`InputError` where nobody says how much noise there is to a network that takes both levels."""
+    if sigma is None and is_untold(model):
+        raise InputError("this network has no judge of noise: say how much there is, sigma=..., or train one, rcnet judge")
