@@ -23,7 +23,7 @@ NOISE = 2 / 255
 
 
 class Plugged(nn.Module):
-    """`denoiser(x, sigma)`: x float [B, 3, H, W] in [0, 1], sigma in [0, 1], a number or one value per image [B]."""
+    """`denoiser(x, sigma)`: x float [B, 3, H, W] in [0, 1]; sigma, of white noise, in [0, 1], one number or one per image [B]."""
 
     def __init__(self, model: rcnet.RecurrentNet, steps: int | None = None) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ rounded to 8 bits and the noise is not clipped. SSIM treats borders differently 
 
 import sys
 
+import torch
 from torchmetrics import MetricCollection
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
@@ -32,6 +33,8 @@ def metrics() -> MetricCollection:
 def main(folder: str, weights: str = "r3_fast.color") -> None:
     model = rcnet.load(weights)
     told = {"sigma": SIGMA} if model.about.takes_level else {}
+    if model.about.levels == 2:
+        told["sigma"] = torch.tensor([SIGMA, 0.0]).view(1, 2, 1, 1)  # white noise and no coarse noise
     images = read_folder(folder, model.about.channels)
     for steps in ("noisy", *model.choices):
         measured = metrics()

@@ -18,6 +18,7 @@ import torch
 
 import rcnet
 from rcnet.models import bundled
+from rcnet.models.judge import Judge, attach_judge
 
 
 def architecture(state: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -29,7 +30,8 @@ def architecture(state: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if head in (1, 3):  # r3_fast has four planes per channel
         return "r3", options
     convs = len([name for name in state if name.startswith("cell1.body.convs.")])
-    return "r3_fast", options | {"in_chans": head // 4, "width": width, "convs": convs, "noise_level": planes > head}
+    levels = {"noise_level": planes > head, "coarse_level": planes > head + 4}
+    return "r3_fast", options | {"in_chans": head // 4, "width": width, "convs": convs, **levels}
 
 
 class Rcnet(spandrel.Architecture[rcnet.RecurrentNet]):
@@ -43,8 +45,13 @@ class Rcnet(spandrel.Architecture[rcnet.RecurrentNet]):
     def load(self, state_dict: dict[str, Any]) -> spandrel.ImageModelDescriptor[rcnet.RecurrentNet]:
         name, options = architecture(state_dict)
         model = rcnet.create_model(name, **options)
+        judge = {key.removeprefix("judge."): tensor for key, tensor in state_dict.items() if key.startswith("judge.")}
+        if judge:  # of the noise, for who is asked for no level
+            attach_judge(model, Judge(options["in_chans"], width=len(judge["fine.0.bias"])).eval())
+            model.judge.load_state_dict(judge)
+        network = {key: tensor for key, tensor in state_dict.items() if not key.startswith("judge.")}
         return spandrel.ImageModelDescriptor(
-            model, state_dict, architecture=self, purpose="Restoration", tags=[name, f"steps {model.choices}"],
+            model, network, architecture=self, purpose="Restoration", tags=[name, f"steps {model.choices}"],
             supports_half=False, supports_bfloat16=True, scale=1,
             input_channels=model.about.channels, output_channels=model.about.channels,
             call_fn=lambda net, image: net(image, self.steps),

@@ -1,6 +1,7 @@
 """What takes a bundled network takes a user's own: other cells, norms, kernels and shapes of chains; or it says why not."""
 
 import copy
+import inspect
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from rcnet.evaluation import denoising_results
 from rcnet.evaluation.record import record_result
 from rcnet.figures.features import features
 from rcnet.models import bundled, read_metadata, registry
+from rcnet.models.judge import level_map
 from rcnet.serve.models import open_model
 from rcnet.serve.served import Work
 from rcnet.tasks.catalogue import describe_architecture
@@ -330,7 +332,9 @@ def test_features_by_tracing(name):
     model = rcnet.load(name)
     net, x = unroll(model, 2), torch.rand(1, model.about.channels, 13, 18) if "r3" in name else torch.rand(1, 3, 32, 32)
     graph = fx.symbolic_trace(net)
-    torch.testing.assert_close(graph(x), model(x, 2))
+    told = level_map(model.judge(x), x) if model.judge else None  # a trace asks no judge
+    assert "sigma" in inspect.signature(graph.forward).parameters
+    torch.testing.assert_close(graph(x, sigma=told), model(x, 2, sigma=told))
     held = []
     body = net.cell2.body
     body.register_forward_hook(lambda module, inputs, output: held.append(output))

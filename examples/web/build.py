@@ -21,9 +21,13 @@ from pathlib import Path
 import onnx
 
 import rcnet
+from rcnet.about import SMOOTH
 from rcnet.cost.counting import macs
 from rcnet.deploy.export import export
 from rcnet.deploy.graphs import cut
+from rcnet.models.judge import is_untold
+from rcnet.runtime.levels import LEVELS, LOOK
+from rcnet.runtime.tiles import grid
 
 HERE = Path(__file__).parent
 LIBRARY = HERE / "onnxruntime-web"
@@ -56,12 +60,16 @@ def write_network(name: str, site: Path) -> None:
     net = rcnet.load(name)
     if net.about.task != "denoise":
         raise SystemExit(f"{name} does not denoise")
+    if is_untold(net):
+        raise SystemExit(f"{name} has no judge of noise, and the page asks nobody: rcnet judge trains one")
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "network.onnx"
         onnx.save(onnx.load(export(net, whole)), whole, save_as_external_data=True, location="kernels.bin", size_threshold=2048)
         shutil.copy(Path(folder) / "kernels.bin", site)
         for setting in net.settings:
             (site / f"{setting.name}.onnx").write_bytes(cut(whole, setting.name))
+        if net.judge is not None:
+            (site / "judge.onnx").write_bytes(cut(whole, LEVELS))
     settings = [
         {
             "name": str(setting),
@@ -71,7 +79,8 @@ def write_network(name: str, site: Path) -> None:
         }
         for setting in net.settings
     ]
-    about = {"name": name, "channels": net.about.channels, "level": net.about.takes_level, "sub": net.about.sub}
+    about = {"name": name, "channels": net.about.channels, "levels": net.about.levels, "multiple": net.about.multiple}
+    about |= {"grid": grid(net.about), "smoothing": SMOOTH, "look": LOOK}
     (site / "model.json").write_text(json.dumps({**about, "settings": settings}, indent=1) + "\n")
 
 

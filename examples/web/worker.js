@@ -9,15 +9,16 @@ const network = import("./denoise.js").then(
   (error) => postMessage({ error: error.message }),
 );
 
-async function answer({ id, place, level }) {
+async function answer({ id, place, level, strength }) {
   const module = await network;
   if (!module || id !== asked) return;
   try {
-    await module.denoise(image.planes, image.width, image.height, place, level, async (tile, ms, done, of) => {
+    const each = async (tile, ms, done, of) => {
       postMessage({ id, tile, ms, done, of }, [tile.data.buffer]);
       await others();
       return id === asked;
-    });
+    };
+    await module.denoise(image.planes, image.width, image.height, place, level, each, strength);
   } catch (error) {
     postMessage({ id, error: error.message });
   }

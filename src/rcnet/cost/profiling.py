@@ -11,6 +11,7 @@ from rcnet.cell import RecurrentNet, unroll
 from rcnet.cost.budget import latencies
 from rcnet.cost.counting import macs, parameters
 from rcnet.cost.memory import peak_memory
+from rcnet.models.judge import without_judge
 
 
 def profile(
@@ -21,7 +22,8 @@ def profile(
     each: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
     """A row for each setting: `steps`, `macs`, `parameters` (that the call touches), `memory` (bytes, of a fp32 call's tensors),
-    `ms` and `p95` (milliseconds of a warm call, median and 95th percentile; see `latencies`).
+    `ms` and `p95` (milliseconds of a warm call, median and 95th percentile; see `latencies`). Without
+    a denoiser's judge, which looks once at a picture (`judge_macs`).
     """
     counted = {n: macs(model, n, size, batch) for n in model.settings}
     times = latencies(model, size, batch, precision, each)
@@ -31,7 +33,7 @@ def profile(
             "steps": n.to_json(),
             "macs": counted[n],
             "parameters": parameters(unroll(model, n)),
-            "memory": peak_memory(partial(ready(model, n), x)),
+            "memory": peak_memory(partial(ready(without_judge(model), n), x)),
             **times[n],
         }
         for n in model.settings

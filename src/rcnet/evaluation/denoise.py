@@ -15,6 +15,7 @@ from rcnet.data.images import to_tensor
 from rcnet.data.noise import protocol_noise
 from rcnet.errors import InputError
 from rcnet.models.denoise import filling
+from rcnet.models.judge import check_told
 from rcnet.setting import Steps
 
 
@@ -112,10 +113,12 @@ def denoising_results(
 ) -> list[dict[str, Any]]:
     """One row a step count: `steps`, `psnr` in dB and `ssim`, as `denoising_scores` measures them.
 
-    A network that takes the noise level is told it, unless `blind`. `each` is called after each image at each step count.
+    A network that takes the noise level is told it, as that of white noise, unless `blind`: then its judge says it, if it has
+    one. `each` is called after each image at each step count.
 
     Raises:
-        InputError: steps that the model does not support, or an image of less than 11 pixels a side.
+        InputError: steps that the model does not support, an image of less than 11 pixels a side, or `blind` for a network that
+            takes both levels and has no judge.
     """
     check_sizes(images)
     told = sigma if model.about.takes_level and not blind else None
@@ -142,7 +145,7 @@ def pair_results(
     """As `denoising_results`, of pairs of a noisy and a clean image, uint8 [H, W, C]; the first row, of 0 steps, is of the noisy.
 
     Args:
-        sigma: what a network that takes the noise level is told; None: nothing.
+        sigma: what a network that takes the noise level is told, of white noise; None: nothing, or what its judge says.
 
     Raises:
         InputError: unsupported steps, or a pair of different sizes or of less than 11 pixels a side.
@@ -169,6 +172,7 @@ def _rows(
     scores: Callable[[Callable[[Tensor], Tensor]], tuple[float, float]],
 ) -> list[dict[str, Any]]:
     """A row a step count, of what `scores` says of the network called at it."""
+    check_told(model, sigma)
     told = {} if sigma is None else {"sigma": sigma}
     rows = []
     for n in map(model.per_cell, steps):

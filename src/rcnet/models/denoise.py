@@ -102,7 +102,7 @@ class Denoiser(RecurrentNet):
         Raises:
             InputError: unsupported steps; a sigma for a network that takes none, or one of another shape.
         """
-        if isinstance(sigma, fx.Proxy):
+        if isinstance(sigma, fx.Proxy) and not self.about.takes_level:
             sigma = None
         if sigma is not None and not self.about.takes_level:
             raise InputError("these weights take no noise level: leave sigma out, or take weights that do, e.g. r3_fast.photo")

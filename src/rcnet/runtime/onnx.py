@@ -11,9 +11,10 @@ import numpy as np
 from rcnet.about import About
 from rcnet.errors import InputError
 from rcnet.runtime import graph
+from rcnet.runtime.levels import LEVELS
 from rcnet.setting import Setting
 
-KEY, LEVELS = "rcnet", "levels"  # the metadata property, holding JSON; the output of a file's judge
+KEY = "rcnet"  # the metadata property, holding JSON
 
 
 class OnnxSession:
