@@ -65,8 +65,8 @@ def denoise(
         each: called after each tile, for a progress bar; see `count_tiles`.
 
     Raises:
-        InputError: a network that gives no images, unsupported steps, a tile too small, an unknown precision, images of another type, shape,
-            range or number of channels, or a sigma for weights that take none.
+        InputError: a network that gives no images, unsupported steps, a tile too small, an unknown precision, images of another
+            type, shape, range or number of channels, or a sigma for weights that take none.
     """
     if images.ndim != 4 or not (images.is_floating_point() if isinstance(images, Tensor) else images.dtype.kind == "f"):
         raise InputError(f"images are float [B, C, H, W] in [0, 1], not {images.dtype} {list(images.shape)}")

@@ -42,7 +42,7 @@ class Served(NamedTuple):
         return tuple(self.macs)
 
     def planes(self, work: "Work") -> int:
-        """How many images of the network one image is: a gray one that gives images takes the channels of a picture one by one."""
+        """How many images of the network one image is: a gray one that gives images takes channels one by one."""
         return work.pixels.shape[2] if self.gives == "image" and self.channels == 1 else 1
 
     def dials(self, least: str | None = None) -> Dials:

@@ -28,7 +28,7 @@ def task_of(model: Mapping[str, Any]) -> Kind:
 
 
 def gives(task: str) -> Gives:
-    """What a network of a task gives for a file, as `Kind.gives` has it; the empty string for a task that is not here."""
+    """What a network of a task makes of a file, as `Kind.gives` has it; the empty string for a task that is not here."""
     return TASKS[task].gives if task in TASKS else ""
 
 

@@ -123,8 +123,8 @@ class Kind:
         measuring: called with a network, data, and by name the options that its signature has; what it is measured on.
         calibration: called with a network and a folder: batches of what it will see, float32 [B, C, H, W], that int8 takes its
             ranges from.
-        gives: what a network gives for a file: `image`, one of the size of that file, so that it runs in tiles; `classes`, a score
-            for each; by it rcnet runs and serves the network. Empty: something else, which is only trained and measured.
+        gives: what a network makes of a file, by which it is run and served: an `image` of the same size, in tiles, or a score
+            for each of its `classes`. Empty: something else, which is only trained and measured.
         int8_outputs: whether it loses next to nothing where convolutions also give 8 bits.
         pipeline: the Hugging Face hub's name of the task.
         use: a call, for a card; `{steps}` stands for the argument.
