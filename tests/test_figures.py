@@ -111,7 +111,7 @@ def test_denoised_shows_every_step_and_its_psnr(monkeypatch):
 def test_denoised_is_for_denoisers():
     picture = denoised_by_steps(load(FAST), [read_image(PHOTO, 1)], 25.0)
     assert picture.width > 900
-    with pytest.raises(InputError, match="does not denoise"):
+    with pytest.raises(InputError, match="gives no images"):
         denoised({"R2": (create_model("r2", width=0.125), 4)}, [read_image(PHOTO, 1)], 25.0)
 
 
@@ -177,7 +177,7 @@ def test_rcnet_figures_fits_images_to_a_classifier(classifier, tmp_path):
         (("bn-steps", GRAY), {"image": [PHOTO]}, "shows the network alone"),
         (("features", GRAY), {"sigma": 25.0}, "--sigma is for denoised"),
         (("denoised", FAST), {"sigma": -1.0}, "sigma"),
-        (("denoised", "r2.safetensors"), {}, "does not denoise"),
+        (("denoised", "r2.safetensors"), {}, "gives no images"),
         (("bn-upstream", "r2.safetensors"), {}, "norm mode double"),
     ],
 )

@@ -507,9 +507,9 @@ def test_a_worker_that_cannot_be_started_is_tried_until_it_can(loop, tmp_path, m
 
 
 def test_a_gray_network_computes_each_channel_of_a_colour_picture(loop):
-    about = Served("gray", "denoise", {ONE: 10.0}, "", {}, {}, 1, 1, True, 0, (), "fp32")
+    about = Served("gray", "denoise", "image", {ONE: 10.0}, "", {}, {}, 1, 1, True, 0, (), "fp32")
     assert about.planes(Work(cat())) == 3
-    assert about._replace(channels=3).planes(Work(cat())) == about._replace(task="classify").planes(Work(cat())) == 1
+    assert about._replace(channels=3).planes(Work(cat())) == about._replace(gives="classes").planes(Work(cat())) == 1
 
 
 def test_an_idle_worker_takes_the_requests_of_one_that_dies(loop):

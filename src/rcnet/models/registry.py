@@ -49,7 +49,7 @@ def register(
     first; the command line imports the modules that the environment names in `RCNET_MODULES`, e.g. `RCNET_MODULES=my.networks`.
 
     Args:
-        task: `classify`, `denoise` or one of your own.
+        task: what it is made for, a name of `tasks.TASKS`, or one of your own.
         steps: the step counts that the network is usually run at, its option `steps`.
         adjustable: one network can have all of them.
         replace: take the place of a function of that name, e.g. in a notebook.
@@ -76,9 +76,9 @@ def _same_code(known: Build, build: Build) -> bool:
     return len({(code.co_filename, code.co_qualname, code.co_firstlineno) for code in codes}) == 1
 
 
-def register_as(name: str, task: str, build: Build) -> None:
-    """As `register`, under a name with a colon, which no list shows."""
-    _ENTRIES[name] = Entry(name, task, (), build)
+def register_as(name: str, build: Build) -> None:
+    """As `register`, under a name with a colon, which no list shows; what is built says its task."""
+    _ENTRIES[name] = Entry(name, "", (), build)
 
 
 def trusted(name: str) -> bool:
@@ -86,15 +86,19 @@ def trusted(name: str) -> bool:
     return name in _ENTRIES or name.partition(":")[0] in os.environ.get("RCNET_MODULES", "").split(",")
 
 
-def _known() -> dict[str, Entry]:
-    """All entries, those of the modules in `RCNET_MODULES` too."""
+def import_modules() -> None:
+    """Imports the modules in `RCNET_MODULES`, which bring networks, and tasks, of a user's own."""
     for module in filter(None, os.environ.get("RCNET_MODULES", "").split(",")):
         import_named(module)
+
+
+def _known() -> dict[str, Entry]:
+    import_modules()
     return _ENTRIES
 
 
 def list_models(task: str | None = None) -> list[str]:
-    """The names that `create_model` takes, sorted; those of one task (`classify`, `denoise`) if given."""
+    """The names that `create_model` takes, sorted; those of one task if given, e.g. `denoise`."""
     return sorted(name for name, entry in _known().items() if task in (None, entry.task) and ":" not in name)
 
 

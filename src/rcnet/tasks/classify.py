@@ -155,7 +155,7 @@ def whiten(stem: nn.Module, images: Tensor) -> None:
 
 def class_names(model: RecurrentNet) -> list[str]:
     """What the outputs stand for, from the metadata of loaded weights, or `InputError` if this is no trained classifier."""
-    if model.about.task != "classify" or not model.about.classes:
+    if not model.about.classes:
         raise InputError("this network does not classify, or its weights do not name their classes: take a trained classifier")
     return list(model.about.classes)
 
@@ -216,6 +216,7 @@ CLASSIFY = Kind(
     begin,
     measuring,
     calibration,
+    gives="classes",
     int8_outputs=True,
     pipeline="image-classification",
     use="scores = rcnet.classify(model, images{steps})",

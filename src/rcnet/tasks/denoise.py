@@ -278,6 +278,7 @@ DENOISE = Kind(
     begin,
     measuring,
     calibration,
+    gives="image",
     pipeline="image-to-image",
     use="clean = rcnet.denoise(model, images{steps})",
     limit="It does not sharpen, deblur or enlarge, and what it leaves is no evidence of fine detail.",
