@@ -83,6 +83,7 @@ async function prepare() {
   const alt = sigma ? `The picture with added noise of sigma ${sigma}` : "The picture as it came";
   show($("before"), sigma ? await blobOf(state.noisy) : state.file, alt);
   $("after").hidden = $("edge").hidden = $("download").hidden = true;
+  showFacts({});
   later();
 }
 
