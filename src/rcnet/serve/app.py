@@ -95,11 +95,10 @@ def create_app(
         title="rcnet",
         version=__version__,
         description=ABOUT,
-        root_path=root_path,
         docs_url=None,
         redoc_url=None,
     )
-    app.add_middleware(MetricsMiddleware, handler=handler, hosts=hosts)  # type: ignore[arg-type]
+    app.add_middleware(MetricsMiddleware, handler=handler, hosts=hosts, root_path=root_path)  # type: ignore[arg-type]
     _add_handlers(app, handler)
     guarded: dict[str, Any] = {"dependencies": [Depends(authorized), Depends(check_parameters)]}
 
