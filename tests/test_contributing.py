@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
 USES_THEM = """
 import torch, rcnet
-from rcnet.figures.bn_scale import bn_scale
+from PIL import Image
+from rcnet.cli.figures import figures
 from rcnet.models.rms import RMSNorm2d
 from rcnet.training.recipe import read_recipe
 
@@ -27,7 +28,8 @@ net = rcnet.create_model("dw", width=16)
 net(torch.rand(2, 3, 32, 32), steps=2).sum().backward()
 rcnet.save(net, "dw.safetensors")
 assert torch.equal(rcnet.load("dw.safetensors")(torch.ones(1, 3, 8, 8)), net.eval()(torch.ones(1, 3, 8, 8)))
-assert bn_scale(net).size[0] > 500
+figures("bn-scale", "dw.safetensors")
+assert Image.open("bn-scale.png").size[0] > 500
 chosen = read_recipe("cifar_fast", ["model.name=dw", "model.norm=rms", "model.width=8"]).model
 cell = rcnet.create_model(**chosen).cell
 assert len([m for m in cell.modules() if isinstance(m, RMSNorm2d)]) == sum(map(len, cell.norms)) > 1
