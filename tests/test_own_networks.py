@@ -69,7 +69,7 @@ def test_a_network_of_ones_own_goes_everywhere(registered, tmp_path, run):
     model, x = rcnet.create_model("dwnet").eval(), torch.rand(2, 1, 21, 34)
     assert [row["macs"] for row in profile(model, (24, 32))] == [24 * 32 * 8 * (18 + n * (25 + 32)) for n in (1, 2, 3)]
     assert steps_for(model, f"{macs(model, 2, (24, 32))}MAC", (24, 32)) == 2
-    assert steps_for(model, f"{latencies(model, (24, 32))[3, 3]['p95'] + 0.01}ms", (24, 32)) == 3
+    assert steps_for(model, f"{latencies(model, (24, 32))[model.per_cell(3)]['p95'] + 0.01}ms", (24, 32)) == 3
     rcnet.save(model, tmp_path / "dw.safetensors", results=[])
     again = rcnet.load(tmp_path / "dw.safetensors")
     assert again.about == model.about
