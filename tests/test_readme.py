@@ -3,14 +3,16 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import rcnet
 from benchmarks.readme import PICTURES, ROOT, TABLES, insert, picture, version
-from rcnet.models import create_model, registry
-from rcnet.models.judge import Judge, attach_judge
+from rcnet.models import registry
+
+from .conftest import two_levels
 
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 BLOCKS = [
@@ -68,12 +70,16 @@ def test_the_python_of_the_pages_runs(page, code, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     if "fast.onnx" in code:  # the command above it on the page, for fewer steps
         rcnet.export(rcnet.load("r3_fast.bsd-gray-25"), "fast.onnx", steps=[1, 2])
-    names = {"noisy": torch.rand(1, 1, 20, 20), "photo": torch.rand(1, 3, 40, 50), "x": torch.rand(2, 3, 16, 16)}
     if "photo.onnx" in code:
-        judged = create_model("r3_fast", steps=(1, 2), in_chans=3, width=8, noise_level=True, coarse_level=True).eval()
-        attach_judge(judged, Judge(3).eval())
-        rcnet.export(judged, "photo.onnx")
-        names |= {"picture": torch.rand(1, 3, 40, 48).numpy(), "tile": torch.rand(1, 3, 20, 24).numpy()}
+        rcnet.export(two_levels(), "photo.onnx")
+    part = np.random.default_rng(0).random((1, 3, 40, 50), np.float32)
+    names = {
+        "picture": part,
+        "tile": part[..., 8:24],
+        "noisy": torch.rand(1, 1, 20, 20),
+        "photo": torch.rand(1, 3, 40, 50),
+        "x": torch.rand(2, 3, 16, 16),
+    }
     names = {} if page == "README.md" else names  # that runs as it stands
     exec(code, names)
     assert all(torch.isfinite(value).all() for value in names.values() if isinstance(value, torch.Tensor))

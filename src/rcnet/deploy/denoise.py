@@ -19,7 +19,7 @@ from rcnet.deploy.optimize import Optimized
 from rcnet.device import resolve_precision
 from rcnet.errors import InputError
 from rcnet.models.denoise import Sigma, filling
-from rcnet.models.judge import level_map
+from rcnet.models.judge import is_untold, level_map
 from rcnet.models.results import setting_quality
 from rcnet.runtime.denoise import Denoised, Work, denoise_images
 from rcnet.runtime.denoise import denoise_pixels as on_pixels
@@ -219,9 +219,14 @@ def denoise_setting_for(
     how = model.precision if isinstance(model, Optimized) else resolve_precision(precision, device_of(net))
     session, first = isinstance(model, Optimized), net.settings[0]
     what = {"network": fingerprint(net), "tiles": list(largest.values()), "session": session, "precision": how}
+    what |= {"judge": True} if net.judge is not None else {}
+    sigma = 25.0 if is_untold(net) else None  # any level takes the same time
 
     def measure() -> dict[str, float]:
-        calls = {n: partial(denoise, model, torch.rand(1, channels, *largest[n]), n, tile=0, precision=how) for n in net.settings}
+        calls = {
+            n: partial(denoise, model, torch.rand(1, channels, *largest[n]), n, sigma=sigma, tile=0, precision=how)
+            for n in net.settings
+        }
         refuse_at_once(asked, calls[first], times[first], first, where)
         return {str(n): summary(values)["p95"] for n, values in interleaved(calls).items()}
 

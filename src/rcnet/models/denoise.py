@@ -95,9 +95,9 @@ class Denoiser(RecurrentNet):
 
         Args:
             sigma: the noise level in levels of 255, for networks that take one: a number, one value per image [B] or a
-                map [H, W] or [B, 1, H, W]; None: what the network's judge says, where it has one; else, and for negative
-                values: unknown. Networks that also take the level of coarse
-                noise: a map [B, 2, H, W], white and coarse; anything else tells white noise alone.
+                map [H, W] or [B, 1, H, W]; None: what the network's judge says, where it has one; else, in a trace of `torch.fx`
+                and for negative values: unknown. Networks that also take the level of coarse noise: a map [B, 2, H, W], white
+                and coarse; anything else tells white noise alone.
 
         Raises:
             InputError: unsupported steps; a sigma for a network that takes none, or one of another shape.
