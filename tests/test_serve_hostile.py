@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http.client
 import os
 import signal
 import socket
@@ -208,3 +209,13 @@ def test_a_worker_that_hangs_counts_as_down_and_is_replaced(server):
     wait(lambda: server.client.get("/readyz").status_code == 200, STARTING)
     assert server.post("/v1/denoise", encoded(picture())).status_code == 200
     assert metric(server, "rcnet_worker_restarts") == 1
+
+
+def test_a_refusal_is_read_by_a_client_that_still_sends(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    body = bytes(8 << 20)
+    for _ in range(5):
+        line = http.client.HTTPConnection(host, int(port), timeout=30)
+        line.request("POST", "/v1/denoise?nothing=1", body)
+        assert line.getresponse().status == 422
+        line.close()

@@ -20,7 +20,7 @@ from rcnet.errors import InputError
 from rcnet.serve import codec
 from rcnet.serve.decoder import Decoders
 from rcnet.serve.engine import Engine
-from rcnet.serve.handler import Failure, Limits, RequestHandler, as_headers, facts, failure_of
+from rcnet.serve.handler import Failure, Limits, RequestHandler, as_headers, drop_body, facts, failure_of
 from rcnet.serve.load import make_load
 from rcnet.serve.middleware import MetricsMiddleware
 from rcnet.serve.scheduler import Refused
@@ -230,6 +230,8 @@ def _add_handlers(app: FastAPI, handler: RequestHandler) -> None:
         failure = failure_of(error)
         if failure.reason == "busy":
             await handler.hold_back(request.scope["rcnet"])
+        if failure.status != 408:
+            await drop_body(request)
         handler.metrics.rejection(failure.reason)
         return JSONResponse({"detail": str(failure)}, failure.status, failure.headers)
 
