@@ -239,7 +239,8 @@ def _add_handlers(app: FastAPI, handler: RequestHandler) -> None:
         first = error.errors()[0]  # type: ignore[attr-defined]
         return await failed(request, Failure(422, f"{first['loc'][-1]}: {first['msg'][:1].lower()}{first['msg'][1:]}"))
 
-    async def other(_: Request, error: Exception) -> Response:
+    async def other(request: Request, error: Exception) -> Response:
+        await drop_body(request)
         return JSONResponse({"detail": str(error.detail)}, error.status_code, error.headers)  # type: ignore[attr-defined]
 
     for kind in (Failure, Refused, InputError, ClientDisconnect):

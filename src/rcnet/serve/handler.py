@@ -27,7 +27,7 @@ STATUS = {"busy": 429, "large": 413, "late": 503, "down": 503, "failed": 503}
 ENCODERS = 2  # threads: what is encoded was computed here, so that none takes long
 RETRY = 1.0  # seconds that a client that is refused is told to wait, at least
 HOLD, HELD = 0.25, 256  # seconds for which a refusal is held back of a client that did not wait, and how many at once
-LINGER = 0.25  # seconds: most bodies are here with their head
+LINGER = 1.0  # seconds: most bodies are here with their head
 STALLED = 1.0  # seconds after which a body that still arrives gives its place to a new request of the same client
 
 
