@@ -169,7 +169,7 @@ def test_a_form_with_one_file(server):
     [
         ("/v1/denoise?sigmas=3", "sigmas: no such parameter; valid: model, steps, sigma, strength, deadline_ms"),
         ("/v1/denoise?steps=1&steps=2", "steps: given 2 times"),
-        ("/v1/classify?sigma=3", "valid: model, steps, top, deadline_ms"),
+        ("/v1/denoise?top=3", "top: no such parameter; valid: model, steps"),
     ],
 )
 def test_parameters_that_are_not_there_or_doubled(server, path, says):
