@@ -20,7 +20,7 @@ from rcnet.errors import InputError
 from rcnet.serve import codec
 from rcnet.serve.decoder import Decoders
 from rcnet.serve.engine import Engine
-from rcnet.serve.handler import Failure, Limits, RequestHandler, as_headers, facts, failure_of
+from rcnet.serve.handler import Failure, Limits, RequestHandler, as_headers, drop_body, facts, failure_of
 from rcnet.serve.load import make_load
 from rcnet.serve.middleware import MetricsMiddleware
 from rcnet.serve.scheduler import Refused
@@ -230,6 +230,8 @@ def _add_handlers(app: FastAPI, handler: RequestHandler) -> None:
         failure = failure_of(error)
         if failure.reason == "busy":
             await handler.hold_back(request.scope["rcnet"])
+        if failure.status != 408:
+            await drop_body(request)
         handler.metrics.rejection(failure.reason)
         return JSONResponse({"detail": str(failure)}, failure.status, failure.headers)
 
@@ -237,7 +239,8 @@ def _add_handlers(app: FastAPI, handler: RequestHandler) -> None:
         first = error.errors()[0]  # type: ignore[attr-defined]
         return await failed(request, Failure(422, f"{first['loc'][-1]}: {first['msg'][:1].lower()}{first['msg'][1:]}"))
 
-    async def other(_: Request, error: Exception) -> Response:
+    async def other(request: Request, error: Exception) -> Response:
+        await drop_body(request)
         return JSONResponse({"detail": str(error.detail)}, error.status_code, error.headers)  # type: ignore[attr-defined]
 
     for kind in (Failure, Refused, InputError, ClientDisconnect):
