@@ -219,7 +219,7 @@ def _checks() -> list[Claim]:
             Claim(f"Double norms beat n groups where neither has rows for pooling, {DATA[c]}", "a", _pairs(plain, unpooled)),
             Claim(f"Rows for pooling help double norms, {DATA[c]}", "a", _pairs(unpooled, usual)),
         ]
-    none, biased, slow, shared, norm_rate, usual, one = (
+    none, biased, slow, shared, norm_rate, full, one = (
         Key(network, data, int(network[3]))
         for network in ("r2-4-none", "r2-4-biased", "r2-4-biased-slow", "r2-4-shared", "r2-4-shared-slow", "r2-4", "r2-1")
     )
@@ -236,7 +236,7 @@ def _checks() -> list[Claim]:
         Claim("Kernels that are used once are better at the full rate", "b", _pairs(slower, once)),
         Claim("Biases make up for a part of the norms", "c", [[none, biased]]),
         Claim("So they do at a quarter of the rates", "c", [[none, slow]]),
-        Claim("Independent norms beat biases at either rate", "c", [[biased, usual], [slow, usual]]),
+        Claim("Independent norms beat biases at either rate", "c", [[biased, full], [slow, full]]),
         Claim("Shared norms are better at the rate of the rest than at 16 times", "d", [[shared, norm_rate]]),
         Claim("For equal FLOP the aggregated loss is better than more draws", "e", _pairs(long, summed)),
         Claim(

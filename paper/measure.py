@@ -71,7 +71,7 @@ def measure(run: Run, folders: Folders) -> Rows:
             rows = [{"data": test.name, **row} for row in rows]
         else:
             images = bsd_test(run, folders)
-            rows = psnr_rows(model, run, images, lambda steps, psnrs: each.update({f"{steps}": np.float32(psnrs)}))
+            rows = psnr_rows(model, run, images, lambda steps, psnrs: each.update({f"{steps}": np.array(psnrs, np.float32)}))
             own = psnr_rows(model, run, images, own_noise=True)
             rows = [{**row, "psnr_own_noise": other["psnr"]} for row, other in zip(rows, own, strict=True)]
     path = run.outcomes(folders)

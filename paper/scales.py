@@ -124,5 +124,5 @@ def recipe_of(network: str, data: str, seed: int, scale: Scale, cifar: Path) -> 
         own = (f"denoising.sigma={data.removeprefix('bsd')}",)
     recipe = read_recipe(base, [*changes, *NETWORKS[network].recipe, *own, f"seed={seed}"])
     length = NETWORKS[network].length
-    longer = {"epochs": round(recipe.epochs * length, 3), "iterations": round(recipe.iterations * length)}
-    return dataclasses.replace(recipe, model=model_config(network, data, scale), **longer)
+    epochs, iterations = round(recipe.epochs * length, 3), round(recipe.iterations * length)
+    return dataclasses.replace(recipe, model=model_config(network, data, scale), epochs=epochs, iterations=iterations)

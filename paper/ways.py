@@ -15,7 +15,7 @@ from torch import Tensor
 
 from paper.measure import exact, network_at, test_of
 from paper.runs import Folders, Run
-from rcnet.cell import RecurrentCell, RecurrentNet
+from rcnet.cell import RecurrentNet
 from rcnet.data.labelled import read_labelled
 from rcnet.device import best_device
 from rcnet.evaluation.classify import classification_results
@@ -56,8 +56,6 @@ def with_own_statistics(shared: RecurrentNet, config: Any) -> RecurrentNet:
     net = create_model(**{**config, "norm_mode": "independent"})
     net.load_state_dict({k: v for k, v in shared.state_dict().items() if ".norms." not in k}, strict=False)
     for own, other in zip(net.recurrent_cells(), shared.recurrent_cells(), strict=True):
-        assert isinstance(own, RecurrentCell)
-        assert isinstance(other, RecurrentCell)
-        for group in own.norms[0]:  # type: ignore[union-attr]
-            group.load_state_dict(other.norms[0][0].state_dict())  # type: ignore[index]
+        for step in range(own.steps[-1]):
+            own.get_submodule(f"norms.0.{step}").load_state_dict(other.get_submodule("norms.0.0").state_dict())
     return net.to(best_device()).eval()

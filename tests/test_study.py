@@ -172,7 +172,7 @@ def test_what_a_network_gives_for_each_test_image_is_kept(done):
         for row in rows:
             each, labels = kept[row["steps"]]
             assert each.mean() == pytest.approx(row[tables.metric(run.data)], abs=6e-4)
-            assert (len(each), len(labels)) == (50, 50) if run.classifies else (2, 0)
+            assert len(labels) == (len(each) if run.classifies else 0)
         if not run.classifies:
             assert rows[0]["psnr_own_noise"] != rows[0]["psnr"]
             assert rows[0]["psnr_own_noise"] == pytest.approx(rows[0]["psnr"], abs=0.5)
