@@ -16,7 +16,7 @@ from rcnet.data.noise import protocol_noise
 from rcnet.errors import InputError
 from rcnet.models.denoise import filling
 from rcnet.models.judge import check_told
-from rcnet.setting import Steps
+from rcnet.setting import Setting, Steps
 
 
 def psnr(image: Tensor, reference: Tensor) -> float:
@@ -68,14 +68,20 @@ def denoising_scores(
     as_8bit: bool = False,
     device: torch.device | str = "cpu",
     each: Callable[[], object] = lambda: None,
+    own_noise: bool = False,
+    keep: Callable[[list[float]], object] = lambda psnrs: None,
 ) -> tuple[float, float]:
     """PSNR in dB and SSIM, means over images (uint8 [H, W, C]), of whatever denoises float [1, C, H, W].
 
     Args:
         as_8bit: the noisy images are clipped and rounded first, as files are.
         each: called after each image, for a progress bar.
+        own_noise: the noise of each image is drawn from a seed of its own, its number; the protocol draws all from seed 0.
+        keep: is given the PSNR of each image.
     """
-    return pair_scores(network, ((protocol_noise(image, sigma, as_8bit), to_tensor(image)) for image in images), device, each)
+    seeds = range(len(images)) if own_noise else [0] * len(images)
+    noisy = (protocol_noise(image, sigma, as_8bit, seed) for image, seed in zip(images, seeds, strict=True))
+    return pair_scores(network, zip(noisy, map(to_tensor, images), strict=True), device, each, keep)
 
 
 @torch.inference_mode()
@@ -84,10 +90,11 @@ def pair_scores(
     pairs: Iterable[tuple[Tensor, Tensor]],
     device: torch.device | str = "cpu",
     each: Callable[[], object] = lambda: None,
+    keep: Callable[[list[float]], object] = lambda psnrs: None,
 ) -> tuple[float, float]:
     """PSNR in dB and SSIM, means over pairs of noisy and clean images, float [1, C, H, W], of whatever denoises the first.
 
-    `each` is called after each pair.
+    `each` is called after each pair, `keep` with the PSNR of all.
     """
     scores = []
     for noisy, clean in pairs:
@@ -95,6 +102,7 @@ def pair_scores(
         denoised = to_uint8_levels(network(noisy.to(device, memory_format=torch.channels_last)))
         scores.append((psnr(denoised, reference), ssim(denoised, reference)))
         each()
+    keep([db for db, _ in scores])
     mean = np.mean(scores, axis=0)
     return float(mean[0]), float(mean[1])
 
@@ -110,11 +118,14 @@ def denoising_results(
     blind: bool = False,
     precision: str = "fp32",
     each: Callable[[], object] = lambda: None,
+    own_noise: bool = False,
+    keep: Callable[[Any, list[float]], object] = lambda steps, psnrs: None,
 ) -> list[dict[str, Any]]:
     """One row a step count: `steps`, `psnr` in dB and `ssim`, as `denoising_scores` measures them.
 
     A network that takes the noise level is told it, as that of white noise, unless `blind`: then its judge says it, if it has
-    one. `each` is called after each image at each step count.
+    one. `each` is called after each image at each step count, `keep` with the steps of each row, as they stand in it, and the
+    PSNR of each image.
 
     Raises:
         InputError: steps that the model does not support, an image of less than 11 pixels a side, or `blind` for a network that
@@ -128,7 +139,9 @@ def denoising_results(
         steps,
         told,
         precision,
-        lambda call: denoising_scores(call, images, sigma, as_8bit=as_8bit, device=device, each=each),
+        lambda n, call: denoising_scores(
+            call, images, sigma, as_8bit=as_8bit, device=device, each=each, own_noise=own_noise, keep=partial(keep, n.to_json())
+        ),
     )
 
 
@@ -161,7 +174,7 @@ def pair_results(
 
     db, similarity = scores(lambda x: x, lambda: None)
     before = {"steps": 0, "psnr": round(db, 4), "ssim": round(similarity, 5)}
-    return [before, *_rows(model, steps, sigma, precision, scores)]
+    return [before, *_rows(model, steps, sigma, precision, lambda n, call: scores(call))]
 
 
 def _rows(
@@ -169,13 +182,13 @@ def _rows(
     steps: Sequence[Steps],
     sigma: float | None,
     precision: str,
-    scores: Callable[[Callable[[Tensor], Tensor]], tuple[float, float]],
+    scores: Callable[[Setting, Callable[[Tensor], Tensor]], tuple[float, float]],
 ) -> list[dict[str, Any]]:
     """A row a step count, of what `scores` says of the network called at it."""
     check_told(model, sigma)
     told = {} if sigma is None else {"sigma": sigma}
     rows = []
     for n in map(model.per_cell, steps):
-        db, similarity = scores(partial(filling(ready(model, n, precision), model.about.multiple), **told))
+        db, similarity = scores(n, partial(filling(ready(model, n, precision), model.about.multiple), **told))
         rows.append({"steps": n.to_json(), "psnr": round(db, 4), "ssim": round(similarity, 5)})
     return rows

@@ -77,7 +77,8 @@ def begin(config: Classification, setup: Setup) -> Task:
     elif (config.dataset != "folder" and cifar_sets(data)) or (data / "test").is_dir():
         validation = read("test")
     mean, std = statistics(images)
-    crc32 = checksum([images.cpu().numpy().tobytes(), labels.cpu().numpy().tobytes(), "\n".join(everything.classes).encode()])
+    names = [everything.classes[label].encode() for label in labels.tolist()]
+    crc32 = checksum(image.tobytes() + name for image, name in zip(images.cpu().numpy(), names, strict=True))
 
     @lru_cache(maxsize=1)
     def order(epoch: int) -> Tensor:

@@ -179,9 +179,7 @@ def spread(there: int, count: int) -> list[int]:
     return np.linspace(0, there - 1, min(count, there)).round().astype(int).tolist()
 
 
-def checksum(parts: Iterable[bytes]) -> str:
-    """CRC-32 of the bytes, in hexadecimal."""
-    crc32 = 0
-    for part in parts:
-        crc32 = zlib.crc32(part, crc32)
-    return f"{crc32:08x}"
+def checksum(records: Iterable[bytes]) -> str:
+    """CRC-32, in hexadecimal, of the sorted CRC-32 of each record: the same for the same records in any order."""
+    each = sorted(map(zlib.crc32, records))
+    return f"{zlib.crc32(b''.join(value.to_bytes(4) for value in each)):08x}"

@@ -11,8 +11,10 @@ from rcnet.device import hardware
 
 
 def commit() -> str | None:
-    """The commit of the source tree that runs, with -dirty if more than `results/` was changed, or None where this file is in no
-    repository."""
+    """The commit of the source tree that runs, or None where this file is in no repository.
+
+    It ends in -dirty if a file outside `results/` was changed, or `src/` or `paper/` has a file that no commit holds.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -21,7 +23,8 @@ def commit() -> str | None:
     try:
         git("ls-files", "--error-unmatch", __file__)
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)results")
-        return git("describe", "--always", "--exclude", "*") + "-dirty" * bool(changed)
+        new = git("status", "--porcelain", "--untracked-files=all", "--", ":/src", ":/paper")
+        return git("describe", "--always", "--exclude", "*") + "-dirty" * bool(changed or new)
     except (OSError, subprocess.CalledProcessError):
         return None
 
