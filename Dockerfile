@@ -1,5 +1,7 @@
-# docker build -t rcnet . && docker run --rm -p 127.0.0.1:8000:8000 rcnet
-FROM python:3.11-slim
+# docker build -t rcnet . && docker run --rm -p 127.0.0.1:8000:8000 -e RCNET_TOKEN rcnet
+# For builds that can be repeated, name the image by its digest: --build-arg BASE=python:3.11-slim@sha256:...
+ARG BASE=python:3.11-slim
+FROM ${BASE}
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./

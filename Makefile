@@ -6,7 +6,7 @@ endif
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fast mutants interop lint docs dist clean
+.PHONY: demo test fast mutants weights interop lint docs dist clean
 
 demo: $(VENV)/installed
 	$(BIN)/rcnet denoise --demo
@@ -19,6 +19,9 @@ fast: $(VENV)/installed # a minute of tests, without those that conftest.py call
 
 mutants: $(VENV)/installed # which small changes of the code no test notices; hours
 	$(BIN)/python tools/mutants.py $(MODULES)
+
+weights: $(VENV)/installed # all parts of the training of bundled weights: make weights NAME=r3.bsd-gray-25 DATA=data/bsd
+	$(BIN)/python tools/weights.py $(NAME) --data $(DATA)
 
 interop: # the examples with other libraries, in an environment of their own
 	$(PYTHON) -m venv .venv-interop

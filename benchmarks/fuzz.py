@@ -3,9 +3,10 @@
     pip install 'rcnet[serve]'
     python -m benchmarks.fuzz [--requests 10000] [--seed 0]
 
-Starts `rcnet serve` on loopback and sends it requests of a seeded generator, eight at a time. It fails if any answer is a 5xx
-other than 503, if a request that was sent whole gets no answer, if the memory of the server and its worker (Linux: proportional
-set size) grows by more than a twentieth after the first thousand, or if the server does not denoise an image at the end.
+Starts `rcnet serve` on loopback and sends it requests of a seeded generator, eight at a time, and honest ones beside them. It
+fails if any answer is a 5xx, if a request that was sent whole gets no answer or one later than the objective and a second, if an
+honest request is not answered within the objective, if the memory of the server and its processes (Linux: proportional set size)
+grows by more than a twentieth after the first thousand, or if the server does not denoise an image at the end.
 """
 
 import asyncio
@@ -16,6 +17,8 @@ import os
 import random
 import subprocess
 import sys
+import time
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,12 +27,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks import hostile
 from benchmarks.page import options
 
-SERVER = ("r3_fast.photo", "r2.cifar10", "--slo", "3s", "--max-pixels", "4096", "--max-mb", "1", "--patience", "0.3")
-AT_ONCE, PATIENCE = 8, 60.0  # clients; seconds in which an answer has to come
+SERVER = ("r3_fast.photo", "r2.cifar10", "--max-pixels", "40000", "--max-mb", "1", "--patience", "2")
+OBJECTIVE, MORE = 3.0, 1.0  # seconds of the server, and more after which an answer is late
+AT_ONCE, PATIENCE = 8, 60.0  # clients; seconds after which an answer is given up
+HONEST = 0.5  # seconds between two honest requests
 WARM, GROWTH = 1000, 1.05  # requests before memory is compared; times more that it may be at the end
-SIDES = (1, 2, 7, 16, 33, 48)  # few: the runtime keeps what it prepared for each size of an image
+SIDES = (1, 2, 7, 33, 48, 1000, 4096)  # few: the runtime keeps what it prepared for each size of an image
 FORMATS = ("PNG", "JPEG", "WebP", "npy")
 WORDS = (
     "",
@@ -64,17 +70,20 @@ class Shot:
 
 @dataclass
 class Report:
-    """What was seen: statuses by kind of request, what was wrong, bytes of server and worker by number of requests."""
+    """What was seen: statuses by kind of request, what was wrong, bytes of the server's processes by number of requests, seconds
+    of the honest requests."""
 
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     memory: dict[int, list[int]] = field(default_factory=dict)
+    honest: list[float] = field(default_factory=list)
 
 
 def picture(rng: random.Random, kind: str) -> bytes:
-    """A small image of noise in this format."""
+    """A small image of noise in this format, or a large one that is black."""
     shape = (rng.choice(SIDES), rng.choice(SIDES), *rng.choice(((), (1,), (3,), (3,))))
-    array = np.random.default_rng(rng.randrange(1 << 30)).integers(0, 256, shape, np.uint8)
+    few = shape[0] * shape[1] <= 40_000
+    array = np.random.default_rng(rng.randrange(1 << 30)).integers(0, 256 if few else 1, shape, np.uint8)
     stream = io.BytesIO()
     if kind == "npy":
         np.save(stream, array)
@@ -102,6 +111,18 @@ def damaged(rng: random.Random, data: bytes) -> bytes:
     return bytes(kept)
 
 
+def repaired(data: bytes) -> bytes:
+    """A PNG whose chunks have the checksums of what they hold, so that a decoder looks at that; other bytes as they are."""
+    kept, at = bytearray(data), 8
+    while data.startswith(b"\x89PNG") and at + 12 <= len(kept):
+        end = at + 8 + int.from_bytes(kept[at : at + 4])
+        if end + 4 > len(kept):
+            break
+        kept[end : end + 4] = zlib.crc32(kept[at + 4 : end]).to_bytes(4)
+        at = end + 4
+    return bytes(kept)
+
+
 def query(rng: random.Random) -> str:
     pairs = (f"{rng.choice(NAMES)}={rng.choice(WORDS)}" for _ in range(rng.randrange(4)))
     return "?" + rng.choice(("&", "&", ";")).join(pairs)
@@ -120,7 +141,21 @@ def path_of(rng: random.Random) -> str:
 
 
 def image_shot(rng: random.Random) -> Shot:
-    return Shot("damaged image", (post(path_of(rng), damaged(rng, picture(rng, rng.choice(FORMATS)))),))
+    data = damaged(rng, picture(rng, rng.choice(FORMATS)))
+    return Shot("damaged image", (post(path_of(rng), repaired(data) if rng.random() < 0.5 else data),))
+
+
+def slow_file_shot(rng: random.Random) -> Shot:
+    data = rng.choice(
+        (
+            lambda: hostile.jpeg_of_scans(8, 8, rng.choice((99, 101, 40_000))),
+            lambda: hostile.jpeg_of_scans(200, 200, 99, refining=True)[: rng.choice((-2, None))],
+            lambda: hostile.png_of_texts(rng.choice((900, 40_000))),
+            lambda: hostile.png_of_bombs(rng.choice((60, 900))),
+            lambda: hostile.png(4096, rng.choice((8, 4096)), pieces=rng.choice((1, 1000))),
+        )
+    )()
+    return Shot("slow file", (post(path_of(rng), data),))
 
 
 def noise_shot(rng: random.Random) -> Shot:
@@ -158,7 +193,7 @@ def http_shot(rng: random.Random) -> Shot:
 def slow_shot(rng: random.Random) -> Shot:
     data = post(path_of(rng), picture(rng, "PNG"))
     cut = rng.randrange(1, len(data))
-    return Shot("slow client", (data[:cut], data[cut:]), rng.choice((0.05, 0.6)), valid=False)
+    return Shot("slow client", (data[:cut], data[cut:]), rng.choice((0.05, 3.0)), valid=False)
 
 
 def leaving_shot(rng: random.Random) -> Shot:
@@ -167,7 +202,8 @@ def leaving_shot(rng: random.Random) -> Shot:
 
 
 SHOTS: tuple[tuple[Callable[[random.Random], Shot], float], ...] = (
-    (image_shot, 0.45),
+    (image_shot, 0.4),
+    (slow_file_shot, 0.05),
     (noise_shot, 0.1),
     (query_shot, 0.2),
     (valid_shot, 0.05),
@@ -197,8 +233,8 @@ async def send(host: str, port: int, shot: Shot) -> int:
         writer.close()
 
 
-async def fuzz(url: str, pid: int, requests: int, seed: int = 0) -> Report:
-    """Sends so many requests to the server at a URL, whose process is `pid`."""
+async def fuzz(url: str, pid: int, requests: int, seed: int = 0, objective: float = OBJECTIVE) -> Report:
+    """Sends so many requests to the server at a URL, whose process is `pid`, and honest ones beside them."""
     rng, report = random.Random(seed), Report()
     host, port = url.removeprefix("http://").split(":")
     makers, weights = zip(*SHOTS, strict=True)
@@ -207,6 +243,7 @@ async def fuzz(url: str, pid: int, requests: int, seed: int = 0) -> Report:
     async def client() -> None:
         for place in left:
             shot = rng.choices(makers, weights)[0](rng)
+            started = time.perf_counter()
             try:
                 status = await send(host, int(port), shot)
             except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
@@ -214,12 +251,31 @@ async def fuzz(url: str, pid: int, requests: int, seed: int = 0) -> Report:
                 if shot.valid:
                     report.wrong.append(f"request {place}, {shot.kind}: {type(error).__name__} {error}")
             report.statuses[shot.kind, status] += 1
-            if (status >= 500 and status != 503) or (status == 0 and shot.valid and shot.waits):
+            seconds = time.perf_counter() - started
+            if shot.valid and seconds > objective + MORE:
+                report.wrong.append(f"request {place}, {shot.kind}: answered {status} after {seconds:.1f} s")
+            if status >= 500 or (status == 0 and shot.valid and shot.waits):
                 report.wrong.append(f"request {place}, {shot.kind}: answered {status}: {shot.parts[0][:300]!r}")
             if place % 250 == 249:
                 report.memory[place + 1] = memory(pid)
 
+    async def honest() -> None:
+        stream = io.BytesIO()
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)).save(stream, "PNG")
+        body = post("/v1/denoise", stream.getvalue())
+        while True:
+            started = time.perf_counter()
+            status = await send(host, int(port), Shot("honest", (body,)))
+            report.honest.append(time.perf_counter() - started)
+            if status != 200 or report.honest[-1] > objective:
+                report.wrong.append(f"an honest request: answered {status} after {report.honest[-1]:.2f} s")
+            await asyncio.sleep(HONEST)
+
+    beside = asyncio.create_task(honest())
     await asyncio.gather(*(client() for _ in range(AT_ONCE)))
+    beside.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await beside
     last = Shot("at the end", (post("/v1/denoise", picture(rng, "PNG")),))
     if await send(host, int(port), last) != 200:
         report.wrong.append("the server does not denoise an image at the end")
@@ -231,11 +287,13 @@ async def fuzz(url: str, pid: int, requests: int, seed: int = 0) -> Report:
 
 def memory(pid: int) -> list[int]:
     """Bytes of a process and of its children; none where there is no /proc."""
+    found = []
     with contextlib.suppress(OSError):
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        texts = [Path(f"/proc/{one}/smaps_rollup").read_text().splitlines() for one in (pid, *children)]
-        return [1024 * int(next(line for line in lines if line.startswith("Pss:")).split()[1]) for lines in texts]
-    return []
+        for one in (pid, *Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+            with contextlib.suppress(OSError, StopIteration):  # a decoder may have been ended meanwhile
+                lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
+                found.append(1024 * int(next(line for line in lines if line.startswith("Pss:")).split()[1]))
+    return found
 
 
 def main() -> None:
@@ -243,7 +301,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    command = [sys.executable, "-m", "rcnet", "serve", *SERVER, "--threads", "1", "--port", "0"]
+    command = [sys.executable, "-m", "rcnet", "serve", *SERVER, "--slo", f"{OBJECTIVE:g}s", "--threads", "1", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
         assert process.stdout
         url = process.stdout.readline().split()[-1]
@@ -257,7 +315,11 @@ def main() -> None:
     for kind in sorted({kind for kind, _ in report.statuses}):
         found = {status or "none": count for (of, status), count in sorted(report.statuses.items()) if of == kind}
         print(f"{kind}: {json.dumps(found)}")
-    print("MiB of server and worker:", {n: [size >> 20 for size in sizes] for n, sizes in sorted(report.memory.items())})
+    times = sorted(report.honest)
+    print(f"honest: {len(times)} requests, median {times[len(times) // 2]:.3f} s, longest {times[-1]:.3f} s")
+    print(
+        "MiB of server, worker and decoders:", {n: [size >> 20 for size in sizes] for n, sizes in sorted(report.memory.items())}
+    )
     print("\n".join(report.wrong[:20]) or "nothing was wrong")
     sys.exit(bool(report.wrong))
 

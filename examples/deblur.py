@@ -1,7 +1,7 @@
 """Deblurring with a denoiser that has never seen blur: plug-and-play half quadratic splitting, after Zhang et al. 2021 (DPIR).
 
 A photograph is blurred by a motion or by a Gaussian, noise of sigma 2 is added, and the picture is restored by turns: one step
-solves for the data, in the Fourier domain, the other calls r3_fast.color, told of a noise level that falls from call to call.
+solves for the data, in the Fourier domain, the other calls r3_fast.color with a noise level that falls from call to call.
 `Plugged` follows deepinv's convention, `denoiser(x, sigma)` with sigma in [0, 1], and goes into its algorithms as it is:
 `deepinv.optim.DPIR(sigma=2 / 255, denoiser=Plugged(model))(y, physics)`.
 
@@ -23,7 +23,7 @@ NOISE = 2 / 255
 
 
 class Plugged(nn.Module):
-    """`denoiser(x, sigma)`: x float [B, 3, H, W] in [0, 1], sigma in [0, 1], a number or one an image [B]."""
+    """`denoiser(x, sigma)`: x float [B, 3, H, W] in [0, 1]; sigma, of white noise, in [0, 1], one number or one per image [B]."""
 
     def __init__(self, model: rcnet.RecurrentNet, steps: int | None = None) -> None:
         super().__init__()
@@ -40,14 +40,14 @@ def gaussian(sigma: float = 1.6, side: int = 25) -> Tensor:
 
 
 def motion(length: int = 17, slope: float = 0.5) -> Tensor:
-    """A straight movement, [length, length]."""
+    """Motion along a straight line, [length, length]."""
     kernel, along = torch.zeros(length, length), torch.arange(length)
     kernel[(length // 2 + slope * (along - length // 2)).round().long(), along] = 1 / length
     return kernel
 
 
 def spectrum(kernel: Tensor, size: tuple[int, int]) -> Tensor:
-    """The kernel's Fourier transform for images of that size, whose borders meet."""
+    """The kernel's Fourier transform for images of that size, which repeat at their borders."""
     padded = torch.zeros(size)
     padded[: kernel.shape[0], : kernel.shape[1]] = kernel
     return torch.fft.rfft2(padded.roll([-(side // 2) for side in kernel.shape], (0, 1)))

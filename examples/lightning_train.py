@@ -57,6 +57,6 @@ if __name__ == "__main__":
     trainer.fit(Training(model), batches(images))
     recalibrate(
         model, [noisy for noisy, _ in itertools.islice(batches(images), 8)]
-    )  # each step's norms saw but their own batches
+    )  # the norms of each step saw only the batches of that step
     report(model, images[0])
     rcnet.save(model, "lightning.safetensors", preprocessing={"noise": {"sigma": SIGMA}})

@@ -2,12 +2,13 @@
 
     python examples/metrics.py photos/ [r3_fast.color]
 
-Metrics accumulate over images of one size each: means over images, as published figures are. Of the 8-bit result and without
-clipping the noise, as `rcnet eval` measures; SSIM's borders differ, so that its third digit does.
+The metrics are means over images, as published figures are, so images may differ in size. As in `rcnet eval`, the result is
+rounded to 8 bits and the noise is not clipped. SSIM treats borders differently there, so its third digit differs.
 """
 
 import sys
 
+import torch
 from torchmetrics import MetricCollection
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
@@ -32,6 +33,8 @@ def metrics() -> MetricCollection:
 def main(folder: str, weights: str = "r3_fast.color") -> None:
     model = rcnet.load(weights)
     told = {"sigma": SIGMA} if model.about.takes_level else {}
+    if model.about.levels == 2:
+        told["sigma"] = torch.tensor([SIGMA, 0.0]).view(1, 2, 1, 1)  # white noise and no coarse noise
     images = read_folder(folder, model.about.channels)
     for steps in ("noisy", *model.choices):
         measured = metrics()

@@ -3,7 +3,7 @@
     python examples/own_network.py photos/ runs/own [ITERATIONS]
 
 Trains gray images with noise of sigma 25 at 1, 2 and 3 steps, loads what was written, and prints the PSNR of the first image and
-the cost of each step. 300 iterations, some seconds, show that it works; for figures worth having give it hours.
+the cost of each step. 300 iterations take some seconds and show that it works; good results take hours.
 """
 
 import sys
@@ -43,13 +43,13 @@ class Residual(rcnet.RecurrentNet):
 
 @rcnet.register("denoise", steps=(1, 2, 3))
 def depthwise(steps: tuple[int, ...] = (1, 2, 3), width: int = 32) -> rcnet.RecurrentNet:
-    """Known from here on to create_model, train, save, load, export; to the command line by RCNET_MODULES=own_network."""
+    """From here on create_model, train, save, load and export know it; the command line does with RCNET_MODULES=own_network."""
     net = Residual(
         stem=nn.Conv2d(1, width, 3, padding=1),
         cell=rcnet.RecurrentCell(Depthwise(width), lambda: [nn.GroupNorm(4, width)], steps),
         head=nn.Conv2d(width, 1, 3, padding=1),
     )
-    net.about = rcnet.About(channels=1)  # no reach: GroupNorm sees the whole image, so that tiles would differ from it
+    net.about = rcnet.About(channels=1)  # no reach: GroupNorm sees the whole image, so tiles would give another result
     return net
 
 

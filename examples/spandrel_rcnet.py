@@ -1,6 +1,6 @@
 """rcnet's denoisers in spandrel, by which chaiNNer and ComfyUI load models: after `register()` its ModelLoader knows our files.
 
-spandrel sees names and shapes of tensors alone, so the architecture (r3 or r3_fast) is read from those. The dial is set once:
+spandrel sees only names and shapes of tensors, so the architecture (r3 or r3_fast) is read from those. The steps are set once:
 
     import spandrel_rcnet, spandrel
     spandrel_rcnet.register(steps=1)
@@ -18,22 +18,24 @@ import torch
 
 import rcnet
 from rcnet.models import bundled
+from rcnet.models.judge import Judge, attach_judge
 
 
 def architecture(state: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The name and options that `rcnet.create_model` takes, by the tensors of r3 or r3_fast."""
-    rows = sorted({int(row) for row in re.findall(r"cell2\.norms\.(\d+)\.", " ".join(state))} - {0})  # one for each step count
+    rows = sorted({int(row) for row in re.findall(r"cell2\.norms\.(\d+)\.", " ".join(state))} - {0})  # one per step count
     columns = {int(step) for step in re.findall(r"cell1\.norms\.0\.(\d+)\.", " ".join(state))}
     (width, planes), head = state["stem.weight"].shape[:2], state["head.weight"].shape[0]
     options = {"steps": rows or len(columns), "in_chans": head}
-    if head in (1, 3):  # r3_fast has four planes for each channel
+    if head in (1, 3):  # r3_fast has four planes per channel
         return "r3", options
     convs = len([name for name in state if name.startswith("cell1.body.convs.")])
-    return "r3_fast", options | {"in_chans": head // 4, "width": width, "convs": convs, "noise_level": planes > head}
+    levels = {"noise_level": planes > head, "coarse_level": planes > head + 4}
+    return "r3_fast", options | {"in_chans": head // 4, "width": width, "convs": convs, **levels}
 
 
 class Rcnet(spandrel.Architecture[rcnet.RecurrentNet]):
-    """Any r3 or r3_fast, at `steps` of those that it has; the most unless given."""
+    """Any r3 or r3_fast, at `steps`, one of its step counts; the largest unless given."""
 
     def __init__(self, steps: int | None = None) -> None:
         parts = {"stem.weight", "cell1.norms.0.0.0.weight", "cell3.body.convs.0.weight", "head.bias"}
@@ -43,8 +45,13 @@ class Rcnet(spandrel.Architecture[rcnet.RecurrentNet]):
     def load(self, state_dict: dict[str, Any]) -> spandrel.ImageModelDescriptor[rcnet.RecurrentNet]:
         name, options = architecture(state_dict)
         model = rcnet.create_model(name, **options)
+        judge = {key.removeprefix("judge."): tensor for key, tensor in state_dict.items() if key.startswith("judge.")}
+        if judge:  # of the noise, for who is asked for no level
+            attach_judge(model, Judge(options["in_chans"], width=len(judge["fine.0.bias"])).eval())
+            model.judge.load_state_dict(judge)
+        network = {key: tensor for key, tensor in state_dict.items() if not key.startswith("judge.")}
         return spandrel.ImageModelDescriptor(
-            model, state_dict, architecture=self, purpose="Restoration", tags=[name, f"steps {model.choices}"],
+            model, network, architecture=self, purpose="Restoration", tags=[name, f"steps {model.choices}"],
             supports_half=False, supports_bfloat16=True, scale=1,
             input_channels=model.about.channels, output_channels=model.about.channels,
             call_fn=lambda net, image: net(image, self.steps),

@@ -1,12 +1,16 @@
 """What is measured of a run, always in fp32: its test images at the end, and a denoiser's along the way.
 
+What a network gives for each test image is kept beside the result, in a .npz: `labels` of CIFAR and, for each step count, the
+class that it gives (a byte per image), or its PSNR in dB (a float32 per image). Two networks are compared by these.
+
 Table 3 marks with '-' what is "not convergent on test set", which a finite loss does not exclude: only the record along the run
 tells.
 """
 
 import json
 import threading
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -20,13 +24,15 @@ from paper.runs import Folders, Run
 from paper.scales import find_scale
 from rcnet.cell import RecurrentNet
 from rcnet.data.images import read_folder
-from rcnet.data.labelled import read_labelled
+from rcnet.data.labelled import Labelled, read_labelled
 from rcnet.device import best_device
+from rcnet.errors import InputError
 from rcnet.evaluation.classify import classification_results
 from rcnet.evaluation.denoise import denoising_results
 from rcnet.figures.side_by_side import centre
 from rcnet.models.files import load
 from rcnet.models.registry import create_model
+from rcnet.replacing import replacing
 from rcnet.training.checkpoint import cut_log
 
 MARKS = 12  # measurements along a run, at least this part of it apart
@@ -47,20 +53,70 @@ def exact() -> Iterator[None]:
 
 
 def measure(run: Run, folders: Folders) -> Rows:
-    """A row a step count: the error on the test images of CIFAR, or PSNR and SSIM by the protocol of BSD68, in fp32."""
+    """A row a step count: the error on the test images of CIFAR, or PSNR and SSIM by the protocol of BSD68, in fp32.
+
+    Writes what the network gives for each image.
+    """
     model = load(run.weights(folders)).to(best_device())
+    each: dict[str, np.ndarray] = {}
     with exact():
-        if not run.classifies:
-            return psnr_rows(model, run, bsd_test(run, folders))
-        config = run.recipe(folders).classification
-        test = read_labelled(folders.cifar, "test", config.dataset, config.size or None)
-        rows = classification_results(model, test.images, test.labels, model.steps)
-    return [{"data": test.name, **row} for row in rows]
+        if run.classifies:
+            test = test_of(run, folders)
+            each["labels"] = test.labels.numpy().astype(np.uint8)
+
+            def keep(steps: Any, given: Any) -> None:
+                each[f"{steps}"] = given.numpy().astype(np.uint8)
+
+            rows = classification_results(model, test.images, test.labels, model.steps, keep=keep)
+            rows = [{"data": test.name, **row} for row in rows]
+        else:
+            images = bsd_test(run, folders)
+            rows = psnr_rows(model, run, images, lambda steps, psnrs: each.update({f"{steps}": np.array(psnrs, np.float32)}))
+            own = psnr_rows(model, run, images, own_noise=True)
+            rows = [{**row, "psnr_own_noise": other["psnr"]} for row, other in zip(rows, own, strict=True)]
+    path = run.outcomes(folders)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **each)  # type: ignore[arg-type]
+    return rows
 
 
-def psnr_rows(model: RecurrentNet, run: Run, images: list[np.ndarray]) -> Rows:
+def read_outcomes(run: Run, folders: Folders) -> dict[int, tuple[np.ndarray, bytes]]:
+    """Steps -> of each test image, 100 where it is wrong and else 0, or PSNR in dB, and the labels; {} where none were kept.
+
+    Raises:
+        InputError: the file is not one of a run.
+    """
+    path = run.outcomes(folders)
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            each = {name: file[name] for name in file.files}
+        labels = each.pop("labels", None)
+        if labels is None:
+            return {int(name): (psnrs, b"") for name, psnrs in each.items()}
+        return {int(name): (100.0 * (given != labels), labels.tobytes()) for name, given in each.items()}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is not what a run gives for each test image: delete it") from error
+
+
+def test_of(run: Run, folders: Folders) -> Labelled:
+    """The test images of a classifier."""
+    config = run.recipe(folders).classification
+    return read_labelled(folders.cifar, "test", config.dataset, config.size or None)
+
+
+def psnr_rows(
+    model: RecurrentNet,
+    run: Run,
+    images: list[np.ndarray],
+    keep: Callable[[Any, list[float]], object] = lambda steps, psnrs: None,
+    own_noise: bool = False,
+) -> Rows:
     sigma = float(run.data.removeprefix("bsd"))
-    return [{"sigma": sigma, **row} for row in denoising_results(model, images, sigma, model.steps)]
+    rows = denoising_results(model, images, sigma, model.steps, keep=keep, own_noise=own_noise)
+    return [{"sigma": sigma, **row} for row in rows]
 
 
 def bsd_test(run: Run, folders: Folders) -> list[np.ndarray]:
@@ -98,9 +154,12 @@ class Watch:
         last = before[-1][0] if before else 0
         if iteration > last and (iteration - last >= whole / MARKS or iteration >= whole):
             with exact():
-                (row,) = psnr_rows(network_at(state, self.recipe.model), self.run, self.images)
+                kept, raw = (
+                    psnr_rows(network_at(state, self.recipe.model, averaged), self.run, self.images)[0]["psnr"]
+                    for averaged in (True, False)
+                )
             with self.record.open("a") as file:
-                file.write(json.dumps({"iteration": iteration, "psnr": row["psnr"]}) + "\n")
+                file.write(json.dumps({"iteration": iteration, "psnr": kept, "raw": raw}) + "\n")
 
     def follow(self, over: threading.Event) -> None:
         """Looks until it is over, and once more."""
@@ -125,20 +184,20 @@ def watched(run: Run, folders: Folders) -> Iterator[None]:
         thread.join()
 
 
-def network_at(state: dict[str, Any], config: Any) -> RecurrentNet:
-    """The network that a checkpoint would be saved as: the average of the weights where there is one."""
+def network_at(state: dict[str, Any], config: Any, averaged: bool = True) -> RecurrentNet:
+    """The network that a checkpoint would be saved as, the average of the weights where there is one; or its last weights."""
     model = create_model(**config)
-    average = state.get("average")
+    average = state.get("average") if averaged else None
     kept = {name.removeprefix("module."): value for name, value in average.items()} if average else dict(state["model"])
     kept.pop("n_averaged", None)
     model.load_state_dict(kept)
     return model.to(best_device()).eval()
 
 
-def read_along(path: Path) -> list[tuple[int, float]]:
-    """(iteration, PSNR in dB) along a run, in order."""
+def read_along(path: Path, weights: str = "psnr") -> list[tuple[int, float]]:
+    """(iteration, PSNR in dB) along a run, in order, of the averaged weights (`psnr`) or of the last ones (`raw`)."""
     lines = path.read_text().splitlines() if path.exists() else []
-    return [(entry["iteration"], entry["psnr"]) for entry in map(json.loads, lines)]
+    return [(entry["iteration"], entry[weights]) for entry in map(json.loads, lines) if weights in entry]
 
 
 def settled(along: list[tuple[int, float]]) -> bool | None:

@@ -7,18 +7,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from paper.claims import verdicts
+from paper.claims import CHECK_CLAIMS, Claim, Verdict, judge, of_the_paper, verdicts
+from paper.compare import LEVEL
 from paper.costs import depth_of, parameters_of
 from paper.measure import MARKS, SETTLED, SIDE
 from paper.pictures import MISSING, draw_all, picture_file, read_distances
 from paper.results import Measured, results_of
-from paper.runs import Folders, Run, declared
+from paper.runs import Folders, Run, declared, places_of
 from paper.scales import SCALES, find_scale
-from paper.tables import DATA, FIGURES, GAPS, NETWORKS, TABLES, TEXT, Key, published
-from paper.words import BRACKETS, DISTANCES, HEADS, NORM_GROUPS, OPEN, PAGE, VERDICTS, WITHHELD
+from paper.tables import BSD, DATA, FIGURES, GAPS, NETWORKS, TABLES, TEXT, Key, published
+from paper.ways import SHARED, WAYS_OF
+from paper.words import BEFORE, BRACKETS, CHECKED, DISTANCES, FAMILY, HEADS, NORM_GROUPS, OPEN, PAGE, VERDICTS, WAYS, WITHHELD
 from rcnet.replacing import replacing
 
-USUAL = ("long", "lite")
+USUAL = ("long", "lite", "half")
 
 
 def write(folders: Folders, scales: Sequence[str] = ()) -> tuple[list[Path], list[str]]:
@@ -50,15 +52,20 @@ def render(shown: Sequence[Measured], folders: Folders, notes: Mapping[str, Mapp
     parts = [PAGE, "## Scales\n", *(f"- **{m.scale}**: {SCALES[m.scale].about}. {work(m)}" for m in shown), ""]
     if problems := [Path(problem.partition(" is not ")[0]).name for m in shown for problem in m.problems]:
         parts += [f"Files that are no results, and count as not yet measured: {', '.join(problems)}.\n"]
-    parts += ["## Claims\n", VERDICTS, claims_table(shown), ""]
+    parts += ["## Claims\n", VERDICTS, *(family(m) for m in shown), "", claims_table(shown), ""]
     for number, table in TABLES.items():
-        parts += [f"## Table {number}. {table.title}\n", results_table(number, shown), "", *remarks(number, shown)]
-    parts += ["## What the text says without a table\n", text_table(shown), ""]
+        of = [m for m in shown if is_for(m.scale, f"Table {number}")]
+        parts += [f"## Table {number}. {table.title}\n", results_table(number, of), "", *remarks(number, of)]
+    of = [m for m in shown if is_for(m.scale, "Sec. 4.2")]
+    parts += ["## What the text says without a table\n", text_table(of), ""]
     for number, figure in FIGURES.items():
         parts += [f"## Figure {number}. {figure.title}\n"]
         for m in shown:
-            parts += figure_parts(number, m, folders, notes[m.scale].get(number))
-    parts += ["## What the paper leaves open\n", OPEN, recipes_table(shown), ""]
+            if is_for(m.scale, f"Figure {number}"):
+                parts += figure_parts(number, m, folders, notes[m.scale].get(number))
+    if of := [m for m in shown if SCALES[m.scale].checks]:
+        parts += ["## What else could explain it\n", CHECKED, checks_table(of), "", WAYS, ways_table(of), ""]
+    parts += ["## What the paper leaves open\n", OPEN, recipes_table(shown), "", "## Those who came before\n", BEFORE]
     return "\n".join(parts)
 
 
@@ -80,15 +87,62 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
 
 
+def is_for(scale: str, place: str) -> bool:
+    """Whether a scale has the runs of a table, figure or section."""
+    return not SCALES[scale].places or place in SCALES[scale].places
+
+
+def family(m: Measured) -> str:
+    """What so many claims give by chance, and which of the verdicts of a scale are beyond that."""
+    judged = [verdict for _, verdict in verdicts(m.seeds, m.cost)]
+    made = [comparison for verdict in judged for comparison in verdict.comparisons]
+    if not made:
+        return ""
+    level = LEVEL / len(made)
+    decided = sum(comparison.outcome() is not None for comparison in made)
+    strict = sum(comparison.outcome(level) is not None for comparison in made)
+    return FAMILY.format(
+        scale=m.scale, claims=len(judged), chance=LEVEL * len(judged), made=len(made), by_chance=LEVEL * len(made),
+        decided=decided, level=level, strict=strict, unpaired=sum(comparison.how == "unpaired" for comparison in made),
+    )  # fmt: skip
+
+
+def verdict_cell(verdict: Verdict) -> str:
+    return f"*{verdict.text}*" + (f": {verdict.figures}" if verdict.figures else "")
+
+
+def has(m: Measured, claim: Claim) -> bool:
+    """Whether a scale has runs that a claim is judged by."""
+    known = places_of(scale=SCALES[m.scale])
+    return not claim.chains or any(key[:2] in known for chain in claim.chains for key in chain)
+
+
+def checks_table(shown: Sequence[Measured]) -> str:
+    """A line a check, judged as a claim."""
+    rows = [[claim.where, claim.text, *(verdict_cell(judge(claim, m.seeds)) for m in shown)] for claim in CHECK_CLAIMS]
+    return markdown(["", "it would be so if", *(m.scale for m in shown)], rows)
+
+
+def ways_table(shown: Sequence[Measured]) -> str:
+    """A line a network with shared norms: its error by how it is evaluated."""
+    rows = []
+    for m in shown:
+        for network in SHARED:
+            for result in m.results.get((network, "cifar10"), []):
+                if ways := result.get("ways"):
+                    rows.append([m.scale, NETWORKS[network].label, *(f"{ways[way]:.2f}" for way in WAYS_OF)])
+    return markdown(["scale", "network", *WAYS_OF], rows or [["", MISSING, *[""] * len(WAYS_OF)]])
+
+
 def claims_table(shown: Sequence[Measured]) -> str:
     """A line a claim: what the paper's own tables say of it, and what was measured here."""
-    paper = verdicts({key: [value] for key, value in published().items()}, Measured("long").cost)
-    ours = [verdicts(m.seeds, m.cost) for m in shown]
+    paper = of_the_paper(Measured("long").cost)
+    ours = [(m, verdicts(m.seeds, m.cost)) for m in shown]
     rows = []
     for i, (claim, own) in enumerate(paper):
-        cells = [f"*{v.text}*" + (f": {v.figures}" if v.figures else "") for v in (judged[i][1] for judged in ours)]
+        cells = [verdict_cell(judged[i][1]) if has(m, claim) else "" for m, judged in ours]
         where = "a figure" if "Figure" in claim.where else "words"
-        said = f"in {where} only" if own.holds is None else f"{'holds' if own.holds else 'does not hold'}: {own.figures}"
+        said = f"in {where} only" if own.holds is None else f"{'so' if own.holds else 'not so'}: {own.figures}"
         rows.append([claim.text, claim.where, said, *cells])
     return markdown(["claim", "where", "the paper's figures", *(m.scale for m in shown)], rows)
 
@@ -100,7 +154,7 @@ def results_table(number: int, shown: Sequence[Measured]) -> str:
     header += ["depth: the paper", "here", "parameters: the paper", "here"] if table.parameters else []
     header += ["the paper"]
     for m in shown:
-        header += [m.scale, "difference", "sd", "seeds"]
+        header += [m.scale, *(["a noise per image"] if number == 3 else []), "difference", "sd", "seeds"]
     rows = []
     for cell in table.cells:
         row = [cell.row, cell.column]
@@ -116,15 +170,17 @@ def results_table(number: int, shown: Sequence[Measured]) -> str:
 
 def measured_cells(m: Measured, key: Key, paper: float) -> list[str]:
     """The value, its difference from the paper's, the standard deviation and the number of seeds."""
-    values, of = m.seeds.get(key, []), len(SCALES[m.scale].seeds)
+    values, of = m.values(key), len(SCALES[m.scale].seeds)
+    own = list(m.own_noise.get(key, {}).values())
+    noise = [f"{statistics.fmean(own):.2f}" if own else ""] if key.data in BSD else []
     if not values:
-        return [MISSING, "", "", f"0 of {of}"]
+        return [MISSING, *noise, "", "", f"0 of {of}"]
     mean, count = statistics.fmean(values), f"{len(values)} of {of}"
     if math.isnan(mean):
         at_end = ", ".join("diverged" if math.isnan(value) else f"{value:.2f} at the end" for value in m.last[key])
-        return [f"not convergent ({len(m.last[key])} of {len(values)}: {at_end})", "", "", count]
+        return [f"not convergent ({len(m.last[key])} of {len(values)}: {at_end})", *noise, "", "", count]
     difference = "" if math.isnan(paper) else f"{mean - paper:+.2f}"
-    return [f"{mean:.2f}", difference, f"{statistics.stdev(values):.2f}" if len(values) > 1 else "", count]
+    return [f"{mean:.2f}", *noise, difference, f"{statistics.stdev(values):.2f}" if len(values) > 1 else "", count]
 
 
 def remarks(number: int, shown: Sequence[Measured]) -> list[str]:
@@ -156,11 +212,14 @@ def along_table(shown: Sequence[Measured]) -> str:
     for m in shown:
         for network, data in dict.fromkeys(cell.key[:2] for cell in TABLES[3].cells):
             for result in m.results.get((network, data), []):
-                along = ", ".join(f"{psnr:.2f}" for _, psnr in result.get("along", ())) or "no record along the run"
+                along, raw = (
+                    ", ".join(f"{psnr:.2f}" for _, psnr in result.get(of, ())) or "not recorded" for of in ("along", "along_raw")
+                )
                 verdict = {True: "yes", False: "no", None: "not known"}[result.get("settled")]
                 label = f"{NETWORKS[network].label}, {DATA[data]}, seed {result['seed']}"
-                rows.append([m.scale, label, along, "no" if result["status"] == "diverged" else verdict])
-    return markdown(["scale", "run", "test PSNR along it, dB", "convergent"], rows or [["", MISSING, "", ""]])
+                rows.append([m.scale, label, along, raw, "no" if result["status"] == "diverged" else verdict])
+    header = ["scale", "run", "test PSNR along it, dB, of the average", "of the last weights", "convergent"]
+    return markdown(header, rows or [["", MISSING, "", "", ""]])
 
 
 def gaps_table(shown: Sequence[Measured]) -> str:

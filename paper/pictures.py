@@ -144,7 +144,7 @@ def figure6(m: Measured, folders: Folders) -> Drawn | str:
 def figure7(m: Measured, folders: Folders) -> Drawn | str:
     drawn = {}
     for label in CURVES:
-        if each := curves(label, m.seeds, m.cost):
+        if each := list(curves(label, m.seeds, m.cost).values()):
             drawn[label] = [(x, float(np.mean([points[i][1] for points in each]))) for i, (x, _) in enumerate(each[0])]
     first = next(iter(CURVES))
     return Drawn(relative_accuracy(drawn, f"CIFAR-100 (scale {m.scale})")) if first in drawn and len(drawn) > 1 else MISSING

@@ -21,6 +21,7 @@ from paper.runs import Folders, Run, kept_result, result_text
 from paper.scales import find_scale
 from paper.states import LOCK, State, is_taken
 from paper.training import train_exits
+from paper.ways import SHARED, measure_ways
 from rcnet.device import best_device, hardware
 from rcnet.errors import InputError
 from rcnet.replacing import replacing
@@ -57,7 +58,7 @@ def perform(run: Run, folders: Folders, progress: bool = True) -> dict[str, Any]
             if not (str(error).startswith("the loss is ") or "diverged" in str(error)):
                 raise
             rows, status = [], "diverged"
-        along = read_along(work / "along.jsonl")
+        along, raw = (read_along(work / "along.jsonl", weights) for weights in ("psnr", "raw"))
         result = {
             "network": run.network,
             "data": run.data,
@@ -66,7 +67,8 @@ def perform(run: Run, folders: Folders, progress: bool = True) -> dict[str, Any]
             "status": status,
             "rows": rows,
             "evaluated_in": "fp32",
-            **({} if run.classifies else {"along": along, "settled": settled(along)}),
+            **({} if run.classifies else {"along": along, "along_raw": raw, "settled": settled(raw)}),
+            **({"ways": measure_ways(run, recipe, folders)} if status == "done" and run.network in SHARED else {}),
             "recipe": recipe.to_dict(),
             "training_data": training.get("data"),
             **{key: training.get(key) for key in ("iterations", "epochs", "pflop", "minutes", "precision", "torch", "finished")},

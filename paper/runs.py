@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paper.scales import find_scale, recipe_of
-from paper.tables import CIFAR, DATA, FIGURES, NETWORKS, TABLES, TEXT, metric
+from paper.scales import Scale, find_scale, recipe_of
+from paper.tables import CHECKS, CIFAR, DATA, FIGURES, NETWORKS, TABLES, TEXT, metric
 from rcnet.data.cifar import cifar_sets
 from rcnet.errors import InputError, unknown
 from rcnet.training.recipe import Recipe
@@ -55,6 +55,10 @@ class Run:
     def result(self, folders: Folders) -> Path:
         return folders.results / "study" / self.scale / f"{self.name}.json"
 
+    def outcomes(self, folders: Folders) -> Path:
+        """The file of what it gives for each test image (see `measure`)."""
+        return self.result(folders).with_suffix(".npz")
+
     def work(self, folders: Folders) -> Path:
         return folders.runs / self.scale / self.name
 
@@ -72,8 +76,10 @@ class Run:
 Runs = Mapping[Run, tuple[str, ...]]  # each with the places of the paper that need it
 
 
-def places_of(tables: Sequence[int] = (), figures: Sequence[int] = ()) -> dict[tuple[str, str], tuple[str, ...]]:
-    """(network, data) -> the tables, figures and sections that need it; all of the paper's unless some are named.
+def places_of(
+    tables: Sequence[int] = (), figures: Sequence[int] = (), scale: Scale | None = None
+) -> dict[tuple[str, str], tuple[str, ...]]:
+    """(network, data) -> the tables, figures, sections and checks that need it; all that the scale is for unless some are named.
 
     Raises:
         InputError: a table or figure that the study does not have.
@@ -85,7 +91,10 @@ def places_of(tables: Sequence[int] = (), figures: Sequence[int] = ()) -> dict[t
     everything = not tables and not figures
     needs = {f"Table {n}": [cell.key[:2] for cell in TABLES[n].cells] for n in (TABLES if everything else tables)}
     needs |= {f"Figure {n}": FIGURES[n].shows for n in (FIGURES if everything else figures)}
-    needs |= TEXT if everything else {}
+    if everything:
+        needs |= TEXT | (CHECKS if scale and scale.checks else {})
+    if scale and scale.places:
+        needs = {place: shown for place, shown in needs.items() if place in scale.places}
     places: dict[tuple[str, str], dict[str, None]] = {}
     for place, shown in needs.items():
         for pair in shown:
@@ -102,7 +111,11 @@ def declared(
         InputError: an unknown scale, table, figure or name in `only`.
     """
     seeds = find_scale(scale).seeds
-    runs = {Run(*shown, seed, scale): names for seed in seeds for shown, names in places_of(tables, figures).items()}
+    runs = {
+        Run(*shown, seed, scale): names
+        for seed in seeds
+        for shown, names in places_of(tables, figures, find_scale(scale)).items()
+    }
     if unheard := [name for name in only if name not in {run.name for run in runs}]:
         raise InputError(f"{unknown('run', unheard[0], [run.name for run in runs])} (python -m paper list lists them)")
     return {run: names for run, names in runs.items() if not only or run.name in only}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paper.tables import CIFAR, CLASSES, NETWORKS
+from paper.tables import CHECKS, CIFAR, CLASSES, NETWORKS
 from rcnet.data.cifar import cifar_sets
 from rcnet.errors import unknown
 from rcnet.training.recipe import Recipe, read_recipe
@@ -23,6 +23,8 @@ class Scale:
         denoise: the same for denoisers.
         widths: a factor for the widths of an architecture.
         test: at most so many test images of BSD, and of those a central square of so many pixels a side; 0 takes all.
+        checks: the runs that try other explanations of a verdict belong to it.
+        places: the tables, figures and checks that it is for; empty: all.
         official: CIFAR is the real one, and so is the code, of a commit; otherwise any folder of images by class may stand for
             CIFAR, and sources that were changed will do.
     """
@@ -33,9 +35,12 @@ class Scale:
     denoise: tuple[str, tuple[str, ...]]
     widths: Mapping[str, float] = field(default_factory=dict)
     test: tuple[int, int] = (0, 0)
+    checks: bool = False
+    places: tuple[str, ...] = ()
     official: bool = True
 
 
+CLASSIFIERS = ("r2", "r2_biased", "s2", "r4", "s4", "r4_exits", "s4_exits")
 SCALES = {
     "long": Scale(
         "three seeds, with what is customary where the paper says nothing: classifiers by the recipe cifar_paper, 200 epochs; "
@@ -58,6 +63,17 @@ SCALES = {
         (0,),
         ("cifar_fast", ("epochs=5", "ema=0.995", "optimizer.norm_lr=16")),
         ("r3", ("iterations=6000", "minutes=0", "ema=0.995", "checkpoint_minutes=0.05")),  # to be measured along the run
+        checks=True,
+    ),
+    "half": Scale(
+        "as lite, with half the width of classifiers, a quarter of the cost: for Table 5 and the figures of R4, and for what "
+        "else could explain a verdict",
+        (0,),
+        ("cifar_fast", ("epochs=5", "ema=0.995", "optimizer.norm_lr=16")),
+        ("r3", ("iterations=6000", "minutes=0", "ema=0.995", "checkpoint_minutes=0.05")),
+        dict.fromkeys(CLASSIFIERS, 0.5),
+        checks=True,
+        places=("Table 5", "Figure 3", "Figure 6", "Figure 7", *CHECKS),
     ),
     "smoke": Scale(
         "a few iterations of narrow networks on whatever images there are: a test of the machinery, whose figures mean nothing",
@@ -73,8 +89,9 @@ SCALES = {
                 "checkpoint_minutes=0",
             ),
         ),
-        dict.fromkeys(("r2", "s2", "r4", "s4", "r4_exits", "s4_exits"), 0.125),
+        dict.fromkeys(CLASSIFIERS, 0.125),
         (2, 32),
+        checks=True,
         official=False,
     ),
 }  # fmt: skip
@@ -106,4 +123,6 @@ def recipe_of(network: str, data: str, seed: int, scale: Scale, cifar: Path) -> 
     else:
         own = (f"denoising.sigma={data.removeprefix('bsd')}",)
     recipe = read_recipe(base, [*changes, *NETWORKS[network].recipe, *own, f"seed={seed}"])
-    return dataclasses.replace(recipe, model=model_config(network, data, scale))
+    length = NETWORKS[network].length
+    epochs, iterations = round(recipe.epochs * length, 3), round(recipe.iterations * length)
+    return dataclasses.replace(recipe, model=model_config(network, data, scale), epochs=epochs, iterations=iterations)

@@ -13,16 +13,26 @@ SIGMAS = (15, 25, 50)
 BSD = tuple(f"bsd{sigma}" for sigma in SIGMAS)
 DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"} | {f"bsd{sigma}": f"BSD68, sigma {sigma}" for sigma in SIGMAS}
 CLASSES = {"cifar10": 10, "cifar100": 100}
+SGD = (  # that of cifar_paper; Muon's step does not depend on the size of the gradient, which Sec. 3.3 is about
+    "optimizer.name=sgd", "optimizer.lr=0.1", "optimizer.momentum=0.9", "optimizer.weight_decay=5e-4", "optimizer.clip=1.0",
+    "optimizer.norm_lr=1",
+)  # fmt: skip
+SLOW = ("optimizer.muon_lr=0.02",)  # the rate at which the kernels of R networks train: half of that of kernels used once
 EXITS = ("objective=aggregated", "probabilities=[]")
 DRAWN = (0.2, 0.3, 0.5)  # Table 4's distribution over three step counts
 
 
 class Network(NamedTuple):
-    """A network of the paper: its name there, the arguments of `create_model`, and what else its recipe takes."""
+    """A network of the paper: its name there, the arguments of `create_model`, and what else its recipe takes.
+
+    Attributes:
+        length: how long it is trained, as a multiple of what the scale says.
+    """
 
     label: str
     model: dict[str, Any]
     recipe: tuple[str, ...] = ()
+    length: float = 1.0
 
     @property
     def last(self) -> int:
@@ -41,9 +51,9 @@ def _fixed(name: str, steps: Iterable[int]) -> dict[str, Network]:
     return {f"{name}-{n}": Network(f"{family}^{n}", {"name": name, "steps": n}) for n in steps}
 
 
-def _adjustable(name: str, steps: list[int], label: str, *recipe: str, **options: Any) -> Network:
+def _adjustable(name: str, steps: list[int], label: str, *recipe: str, length: float = 1.0, **options: Any) -> Network:
     chosen = recipe or (f"probabilities={list(DRAWN)}",)
-    return Network(f"{name.upper()}, {label}", {"name": name, "steps": steps, **options}, chosen)
+    return Network(f"{name.upper()}, {label}", {"name": name, "steps": steps, **options}, chosen, length)
 
 
 def _each_by_itself(probabilities: Iterable[float], cells: int) -> list[float]:
@@ -64,10 +74,34 @@ NETWORKS: dict[str, Network] = {
     "r2-234-plain": _adjustable("r2", [2, 3, 4], "n groups of norms", norm_mode="independent"),
     "r2-234-even": _adjustable("r2", [2, 3, 4], "steps drawn evenly", "probabilities=[]"),
     "r2-234-small": _adjustable("r2", [2, 3, 4], "smaller steps drawn more often", f"probabilities={list(DRAWN[::-1])}"),
+    # As many FLOP as r2-234 takes, which draws the larger steps more often
+    "r2-234-even-equal": _adjustable("r2", [2, 3, 4], "steps drawn evenly, for equal FLOP", "probabilities=[]", length=1.087),
+    "r2-234-small-equal": _adjustable(
+        "r2", [2, 3, 4], "smaller steps drawn more often, for equal FLOP", f"probabilities={list(DRAWN[::-1])}", length=1.207
+    ),
     "r2-234-all": _adjustable("r2", [2, 3, 4], "aggregated loss", f"probabilities={list(DRAWN)}", "objective=aggregated"),
     "r2-234-mixed": _adjustable(
         "r2", [2, 3, 4], "each cell draws its own steps", "settings=free", f"probabilities={_each_by_itself(DRAWN, 2)}",
         unified=False,
+    ),
+    "r2-234-long": _adjustable("r2", [2, 3, 4], "cost-adjustable, as many FLOP as the aggregated loss", length=2.76),
+    "r2-234-unpooled": _adjustable("r2", [2, 3, 4], "double norms without rows for pooling", pooled_rows=False),
+    "r2-4-sgd": Network("R2^4, SGD", {"name": "r2", "steps": 4}, SGD),
+    "r2-4-full-rate-sgd": Network(
+        "R2^4, SGD, full rate for shared kernels", {"name": "r2", "steps": 4}, (*SGD, "optimizer.shared_lr=1.0")
+    ),
+    "r2-1-slow": Network("R2^1, half the rate for kernels of cells", {"name": "r2", "steps": 1}, SLOW),
+    **{
+        f"s2-{n}-slow": Network(f"S2^{n}, half the rate for kernels of cells", {"name": "s2", "steps": n}, SLOW)
+        for n in (2, 3, 4)
+    },
+    "r2-4-biased": Network("R2^4, biases in place of norms", {"name": "r2_biased", "steps": 4}),
+    "r2-4-biased-slow": Network(
+        "R2^4, biases in place of norms, a quarter of the rates", {"name": "r2_biased", "steps": 4},
+        ("optimizer.lr=2.5e-4", "optimizer.muon_lr=0.01"),
+    ),
+    "r2-4-shared-slow": Network(
+        "R2^4, shared norms at the rate of the rest", {"name": "r2", "steps": 4, "norm_mode": "shared"}, ("optimizer.norm_lr=1",)
     ),
     "r4-123": _adjustable("r4", [1, 2, 3], "cost-adjustable"),
     **_fixed("s4", (1, 2, 3)),
@@ -224,8 +258,24 @@ FIGURES: dict[int, Figure] = {
 TEXT: dict[str, list[tuple[str, str]]] = {
     "Sec. 3.3": [(network, "cifar10") for network in ("r2-4", "r2-4-full-rate")],
     "Sec. 4.1": [(network, data) for data in CIFAR for network in ("r2-234", "r2-234-plain")],
-    "Sec. 4.2": [(network, "cifar10") for network in ("r2-234", "r2-234-even", "r2-234-small", "r2-234-all", "r2-234-mixed")],
-}
+    "Sec. 4.2": [
+        (f"r2-234{variant}", "cifar10")
+        for variant in ("", "-even", "-small", "-even-equal", "-small-equal", "-all", "-mixed")
+    ],
+}  # fmt: skip
+# What else could explain a verdict, each with the runs that it is compared with; at the scales that say so.
+CHECKS: dict[str, list[tuple[str, str]]] = {
+    "Check a": [(network, data) for data in CIFAR for network in ("r2-234-plain", "r2-234-unpooled", "r2-234")],
+    "Check b": [
+        (network, "cifar10")
+        for network in (
+            "r2-4-full-rate-sgd", "r2-4-sgd", "r2-1", "r2-1-slow", *(f"s2-{n}{how}" for n in (2, 3, 4) for how in ("", "-slow")),
+        )
+    ],
+    "Check c": [(network, "cifar10") for network in ("r2-4-none", "r2-4-biased", "r2-4-biased-slow", "r2-4")],
+    "Check d": [(network, "cifar10") for network in ("r2-4-shared-slow", "r2-4-shared", "r2-4-none", "r2-1")],
+    "Check e": [(network, "cifar10") for network in ("r2-234", "r2-234-long", "r2-234-all", "r2-2", "r2-3", "r2-4")],
+}  # fmt: skip
 
 
 def metric(data: str) -> str:

@@ -11,6 +11,7 @@ import torch
 
 from rcnet.cli import main
 from rcnet.models import create_model, registry
+from rcnet.models.judge import Judge, attach_judge
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 IMAGES = Path(__file__).parent / "images"
@@ -157,3 +158,14 @@ def random_model(name, **config):
         if place.endswith("conv2.weight"):
             torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
     return model
+
+
+def two_levels(channels=3):
+    """A small denoiser that is told white and coarse noise and changes something, with a judge that finds some of both."""
+    model = create_model("r3_fast", steps=(1, 2), in_chans=channels, width=16, noise_level=True, coarse_level=True)
+    torch.nn.init.normal_(model.head.weight, std=0.05)
+    judge = Judge(channels)
+    torch.nn.init.constant_(judge.head[-1].bias, 2.0)
+    torch.nn.init.normal_(judge.head[-1].weight, std=0.3)
+    attach_judge(model, judge.eval())
+    return model.eval()

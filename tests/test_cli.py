@@ -180,7 +180,7 @@ def test_bad_choices_name_the_valid_ones(refused, tmp_path):
     (tmp_path / "mine.safetensors").write_text("no")
     assert "safetensors" in refused("denoise", "cat.png", "--model", "mine.safetensors")
     save(create_model("r2"), tmp_path / "r2.safetensors")
-    assert "does not denoise" in refused("denoise", "cat.png", "--model", "r2.safetensors")
+    assert "gives no images" in refused("denoise", "cat.png", "--model", "r2.safetensors")
     assert "do not name their classes" in refused("eval", "r2.safetensors", "--data", BSD)
 
 

@@ -18,8 +18,8 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
 USES_THEM = """
 import torch, rcnet
-from rcnet.figures.bn_scale import bn_scale
-from rcnet.models.layers import ConvBody
+from PIL import Image
+from rcnet.cli.figures import figures
 from rcnet.models.rms import RMSNorm2d
 from rcnet.training.recipe import read_recipe
 
@@ -28,9 +28,11 @@ net = rcnet.create_model("dw", width=16)
 net(torch.rand(2, 3, 32, 32), steps=2).sum().backward()
 rcnet.save(net, "dw.safetensors")
 assert torch.equal(rcnet.load("dw.safetensors")(torch.ones(1, 3, 8, 8)), net.eval()(torch.ones(1, 3, 8, 8)))
-assert bn_scale(net).size[0] > 500
-cell = rcnet.RecurrentCell(ConvBody(8), lambda: [RMSNorm2d(8)], (1, 2, 3))
-assert len([m for m in cell.modules() if isinstance(m, RMSNorm2d)]) == 3
+figures("bn-scale", "dw.safetensors")
+assert Image.open("bn-scale.png").size[0] > 500
+chosen = read_recipe("cifar_fast", ["model.name=dw", "model.norm=rms", "model.width=8"]).model
+cell = rcnet.create_model(**chosen).cell
+assert len([m for m in cell.modules() if isinstance(m, RMSNorm2d)]) == sum(map(len, cell.norms)) > 1
 torch.testing.assert_close(RMSNorm2d(8)(torch.full((1, 8, 2, 2), 5.0)), torch.ones(1, 8, 2, 2))
 assert read_recipe("r3_quick").denoising.sigma == (5, 50)
 """
@@ -87,6 +89,10 @@ def changed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("copy")
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     shutil.copytree(ROOT / "paper", folder / "paper", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "test_readme.py", folder / "tests")
+    (folder / "results").mkdir()
     shutil.copy(ROOT / "pyproject.toml", folder)
     for example in EXAMPLES:
         subprocess.run(["git", "apply", "-"], cwd=folder, input=example, text=True, check=True)
@@ -101,11 +107,14 @@ def lint_imports(folder):
 
 
 def test_the_examples_work(changed):
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
     for tool in (["check"], ["format", "--check"]):
-        subprocess.run([sys.executable, "-m", "ruff", *tool, "src"], cwd=changed, check=True)
+        subprocess.run([sys.executable, "-m", "ruff", *tool, "src", "benchmarks", "tests"], cwd=changed, check=True)
     code = USES_THEM.format(folder=str(changed))
-    subprocess.run([sys.executable, "-c", code], cwd=changed, env={"PYTHONPATH": str(changed / "src")}, check=True)
+    paths = {"PYTHONPATH": str(changed / "src")}
+    subprocess.run([sys.executable, "-c", code], cwd=changed, env=paths, check=True)
+    subprocess.run([sys.executable, "-m", "benchmarks.norm_sizes"], cwd=changed, env=paths, check=True)
+    assert "| R2^2 | 1,260,234 |" in (changed / "results" / "norm_sizes.md").read_text()
 
 
 def test_a_task_of_a_file_and_a_line_is_trained_measured_and_calibrated(changed, cifar_folder, tmp_path):

@@ -12,13 +12,15 @@ from rcnet.data import imagefile
 from rcnet.data.images import list_images, read_folder, read_image, read_pair, split_folder, to_gray, to_tensor
 from rcnet.data.noise import add_noise, check_sigma, protocol_noise
 from rcnet.errors import InputError
-from rcnet.evaluation import classification_results, denoising_results, psnr, ssim
+from rcnet.evaluation import classification_results, denoising_results, pair_results, psnr, ssim
+from rcnet.evaluation.harmless import harm_results
 from rcnet.evaluation.record import record_result
 from rcnet.models import create_model
 from rcnet.models.files import bundled, find, read_metadata
+from rcnet.models.judge import attach_judge, level_map
 
 from . import cifar
-from .conftest import IMAGES
+from .conftest import IMAGES, two_levels
 
 TEST = IMAGES / "bsd" / "test"
 
@@ -207,3 +209,25 @@ def test_told_of_little_noise_a_network_takes_it_away(name):
     noisy = np.mean([psnr(protocol_noise(image, 4), to_tensor(image)) for image in images])
     for row in denoising_results(model, images, 4, model.choices):
         assert row["psnr"] > noisy + 1
+
+
+@torch.inference_mode()
+def test_networks_of_two_levels_are_told_white_noise_or_ask_their_judge():
+    model, image = two_levels(1), read_folder(TEST, 1)[0][:64, :64]
+    noisy = protocol_noise(image, 25)
+    white = torch.tensor([25.0, 0.0]).view(1, 2, 1, 1)
+    for blind, sigma in ((False, white), (True, level_map(model.judge(noisy), noisy))):
+        (row,) = denoising_results(model, [image], 25, [1], blind=blind)
+        output = (model(noisy, 1, sigma=sigma).clamp(0, 1) * 255).round() / 255
+        assert row["psnr"] == pytest.approx(psnr(output, to_tensor(image)), abs=1e-3)
+    attach_judge(model, None)
+    output = (model(noisy, 1, sigma=white).clamp(0, 1) * 255).round() / 255
+    (row,) = denoising_results(model, [image], 25, [1])
+    assert row["psnr"] == pytest.approx(psnr(output, to_tensor(image)), abs=1e-3)
+    for measure in (
+        lambda: denoising_results(model, [image], 25, [1], blind=True),
+        lambda: pair_results(model, [(image, image)], [1]),
+        lambda: harm_results(model, [], [1]),
+    ):
+        with pytest.raises(InputError, match="no judge of noise"):
+            measure()

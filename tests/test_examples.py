@@ -8,7 +8,7 @@ import torch
 import rcnet
 from rcnet.errors import InputError
 
-from .conftest import IMAGES, names_of
+from .conftest import IMAGES, names_of, two_levels
 
 
 def numbers(line):
@@ -35,6 +35,15 @@ def test_plugged_takes_levels_of_one():
     plugged = names_of("deblur")["Plugged"](model, 1)
     x = torch.rand(2, 3, 20, 24)
     torch.testing.assert_close(plugged(x, torch.tensor([0.1, 0.2])), model(x, 1, sigma=torch.tensor([25.5, 51.0])))
+
+
+@torch.inference_mode()
+def test_plugged_tells_white_noise():
+    model, x = two_levels(), torch.rand(2, 3, 20, 24)
+    plugged = names_of("deblur")["Plugged"](model, 1)
+    expected = model(x, 1, sigma=torch.tensor([[25.5, 0.0], [51.0, 0.0]]).view(2, 2, 1, 1))
+    for sigma in (torch.tensor([0.1, 0.2]), torch.tensor([0.1, 0.2]).view(2, 1, 1, 1)):
+        torch.testing.assert_close(plugged(x, sigma), expected)
 
 
 def test_own_network(example, tmp_path):

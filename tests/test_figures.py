@@ -11,6 +11,7 @@ from rcnet.cell import batch_norms, unroll
 from rcnet.cli.figures import figures
 from rcnet.data.images import read_image
 from rcnet.data.labelled import read_labelled
+from rcnet.data.noise import protocol_noise
 from rcnet.errors import InputError
 from rcnet.figures import norms, plots
 from rcnet.figures.bn_steps import bn_steps
@@ -18,9 +19,10 @@ from rcnet.figures.bn_upstream import bn_upstream
 from rcnet.figures.denoised import denoised, denoised_by_steps
 from rcnet.figures.features import cell_names, evolution, features, most_active
 from rcnet.models import create_model, load, save
+from rcnet.models.judge import attach_judge
 from rcnet.training import read_recipe, train
 
-from .conftest import IMAGES
+from .conftest import IMAGES, two_levels
 
 GRAY, FAST = "r3.bsd-gray-25", "r3_fast.bsd-gray-25"
 PHOTO = IMAGES / "bsd" / "test" / "106024.png"
@@ -109,7 +111,7 @@ def test_denoised_shows_every_step_and_its_psnr(monkeypatch):
 def test_denoised_is_for_denoisers():
     picture = denoised_by_steps(load(FAST), [read_image(PHOTO, 1)], 25.0)
     assert picture.width > 900
-    with pytest.raises(InputError, match="does not denoise"):
+    with pytest.raises(InputError, match="gives no images"):
         denoised({"R2": (create_model("r2", width=0.125), 4)}, [read_image(PHOTO, 1)], 25.0)
 
 
@@ -175,7 +177,7 @@ def test_rcnet_figures_fits_images_to_a_classifier(classifier, tmp_path):
         (("bn-steps", GRAY), {"image": [PHOTO]}, "shows no images"),
         (("features", GRAY), {"sigma": 25.0}, "--sigma is only for denoised"),
         (("denoised", FAST), {"sigma": -1.0}, "sigma"),
-        (("denoised", "r2.safetensors"), {}, "does not denoise"),
+        (("denoised", "r2.safetensors"), {}, "gives no images"),
         (("bn-upstream", "r2.safetensors"), {}, "norm mode double"),
     ],
 )
@@ -211,3 +213,20 @@ def test_figures_change_no_statistics(classifier, cifar_folder):
     features(model.train(), [read_labelled(cifar_folder, "test").images[0].numpy().transpose(1, 2, 0)])
     assert all(map(torch.equal, before, [norm.running_mean for norm in batch_norms(model)]))
     assert model.training
+
+
+@torch.inference_mode()
+def test_pictures_of_networks_of_two_levels(monkeypatch):
+    shown = []
+    monkeypatch.setattr("rcnet.figures.denoised._panel", lambda label, image: shown.append(image) or (label, np.zeros((8, 8, 1))))
+    model, image = two_levels(1), read_image(PHOTO, 1)[:40, :40]
+    noisy = protocol_noise(image, 25.0)
+    features(model, [image])
+    denoised({"": (model, 1)}, [image], 25.0)
+    np.testing.assert_allclose(shown[1], model(noisy, 1)[0].permute(1, 2, 0), atol=1e-5)
+    attach_judge(model, None)
+    denoised({"": (model, 1)}, [image], 25.0)
+    white = torch.tensor([25.0, 0.0]).view(1, 2, 1, 1)
+    np.testing.assert_allclose(shown[4], model(noisy, 1, sigma=white)[0].permute(1, 2, 0), atol=1e-5)
+    with pytest.raises(InputError, match="no judge of noise"):
+        features(model, [image])

@@ -18,6 +18,9 @@ from PIL import Image
 import rcnet
 from rcnet.errors import InputError
 from rcnet.hub import model_card
+from rcnet.models.judge import attach_judge
+
+from .conftest import two_levels
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 PUBLISH = """
@@ -193,3 +196,17 @@ def test_a_card_has_known_entries_alone(tmp_path):
     with pytest.raises(InputError, match="entry of a card 'token'"):
         rcnet.push_to_hub(model, "me/x", token="hf_secret")
     assert not (tmp_path / "mine").exists()
+
+
+def test_the_card_of_a_network_of_two_levels(tmp_path):
+    model = two_levels()
+    rcnet.save_pretrained(model, tmp_path, license="apache-2.0")
+    card = (tmp_path / "README.md").read_text()
+    assert "- A judge of noise, which tells it how much a picture has: " in card
+    assert "rcnet.denoise(model, images)\n" in card
+    attach_judge(model, None)
+    rcnet.save(model, tmp_path / "untold.safetensors")
+    card = model_card(rcnet.load(tmp_path / "untold.safetensors"), "untold")
+    assert "judge" not in card
+    assert "rcnet.denoise(model, images, sigma=25)" in card
+    assert "rcnet.denoise(model, images, steps=1, sigma=25)" in card

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rcnet.data.images import read_image
-from rcnet.deploy.denoise import TorchSession, denoise, denoise_pixels
+from rcnet.deploy.denoise import TorchSession, denoise, denoise_pixels, denoise_setting_for
 from rcnet.errors import InputError
 from rcnet.models import create_model, load, save
 from rcnet.models.judge import KNOTS, Judge, attach_judge, hats, level_map
@@ -134,3 +134,10 @@ def test_a_judge_learns_how_much_noise_there_is():
     assert levels[0] < levels[1] < levels[2], levels
     with pytest.raises(InputError, match="coarse_level"):
         train_judge(create_model("r3_fast", noise_level=True), BSD)
+
+
+def test_budgets_of_denoisers_that_are_told_and_of_those_that_ask_a_judge():
+    model = told_denoiser()
+    for judge in (model.judge, None):
+        attach_judge(model, judge)
+        assert denoise_setting_for(model, "20s", (1, 3, 40, 48)) == model.settings[-1]

@@ -15,7 +15,10 @@ from torch import nn
 import paper  # noqa: F401 (registers the networks with exits)
 import rcnet
 from rcnet import InputError, create_model, list_models, load, save, unroll
-from rcnet.models import files, read_metadata
+from rcnet.about import About
+from rcnet.models import files, read_metadata, registry
+from rcnet.models.denoise import Denoiser
+from rcnet.models.layers import ConvBody, conv3x3
 from rcnet.models.registry import entry
 
 from .conftest import random_model
@@ -39,8 +42,9 @@ def cached(name, steps):
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.normal_(module.running_mean, std=0.1)
-    if model.about.task == "denoise":
-        nn.init.normal_(model.get_parameter("head.weight"))
+    for parameter in model.parameters():
+        if parameter.ndim == 4 and not parameter.any():  # the last layer of a denoiser
+            nn.init.normal_(parameter)
     return model
 
 
@@ -73,8 +77,9 @@ def test_forward(name, steps):
         x = image(name, size, batch=2)
         with torch.no_grad():
             y = model(x, steps=steps)
-        assert y.shape == (x.shape if model.about.task == "denoise" else (2, model.classifier.out_features))
-        assert y.isfinite().all()
+        shape = x.shape if model.about.task == "denoise" else (2, model.classifier.out_features)
+        assert y.shape == shape, f"{name} must return the shape {list(shape)} for {list(x.shape)}, and returned {list(y.shape)}"
+        assert y.isfinite().all(), f"{name} returns numbers that are not finite"
 
 
 @pytest.mark.parametrize(("name", "steps"), ALL)
@@ -83,8 +88,9 @@ def test_backward_reaches_every_used_parameter(name, steps):
     model(image(name, batch=4), steps=steps).square().mean().backward()
     used = {id(parameter) for parameter in unroll(model, steps).parameters()}
     for parameter_name, parameter in model.named_parameters():
-        assert (parameter.grad is not None) == (id(parameter) in used), parameter_name
-        assert parameter.grad is None or parameter.grad.abs().max() > 0, parameter_name
+        says = f"{parameter_name} must have a gradient if unroll({name}, {steps}) has it, and otherwise none"
+        assert (parameter.grad is not None) == (id(parameter) in used), says
+        assert parameter.grad is None or parameter.grad.abs().max() > 0, f"nothing trains {parameter_name}: its gradient is 0"
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -134,9 +140,24 @@ def test_optimized_and_in_tiles_it_answers_the_same(name):
         for size in sides(name):
             x = image(name, size)
             expected = model(x, steps=steps)
-            torch.testing.assert_close(session(x, steps), expected, atol=1e-3, rtol=1e-3)
+            says = f"{name} answers otherwise in a fast session"
+            torch.testing.assert_close(session(x, steps), expected, atol=1e-3, rtol=1e-3, msg=says)
             if model.about.task == "denoise":
-                torch.testing.assert_close(rcnet.denoise(model, x, steps, tile=16), expected, atol=1e-3, rtol=1e-3)
+                says = f"{name} answers otherwise in tiles: it sees farther than it says, About.reach={model.about.reach}"
+                torch.testing.assert_close(rcnet.denoise(model, x, steps, tile=16), expected, atol=1e-3, rtol=1e-3, msg=says)
+
+
+def test_what_a_network_owes_is_said_in_a_sentence(monkeypatch):
+    def far(steps=(1,), reach=(0, 0)):
+        cell = rcnet.RecurrentCell(ConvBody(8), lambda: [nn.BatchNorm2d(8)], steps)
+        return Denoiser(About("denoise", 1, reach=reach), stem=conv3x3(1, 8), cell=cell, head=conv3x3(8, 1))
+
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    rcnet.register("denoise", steps=(1,))(far)
+    with pytest.raises(AssertionError, match="sees farther than it says"):
+        test_optimized_and_in_tiles_it_answers_the_same("far")
+    with pytest.raises(AssertionError, match="must return its input"):
+        test_a_new_denoiser_returns_its_input("far", 1)
 
 
 # The paper's numbers
@@ -435,8 +456,9 @@ def test_networks_describe_themselves(name, config, expected):
 
 @pytest.mark.parametrize(("name", "steps"), DENOISERS)
 def test_a_new_denoiser_returns_its_input(name, steps):
-    x = image(name)
-    assert torch.equal(create_model(name, **config(name, steps)).eval()(x, steps=steps), x)
+    x, model = image(name), create_model(name, **config(name, steps)).eval()
+    says = f"a new {name} must return its input: training starts there, so its last layer starts at zero"
+    assert torch.equal(model(x, steps=steps), x), says
 
 
 def random_denoiser(name, **config):

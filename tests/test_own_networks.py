@@ -26,12 +26,13 @@ from rcnet.evaluation import denoising_results
 from rcnet.evaluation.record import record_result
 from rcnet.figures.features import features
 from rcnet.models import bundled, read_metadata, registry
+from rcnet.models.judge import attach_judge
 from rcnet.serve.models import open_model
 from rcnet.serve.served import Work
 from rcnet.tasks.catalogue import describe_architecture
 from rcnet.training import read_recipe, train
 
-from .conftest import IMAGES, random_model
+from .conftest import IMAGES, random_model, two_levels
 
 
 class Depthwise(nn.Module):
@@ -68,7 +69,7 @@ def test_a_network_of_ones_own_goes_everywhere(registered, tmp_path, run):
     model, x = rcnet.create_model("dwnet").eval(), torch.rand(2, 1, 21, 34)
     assert [row["macs"] for row in profile(model, (24, 32))] == [24 * 32 * 8 * (18 + n * (25 + 32)) for n in (1, 2, 3)]
     assert steps_for(model, f"{macs(model, 2, (24, 32))}MAC", (24, 32)) == 2
-    assert steps_for(model, f"{latencies(model, (24, 32))[3, 3]['p95'] + 0.01}ms", (24, 32)) == 3
+    assert steps_for(model, f"{latencies(model, (24, 32))[model.per_cell(3)]['p95'] + 0.01}ms", (24, 32)) == 3
     rcnet.save(model, tmp_path / "dw.safetensors", results=[])
     again = rcnet.load(tmp_path / "dw.safetensors")
     assert again.about == model.about
@@ -324,13 +325,16 @@ def test_slices():
         net[4:]
 
 
-@pytest.mark.parametrize("name", ["r2.cifar10", "r3.bsd-gray-25", "r3_fast.photo"])
+@pytest.mark.parametrize("name", ["r2.cifar10", "r3.bsd-gray-25", "r3_fast.photo", "two levels"])
 def test_features_by_tracing(name):
     """What torchvision's create_feature_extractor does: it traces the network, and takes the values of some nodes."""
-    model = rcnet.load(name)
-    net, x = unroll(model, 2), torch.rand(1, model.about.channels, 13, 18) if "r3" in name else torch.rand(1, 3, 32, 32)
+    model = two_levels() if name == "two levels" else rcnet.load(name)
+    attach_judge(model, None)  # a trace asks no judge
+    net, x = unroll(model, 2), torch.rand(1, model.about.channels, 13, 18) if "r2" not in name else torch.rand(1, 3, 32, 32)
     graph = fx.symbolic_trace(net)
-    torch.testing.assert_close(graph(x), model(x, 2))
+    torch.testing.assert_close(graph(x), net(x))
+    if model.about.takes_level:
+        torch.testing.assert_close(graph(x, sigma=25), net(x, sigma=25))
     held = []
     body = net.cell2.body
     body.register_forward_hook(lambda module, inputs, output: held.append(output))

@@ -1,7 +1,9 @@
 """The server's page in a real browser."""
 
+import io
 import shutil
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -90,17 +92,43 @@ def test_an_image_of_ones_own_and_an_error_as_a_sentence(page, tmp_path):
     says_what_is_no_image(page, tmp_path)
 
 
-def test_of_a_photograph_of_a_phone_the_middle_is_shown(page, tmp_path):
-    whole = Image.fromarray(data.astronaut()).resize((4000, 3000))
-    whole.save(tmp_path / "phone.jpg", quality=95)
-    page.set_input_files("#file", tmp_path / "phone.jpg")
-    part = "() => document.getElementById('message').textContent.startsWith('The middle 816x612 of 4000x3000 pixels.')"
-    page.wait_for_function(part, timeout=60000)
-    shown = np.array(page.evaluate("Array.from(state.clean.data.slice(0, 3))"))
-    expected = np.asarray(Image.open(tmp_path / "phone.jpg"))[1194, 1592]
-    assert np.abs(shown - expected).max() < 8
-    assert page.locator("#after").is_visible()
-    assert not [line for line in page.errors if "413" not in line]  # the first answer on a busy machine
+def test_a_whole_photograph_goes_part_by_part_and_can_be_saved(page, address, tmp_path):
+    Image.fromarray(data.astronaut()).resize((1300, 900)).save(tmp_path / "phone.png")
+    page.locator("#dial").fill("0")
+    page.set_input_files("#file", tmp_path / "phone.png")
+    page.wait_for_function("() => document.getElementById('message').textContent.startsWith('Part 2 of 6')", timeout=60000)
+    assert page.locator("#progress").is_visible()
+    page.wait_for_function("() => !document.getElementById('download').hidden", timeout=120000)
+    assert page.locator("#progress").is_hidden()
+    assert page.locator("#after").get_attribute("alt") == "The picture without its noise, at setting 1"
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    assert download.value.suggested_filename == "phone-denoised.png"
+    parts = np.asarray(Image.open(download.value.path()).convert("RGB")).astype(int)
+    url = f"{address}/v1/denoise?steps=1&deadline_ms=60000"
+    whole = httpx.post(url, content=(tmp_path / "phone.png").read_bytes(), timeout=120)
+    assert np.abs(parts - np.asarray(Image.open(io.BytesIO(whole.content)))).max() <= 1
+
+
+def test_the_page_says_that_the_server_is_gone(browser):
+    server = Server("r3_fast.photo", "--slo", "5s")
+    page = opened(browser, server.url.rstrip("/"))
+    settled(page)
+    server.end()
+    page.wait_for_function("() => document.getElementById('message').textContent.startsWith('The server does not answer')")
+    assert "may have been stopped" in page.locator("#busy").inner_text()
+    page.close()
+
+
+def test_with_a_token_there_is_no_link_that_cannot_work(browser):
+    server = Server("r3_fast.photo", "--slo", "5s", RCNET_TOKEN="s3cret")
+    page = opened(browser, server.url.rstrip("/"))
+    page.fill("#token", "s3cret")
+    page.keyboard.press("Tab")
+    settled(page)
+    assert page.locator("#metrics").is_hidden()
+    page.close()
+    server.end()
 
 
 def test_what_takes_longer_than_the_objective_is_shown_too(browser):

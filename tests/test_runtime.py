@@ -42,7 +42,7 @@ def test_a_file_denoises_as_the_network(exported):
             assert off.max() <= (1e-4 if work.pixels.dtype.kind == "f" else 1)
     with pytest.raises(InputError, match="valid: 1, 2"):
         session.run(np.zeros((1, 3, 8, 8), np.float32), (5, 5, 5), None)
-    with pytest.raises(InputError, match="not a .onnx file"):
+    with pytest.raises(InputError, match=r"not a \.onnx file"):
         OnnxSession(__file__)
 
 
@@ -63,7 +63,6 @@ def test_a_cut_computes_only_what_its_output_needs(exported):
     convolutions = [sum(node.op_type == "Conv" for node in part.graph.node) for part in parts]
     assert convolutions == [2 + 6, 2 + 12]  # the stem and the head, and two convolutions per cell and step
     assert graph.metadata(model).keys() == {"rcnet"}
-    assert len(parts[0].graph.initializer) < len(onnx.load_from_string(model).graph.initializer)
 
 
 def test_a_file_says_what_it_takes():

@@ -7,10 +7,12 @@ import random
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import starlette.requests
 from PIL import Image
 
 import rcnet
@@ -18,7 +20,10 @@ from rcnet.deploy.denoise import denoise_pixels
 from rcnet.errors import InputError
 from rcnet.models.files import find
 from rcnet.serve.costs import Costs
-from rcnet.serve.engine import Engine
+from rcnet.serve.decoder import Decoders
+from rcnet.serve.engine import Engine, Terms
+from rcnet.serve.handler import Failure, Limits, RequestHandler, RequestInfo
+from rcnet.serve.middleware import MetricsMiddleware
 from rcnet.serve.models import denoise
 from rcnet.serve.policies import Ask, Dial, State, Stream, fixed, hysteresis, least, policy, slack
 from rcnet.serve.scheduler import Dials, Refused, Request, Scheduler
@@ -232,7 +237,7 @@ def test_what_is_refused_and_why():
     with pytest.raises(Refused, match="too late even at the least") as busy:
         fill(scheduler, *(Request("a", (1,), PIXELS, 0.15) for _ in range(3)))
     assert busy.value.reason == "busy"
-    with pytest.raises(Refused, match=r"takes about 1[0-9]{3} ms of a here and has 150 left") as large:
+    with pytest.raises(Refused, match=r"takes about 1[0-9]{3} ms of a here and has 150 in all") as large:
         fill(scheduler, Request("a", (1,), 40 * PIXELS, 0.15))
     assert large.value.reason == "large"
     scheduler.free = [math.inf]
@@ -387,7 +392,7 @@ def test_results_are_those_of_the_library(engine, loop):
 
     async def several():
         deadline = engine.clock() + 30
-        return await asyncio.gather(*(engine.submit("r3_fast.photo", work, deadline, ONE) for _ in range(3)))
+        return await asyncio.gather(*(engine.submit("r3_fast.photo", work, deadline, Terms(ONE)) for _ in range(3)))
 
     for answer in loop.run_until_complete(several()):
         assert answer.setting == ONE
@@ -507,9 +512,9 @@ def test_a_worker_that_cannot_be_started_is_tried_until_it_can(loop, tmp_path, m
 
 
 def test_a_gray_network_computes_each_channel_of_a_colour_picture(loop):
-    about = Served("gray", "denoise", {ONE: 10.0}, "", {}, {}, 1, 1, True, 0, (), "fp32")
+    about = Served("gray", "denoise", "image", {ONE: 10.0}, "", {}, {}, 1, 1, True, 0, (), "fp32")
     assert about.planes(Work(cat())) == 3
-    assert about._replace(channels=3).planes(Work(cat())) == about._replace(task="classify").planes(Work(cat())) == 1
+    assert about._replace(channels=3).planes(Work(cat())) == about._replace(gives="classes").planes(Work(cat())) == 1
 
 
 def test_an_idle_worker_takes_the_requests_of_one_that_dies(loop):
@@ -519,7 +524,7 @@ def test_an_idle_worker_takes_the_requests_of_one_that_dies(loop):
         try:
             never = asyncio.Event()
             for worker in engine.workers:  # whichever dies stays dead
-                worker.start = lambda warm=True: never.wait()
+                worker.load = lambda warm=True: never.wait()
             with held(*engine.workers):
                 task = asyncio.create_task(engine.submit("r3_fast.photo", Work(cat(512)), engine.clock() + 60))
                 await until(lambda: max(engine.scheduler.free) > 0 and engine._open and not engine.scheduler.waiting)
@@ -538,3 +543,81 @@ def test_a_network_that_does_not_say_how_far_it_sees_is_served_whole():
     pixels = np.tile(cat(), (9, 1, 1))
     (done,) = denoise(rcnet.optimize(model), ONE, [Work(pixels)])
     assert done.pixels.shape == pixels.shape
+
+
+def web_request(engine, client="127.0.0.1"):
+    return starlette.requests.Request({"type": "http", "headers": [], "rcnet": RequestInfo(engine.clock(), client)})
+
+
+def test_so_many_requests_at_once_are_taken_and_no_more(engine):
+    handler = RequestHandler(engine, Decoders(100), Limits(requests=2))
+    taken = [web_request(engine), web_request(engine)]
+    for request in taken:
+        handler.admit(request, "denoise", None, None, None)
+    with pytest.raises(Failure, match="too many requests at once") as refused:
+        handler.admit(web_request(engine), "denoise", None, None, None)
+    assert (refused.value.status, refused.value.reason) == (429, "busy")
+    handler.leave(taken[0].scope["rcnet"])
+    handler.admit(web_request(engine), "denoise", None, None, None)
+
+
+def test_the_clock_of_a_request_starts_at_the_front_of_a_cluster(engine, loop):
+    handler, waited = RequestHandler(engine, Decoders(100), Limits()), []
+
+    async def app(scope, receive, send):
+        waited.append(engine.clock() - scope["rcnet"].arrived)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "raw_path": b"/", "headers": [(b"host", b"localhost")]}
+    for more in ({}, {"rcnet.asked": time.time() - 5}):
+        loop.run_until_complete(MetricsMiddleware(app, handler, ())({**scope, **more}, None, None))
+    assert waited[1] >= 5 > waited[0] + 4
+
+
+def test_time_that_was_spent_before_the_queue_is_overload_and_not_size():
+    scheduler = of(slack)
+    scheduler.costs.observe("a", ONE, PIXELS, 1, 0.1)
+    scheduler._measured["a"] = 0.0
+    with pytest.raises(Refused) as late:
+        scheduler.check(Request("a", (1,), PIXELS, 0.02, window=0.15), 0.0)
+    assert late.value.reason == "busy"
+    with pytest.raises(Refused) as large:
+        scheduler.check(Request("a", (1,), PIXELS, 0.02, window=0.05), 0.0)
+    assert large.value.reason == "large"
+
+
+def test_what_is_refused_or_leaves_moves_no_dial():
+    def streams(*requests):
+        scheduler = of(slack)
+        scheduler.costs.observe("a", ONE, PIXELS, 1, 0.1)
+        scheduler._measured["a"] = 0.0
+        for request in requests:
+            with contextlib.suppress(Refused):
+                scheduler.submit(request, 0.0)
+                scheduler.cancel(request)
+        return scheduler.state(0.0).streams
+
+    huge, hopeless = Request("a", (1,), 100 * PIXELS, 0.15), Request("a", (1,), PIXELS, 1e-6)
+    assert streams(huge, hopeless) == {}
+    assert all(stream.rate == pytest.approx(0, abs=1e-9) for stream in streams(*(Request("a", (1,), PIXELS, 9.0),) * 3).values())
+
+
+def test_a_client_may_not_fill_the_queue_while_another_asks():
+    scheduler = of(slack, objective=1.0)
+    scheduler.costs.observe("a", ONE, PIXELS, 1, 0.1)
+    scheduler._measured["a"] = scheduler.free[0] = 0.5  # a batch is computed
+
+    def fitting(client):
+        count = 0
+        with contextlib.suppress(Refused):
+            while True:
+                scheduler.submit(Request("a", (1,), PIXELS, 1.5, client=client), 0.0)
+                count += 1
+        return count
+
+    alone = fitting("a")
+    for request in scheduler.waiting[:]:
+        scheduler.cancel(request)
+    scheduler.submit(Request("a", (1,), PIXELS, 1.5, client="b"), 0.0)
+    assert 2 <= fitting("a") < alone
+    with pytest.raises(Refused, match="more requests waiting than your share"):
+        scheduler.submit(Request("a", (1,), PIXELS, 1.5, client="a"), 0.0)

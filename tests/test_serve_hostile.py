@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http.client
 import os
 import signal
 import socket
@@ -168,7 +169,7 @@ def test_a_form_with_one_file(server):
     [
         ("/v1/denoise?sigmas=3", "sigmas: no such parameter; valid: model, steps, sigma, strength, deadline_ms"),
         ("/v1/denoise?steps=1&steps=2", "steps: given 2 times"),
-        ("/v1/classify?sigma=3", "valid: model, steps, top, deadline_ms"),
+        ("/v1/denoise?top=3", "top: no such parameter; valid: model, steps"),
     ],
 )
 def test_parameters_that_are_not_there_or_doubled(server, path, says):
@@ -208,3 +209,13 @@ def test_a_worker_that_hangs_counts_as_down_and_is_replaced(server):
     wait(lambda: server.client.get("/readyz").status_code == 200, STARTING)
     assert server.post("/v1/denoise", encoded(picture())).status_code == 200
     assert metric(server, "rcnet_worker_restarts") == 1
+
+
+def test_a_refusal_is_read_by_a_client_that_still_sends(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    body = bytes(8 << 20)
+    for _ in range(5):
+        line = http.client.HTTPConnection(host, int(port), timeout=30)
+        line.request("POST", "/v1/denoise?nothing=1", body)
+        assert line.getresponse().status == 422
+        line.close()

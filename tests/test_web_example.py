@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 
 import rcnet
+from rcnet.deploy.denoise import denoise_pixels
+from rcnet.models.judge import attach_judge
 
-from .conftest import IMAGES, random_model
+from .conftest import IMAGES, random_model, two_levels
 from .test_page import CHROMIUM, browser, opened, says_what_is_no_image, sync_api  # noqa: F401
 
 WEB = IMAGES.parent.parent / "examples" / "web"
@@ -23,12 +25,12 @@ pytestmark = [
         reason="onnxruntime-web is not here: python examples/web/build.py fetches it",
     ),
 ]
-TILES = """async ([planes, width, height, place, level]) => {
+TILES = """async ([planes, width, height, place, level, strength]) => {
   const { denoise } = await import("./denoise.js");
   const bytes = Uint8Array.from(atob(planes), (c) => c.charCodeAt(0));
   const out = [];
   const keep = (tile) => out.push({ ...tile, data: [...tile.data] });
-  await denoise(new Float32Array(bytes.buffer), width, height, place, level, keep);
+  await denoise(new Float32Array(bytes.buffer), width, height, place, level, keep, strength);
   return out;
 }"""
 
@@ -79,10 +81,10 @@ def shown(page, name):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB"))
 
 
-def denoised(page, x, place, level):
+def denoised(page, x, place, level, strength=1):
     """What the page's network gives for [1, 3, H, W], put together from its tiles, and how many there were."""
     planes = base64.b64encode(x.numpy().tobytes()).decode()
-    tiles = page.evaluate(TILES, [planes, x.shape[3], x.shape[2], place, level])
+    tiles = page.evaluate(TILES, [planes, x.shape[3], x.shape[2], place, level, strength])
     out = torch.full_like(x, torch.nan)
     for tile in tiles:
         rows, columns = (slice(tile[a], tile[a] + tile[b]) for a, b in (("top", "height"), ("left", "width")))
@@ -99,7 +101,7 @@ def test_the_numbers_are_those_of_the_network_at_each_setting(page):
     for place, n in enumerate(model.steps):
         for level in (-1, 20):
             answer, _ = denoised(page, x, place, level)
-            torch.testing.assert_close(answer, model(x, n, sigma=level), atol=1e-3, rtol=0)
+            torch.testing.assert_close(answer, model(x, n, sigma=level if level > 0 else None), atol=1e-3, rtol=0)
     assert (answer - x).abs().max() > 0.02
     wide = torch.rand(1, 3, 8, 530)
     answer, tiles = denoised(page, wide, 0, -1)
@@ -123,6 +125,8 @@ def test_the_sample_dial_strength_and_slider(page):
     assert costs == sorted(costs)
     assert costs[2] > 2 * costs[0]
     page.locator("#strength").fill("0")
+    page.wait_for_timeout(500)  # longer than the page waits before it asks again
+    settled(page)
     assert np.array_equal(shown(page, "after"), noisy)
     page.locator("#compare").focus()
     page.keyboard.press("Home")
@@ -169,3 +173,35 @@ def test_gray_weights_of_any_settings(build, browser, tmp_path):  # noqa: F811
         torch.testing.assert_close(denoised(page, x, 0, -1)[0], expected, atol=1e-3, rtol=0)
         page.close()
         serving.shutdown()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_judge_says_what_the_network_is_told(build, browser, tmp_path, channels):  # noqa: F811
+    """Of a whole picture, for each of its tiles, and of parts of a large one; strength multiplies it."""
+    net = two_levels(channels)
+    rcnet.save(net, tmp_path / "judged.safetensors")
+    build.build(str(tmp_path / "judged.safetensors"), tmp_path / "site")
+    with build.server(tmp_path / "site", 0) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{serving.server_port}")
+        settled(page, "2")
+        for x, strength in ((torch.rand(1, 3, 40, 61), 0.5), (torch.rand(1, 3, 24, 530), 1), (torch.rand(1, 3, 1100, 1000), 1)):
+            answer, _ = denoised(page, x, 0, -1, strength)
+            expected, _ = denoise_pixels(net, x[0].permute(1, 2, 0).numpy(), 1, strength=strength)
+            np.testing.assert_allclose(answer[0].permute(1, 2, 0).clamp(0, 1).numpy(), expected, atol=1e-3)
+        before = shown(page, "after")
+        page.locator("#strength").fill("2")
+        page.wait_for_timeout(500)
+        settled(page, "2")
+        assert not np.array_equal(shown(page, "after"), before)
+        page.close()
+        serving.shutdown()
+
+
+def test_a_network_that_nobody_tells_is_refused(build, tmp_path):
+    net = two_levels(3)
+    attach_judge(net, None)
+    rcnet.save(net, tmp_path / "untold.safetensors")
+    with pytest.raises(SystemExit, match="no judge"):
+        build.write_network(str(tmp_path / "untold.safetensors"), tmp_path)

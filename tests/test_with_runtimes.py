@@ -15,16 +15,19 @@ import paper  # noqa: F401 (registers the networks with exits)
 import rcnet
 from rcnet.cell import batch_norms
 from rcnet.data.images import read_folder
-from rcnet.deploy.export import FORMATS, export, load_exported, read_exported
+from rcnet.deploy.export import FORMATS, export, load_exported, load_judge, read_exported
 from rcnet.deploy.graphs import cut
 from rcnet.deploy.int8 import Convolution, calibration_images, windows_read
 from rcnet.deploy.optimize import optimize
-from rcnet.deploy.running import openvino_compiled, sigma_input
+from rcnet.deploy.running import openvino_compiled
 from rcnet.errors import InputError
 from rcnet.evaluation import denoising_results, denoising_scores
+from rcnet.models import judge as of_torch
+from rcnet.models.judge import KNOTS, attach_judge
+from rcnet.runtime.levels import level_map, sigma_input
 from rcnet.tasks.classify import read_matching
 
-from .conftest import IMAGES, random_model
+from .conftest import IMAGES, random_model, two_levels
 
 CLASSIFIERS = [("r2", (2, 3)), ("r4", (1, 2)), ("s2", 2), ("s4_exits", (1, 3))]
 SIZES = {name: {"width": 0.125} for name, _ in CLASSIFIERS}
@@ -255,6 +258,104 @@ def test_int8_networks_take_the_noise_level(told, tmp_path, name):
         assert error < 0.1 * change
     unknown, known = told(x, 2), told(x, 2, sigma=30)
     assert (unknown - known).square().mean().sqrt() > 0.1 * change
+
+
+@pytest.fixture(scope="module")
+def judged():
+    """A small network that takes both noise levels, and its judge."""
+    torch.manual_seed(0)
+    model = trained("r3_fast", steps=(1, 2), in_chans=3, width=16, noise_level=True, coarse_level=True)
+    attach_judge(model, two_levels().judge)
+    model.about = model.about.completed({"noise": {"sigma": [0.0, 50.0], "as_8bit": True, "camera": 0.5}})
+    return model
+
+
+@pytest.fixture(scope="module")
+def judged_files(judged, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("judged")
+    return {suffix: export(judged, folder / f"x{suffix}") for suffix in (".onnx", ".xml", ".pt2")}
+
+
+SHAPES = [(1, 3, 33, 46), (2, 3, 16, 21), (2, 3, 3, 4), (1, 3, 1, 1), (2, 3, 1, 5), (1, 3, 8, 7)]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_exported_networks_take_two_levels_and_ask_their_judge(judged, judged_files, suffix):
+    path = judged_files[suffix]
+    about, say = read_exported(path), load_judge(path, threads=1)
+    assert (about["inputs"], about["levels"], list(about["outputs"])) == (["image", "sigma"], 2, ["steps1", "steps2"])
+    assert about["level_map"] == {"output": "levels", "knots": KNOTS, "smoothing": of_torch.SMOOTH}
+    for n in judged.steps:
+        run = load_exported(path, n, threads=1)
+        for shape in SHAPES:
+            x, batch = torch.rand(shape), shape[0]
+            levels = judged.judge(x)
+            assert levels.min() > 1
+            np.testing.assert_allclose(say(x.numpy()), levels.numpy(), atol=1e-4)
+            white, both = 60 * torch.rand(batch, 1, *shape[2:]), 60 * torch.rand(batch, 2, *shape[2:])
+            for sigma in (None, 25, -1, torch.linspace(5, 60, batch), white[0, 0], white, both, both[:1, :, :1, :1]):
+                answer = run(x.numpy(), sigma if sigma is None else np.asarray(sigma))
+                np.testing.assert_allclose(answer, judged(x, n, sigma=sigma).numpy(), atol=1e-4)
+    assert np.abs(run(x.numpy(), 25) - run(x.numpy())).max() > 1e-3
+    assert np.abs(run(x.numpy(), both.numpy()) - run(x.numpy(), both[:, :1].numpy())).max() > 1e-3
+
+
+def test_levels_are_read_off_in_numpy_as_in_torch():
+    for shape in SHAPES:
+        levels, x = torch.rand(shape[0], 2, KNOTS) * 50, torch.rand(shape) * 1.4 - 0.2
+        found = level_map(levels.numpy(), x.numpy(), of_torch.SMOOTH)
+        np.testing.assert_allclose(found, of_torch.level_map(levels, x).numpy(), atol=1e-4, rtol=1e-5)
+
+
+def test_a_judge_is_computed_without_the_network(judged, judged_files):
+    part = onnx.load_from_string(cut(judged_files[".onnx"], "levels"))
+    assert [value.name for value in (*part.graph.input, *part.graph.output)] == ["image", "levels"]
+    assert sum(node.op_type == "Conv" for node in part.graph.node) == sum(
+        isinstance(m, nn.Conv2d) for m in judged.judge.modules()
+    )
+    part = onnx.load_from_string(cut(judged_files[".onnx"], "steps1"))
+    assert sum(node.op_type == "Conv" for node in part.graph.node) == 8
+
+
+@torch.inference_mode()
+def test_without_a_judge_in_the_file_a_level_is_asked_for(judged, judged_files, tmp_path, run):
+    alone = rcnet.create_model("r3_fast", steps=(1, 2), in_chans=3, width=16, noise_level=True, coarse_level=True).eval()
+    call, x = load_exported(export(alone, tmp_path / "x.onnx"), 1), torch.rand(1, 3, 8, 8)
+    np.testing.assert_allclose(call(x.numpy(), 25), alone(x, 1, sigma=25).numpy(), atol=1e-5)
+    with pytest.raises(InputError, match=r"has no judge of noise: say how much there is, sigma="):
+        call(x.numpy())
+    assert "level_map" not in read_exported(judged_files[".pt2"])
+    for path in (tmp_path / "x.onnx", judged_files[".pt2"]):
+        with pytest.raises(InputError, match="has no judge"):
+            load_judge(path)
+    answer = torch.export.load(judged_files[".pt2"]).module()(x, torch.full((1, 2, 1, 1), 9.0))
+    torch.testing.assert_close(answer[1], judged(x, 2, sigma=torch.full((1, 2, 1, 1), 9.0)), atol=1e-5, rtol=0)
+    rcnet.save(judged, tmp_path / "w.safetensors")
+    for name, told in (("y.pt2", True), ("y.onnx", False)):
+        status, _, err = run("export", "w.safetensors", "-o", name, "--steps", "1")
+        assert status == 0, err
+        assert ("leaves out the judge" in err) == told
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["x.onnx", "x.xml"])
+def test_int8_networks_take_two_levels(judged, tmp_path, name):
+    seen = list(calibration_images(judged, IMAGES / "bsd"))
+    kinds = {tuple(bool(sigma[0, kind].any()) for kind in (0, 1)) for _, sigma in seen}
+    assert kinds == {(True, False), (False, True)}
+    assert all(sigma.shape == (1, 2, *image.shape[-2:]) and sigma.min() >= 0 for image, sigma in seen)
+    path = export(judged, tmp_path / name, calibration=seen)
+    run = load_exported(path, 2)
+    x = torch.from_numpy(np.concatenate([image for image, _ in seen[:2]])[..., :65, :64])
+    np.testing.assert_allclose(load_judge(path)(x.numpy()), judged.judge(x).numpy(), atol=1e-4)
+    for sigma in (None, 30, torch.tensor([[5.0, 0.0], [0.0, 20.0]])[:, :, None, None]):
+        expected = judged(x, 2, sigma=sigma)
+        answer = torch.from_numpy(run(x.numpy(), sigma if sigma is None else np.asarray(sigma)))
+        error, change = (answer - expected).square().mean().sqrt(), (expected - x).square().mean().sqrt()
+        assert error < 0.1 * change
+    if path.suffix == ".onnx":
+        assert int8_kernels(path) == deep_kernels(judged)
 
 
 @pytest.fixture(scope="module")

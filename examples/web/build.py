@@ -21,9 +21,13 @@ from pathlib import Path
 import onnx
 
 import rcnet
+from rcnet.about import SMOOTH
 from rcnet.cost.counting import macs
 from rcnet.deploy.export import export
 from rcnet.deploy.graphs import cut
+from rcnet.models.judge import is_untold
+from rcnet.runtime.levels import LEVELS, LOOK
+from rcnet.runtime.tiles import grid
 
 HERE = Path(__file__).parent
 LIBRARY = HERE / "onnxruntime-web"
@@ -38,7 +42,7 @@ SIDE = 256  # of the image that MACs are counted on, in pixels
 
 
 def fetch() -> None:
-    """Puts onnxruntime-web's files beside the page, out of npm's package, if that is the one that this was written for."""
+    """Puts the files of onnxruntime-web from npm's package beside the page, if it is the package that this was written for."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["npm", "pack", "--silent", f"onnxruntime-web@{VERSION}"], cwd=folder, check=True)
         (package,) = Path(folder).glob("*.tgz")
@@ -52,16 +56,20 @@ def fetch() -> None:
 
 
 def write_network(name: str, site: Path) -> None:
-    """A graph a setting, all with their kernels in one file, and what the page has to know."""
+    """Writes one graph per setting, with all kernels in one file, and what the page has to know."""
     net = rcnet.load(name)
     if net.about.task != "denoise":
         raise SystemExit(f"{name} does not denoise")
+    if is_untold(net):
+        raise SystemExit(f"{name} has no judge of noise, and the page asks nobody: rcnet judge trains one")
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "network.onnx"
         onnx.save(onnx.load(export(net, whole)), whole, save_as_external_data=True, location="kernels.bin", size_threshold=2048)
         shutil.copy(Path(folder) / "kernels.bin", site)
         for setting in net.settings:
             (site / f"{setting.name}.onnx").write_bytes(cut(whole, setting.name))
+        if net.judge is not None:
+            (site / "judge.onnx").write_bytes(cut(whole, LEVELS))
     settings = [
         {
             "name": str(setting),
@@ -71,7 +79,8 @@ def write_network(name: str, site: Path) -> None:
         }
         for setting in net.settings
     ]
-    about = {"name": name, "channels": net.about.channels, "level": net.about.takes_level, "sub": net.about.sub}
+    about = {"name": name, "channels": net.about.channels, "levels": net.about.levels, "multiple": net.about.multiple}
+    about |= {"grid": grid(net.about), "smoothing": SMOOTH, "look": LOOK}
     (site / "model.json").write_text(json.dumps({**about, "settings": settings}, indent=1) + "\n")
 
 
@@ -87,7 +96,7 @@ def build(name: str, site: Path) -> None:
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Files, with the headers without which a browser gives a page no threads."""
+    """Serves files with the headers that a browser requires before it gives a page threads."""
 
     extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript", ".wasm": "application/wasm"}  # noqa: RUF012
 

@@ -10,11 +10,14 @@ function planesOf({ data, width, height }) {
   return planes;
 }
 
+// Of a network that is told how much to remove: the strength is in what it is told.
+const isTold = () => state.model?.levels === 2;
+
 // Of those rows and columns: the image, and `strength` times what the network took away.
 function draw({ left, top, width, height }) {
   const [whole, size] = [state.noisy.width, state.planes.length / 3];
   const pixels = new ImageData(width, height);
-  const strength = Number($("strength").value);
+  const strength = isTold() ? 1 : Number($("strength").value);
   for (let y = 0, at = 0; y < height; y++) {
     for (let x = 0; x < width; x++, at += 4) {
       const i = (top + y) * whole + left + x;
@@ -69,7 +72,7 @@ function ask() {
   state.fresh = false;
   say("The network is at work…");
   finished(false);
-  worker.postMessage({ id: ++state.id, place: Number($("dial").value), level: -1, image });
+  worker.postMessage({ id: ++state.id, place: Number($("dial").value), level: -1, strength: Number($("strength").value), image });
 }
 
 function finished(whole) {
@@ -95,7 +98,7 @@ worker.onmessage = ({ data }) => {
     say("");
     return ask();
   }
-  if (data.id !== undefined && data.id !== state.id) return; // a newer question is under way
+  if (data.id !== undefined && data.id !== state.id) return; // a newer request is running
   if (data.error) return say(data.error, true);
   place(data.tile);
   draw(data.tile);
@@ -120,7 +123,7 @@ function tell() {
     Time: `${state.ms.toFixed(0)} ms`,
     Threads: state.threads,
     MACs: `${((setting.macs * width * height * 3) / state.model.channels / 1e9).toFixed(2)} G`,
-    "Level found": `sigma ${(255 * Math.sqrt(squares / state.out.length)).toFixed(1)}`,
+    Removed: `sigma ${(255 * Math.sqrt(squares / state.out.length)).toFixed(1)}`,
     Weights: state.model.name,
   };
   if (state.known) {
@@ -144,6 +147,7 @@ function later(act) {
 }
 
 function strengthen() {
+  if (isTold()) return later(ask);
   showDial();
   if (!state.planes || $("after").hidden) return;
   draw({ left: 0, top: 0, width: state.noisy.width, height: state.noisy.height });

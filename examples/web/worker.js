@@ -1,4 +1,4 @@
-// Computes apart from the page, so that it answers meanwhile; a new question ends the one before at the next tile.
+// Computes outside the page, so that the page stays responsive; a new request ends the previous one at the next tile.
 let asked = 0;
 let image = null;
 let turn = Promise.resolve();
@@ -9,15 +9,16 @@ const network = import("./denoise.js").then(
   (error) => postMessage({ error: error.message }),
 );
 
-async function answer({ id, place, level }) {
+async function answer({ id, place, level, strength }) {
   const module = await network;
   if (!module || id !== asked) return;
   try {
-    await module.denoise(image.planes, image.width, image.height, place, level, async (tile, ms, done, of) => {
+    const each = async (tile, ms, done, of) => {
       postMessage({ id, tile, ms, done, of }, [tile.data.buffer]);
       await others();
       return id === asked;
-    });
+    };
+    await module.denoise(image.planes, image.width, image.height, place, level, each, strength);
   } catch (error) {
     postMessage({ id, error: error.message });
   }

@@ -36,11 +36,11 @@ class About:
     """What a network takes and gives. Images are float [B, channels, H, W] in [0, 1].
 
     Attributes:
-        task: `classify`, `denoise` or one of your own.
+        task: what it is made for, a name of `tasks.TASKS`, or one of your own.
         channels: of the images: 1 gray, 3 RGB.
         inputs: `image`; `sigma` where a call takes the noise level; `coarse` where sigma may also hold that of a camera's coarse
             noise, in a second channel.
-        multiple: what the sides of images have to be multiples of.
+        multiple: what the sides of images have to be multiples of; other images are filled up.
         sub: what the network fills sides up to multiples of by itself; a tile begins at one.
         reach: how far, in pixels, an output pixel sees: reach[0] + reach[1] for each step of each cell; None: everywhere.
         size: height and width of the images that it was trained on, where it was trained on one.
@@ -80,9 +80,7 @@ class About:
         return len(self.inputs) - 1
 
     def called_with(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width in pixels as the network is called with them: images of a denoiser are filled up to multiples."""
-        if self.task != "denoise":
-            return size
+        """Height and width in pixels, filled up to multiples, as the network is called with them."""
         height, width = (-(-side // self.multiple) * self.multiple for side in size)
         return height, width
 
@@ -117,7 +115,7 @@ class About:
     def from_json(cls, values: Mapping[str, Any]) -> "About":
         """From what `to_json` gives; the rest of a file's `preprocessing` does not matter."""
         kept = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
-        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in kept.items() if key != "noise"}
+        plain: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in kept.items() if key != "noise"}
         return cls(**plain).completed(values)
 
     def to_json(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from rcnet.figures.dial import dial
 from rcnet.figures.side_by_side import save_picture
 from rcnet.models.files import load, save
 from rcnet.models.huggingface import PREFIX, WEIGHTS, hub
+from rcnet.models.judge import is_untold
 from rcnet.models.results import result_name, rows_of
 from rcnet.replacing import replacing
 from rcnet.tasks import TASKS, usual_size
@@ -121,6 +122,7 @@ def model_card(model: RecurrentNet, name: str, pictured: bool = False) -> str:
     task = TASKS.get(about.task)
     header = {"library_name": "rcnet", "pipeline_tag": task.pipeline if task else "", "license": card.get("license")}
     call = (task or Kind).use
+    told = ", sigma=25" * is_untold(model)
     what = f"`{model.metadata['architecture']['name']}`" + f", made to {about.task}" * bool(about.task)
     sections = {
         f"# {Path(name).name}": [
@@ -131,12 +133,12 @@ def model_card(model: RecurrentNet, name: str, pictured: bool = False) -> str:
         "## Use": [
             "    pip install 'rcnet[hub]'\n\n```python\nimport rcnet\n",
             f'model = rcnet.from_pretrained("{name}")  # images are float [B, {about.channels}, H, W] in [0, 1]',
-            call.format(steps=""),
-            *([call.format(steps=f", steps={quick}") + "  # the cheapest"] if len(model.settings) > 1 else []),
+            call.format(steps=told),
+            *([call.format(steps=f", steps={quick}{told}") + "  # the cheapest"] if len(model.settings) > 1 else []),
             "```",
         ],
         "## Cost and quality": [*["![What each setting costs and reaches](dial.png)\n"] * pictured, *_table(model)],
-        "## Training": [*filter(None, [card.get("data")]), *_runs(model.metadata.get("training") or {})],
+        "## Training": [*filter(None, [card.get("data")]), *_runs(model.metadata.get("training") or {}), *_judge(model)],
         "## Limits": [*filter(None, [card.get("limits")]), *_limits(model)],
         "## Licence": [card.get("license", "None is stated.")],
     }
@@ -174,6 +176,14 @@ def _runs(training: dict[str, Any]) -> Iterator[str]:
         known = {key: training.get(key) for key in ("minutes", "hardware", "precision", "torch", "seed", "commit")}
         rest = (f", {key} {value}" for key, value in known.items() if value is not None)
         yield f"- {training['iterations']:,} iterations{images}{''.join(rest)}"
+
+
+def _judge(model: RecurrentNet) -> Iterator[str]:
+    """A line for the judge of a denoiser."""
+    if model.judge is not None:
+        about = model.metadata.get("judge", {})
+        trained = f", trained in {about['iterations']:,} iterations" if "iterations" in about else ""
+        yield f"- A judge of noise, which tells it how much a picture has: {parameters(model.judge):,} parameters{trained}"
 
 
 def _limits(model: RecurrentNet) -> Iterator[str]:

@@ -5,8 +5,9 @@ import torch
 
 import rcnet
 from rcnet.models import bundled
+from rcnet.models.judge import attach_judge
 
-from ..conftest import names_of
+from ..conftest import names_of, two_levels
 
 spandrel = pytest.importorskip("spandrel", reason="spandrel is not installed: make interop")
 DENOISERS = [name for name in bundled() if name.startswith("r3")]
@@ -34,6 +35,16 @@ def test_all_denoisers_load(loader, weights):
     x = torch.rand(1, model.about.channels, 33, 40)
     with torch.inference_mode():
         torch.testing.assert_close(loaded(x), model(x, 1).clamp(0, 1))
+
+
+@torch.inference_mode()
+def test_a_denoiser_of_two_levels_loads_with_its_judge(loader, tmp_path):
+    model, x = two_levels(), torch.rand(1, 3, 33, 40)
+    rcnet.save(model, tmp_path / "w.safetensors")
+    torch.testing.assert_close(loader.load_from_file(tmp_path / "w.safetensors")(x), model(x, 1).clamp(0, 1))
+    attach_judge(model, None)
+    rcnet.save(model, tmp_path / "untold.safetensors")
+    assert loader.load_from_file(tmp_path / "untold.safetensors").model.judge is None
 
 
 def test_others_are_left_alone(loader):

@@ -8,14 +8,18 @@ import rcnet
 from rcnet.data.images import read_folder
 from rcnet.evaluation import denoising_results
 
-from ..conftest import IMAGES
+from ..conftest import IMAGES, two_levels
 
 pytest.importorskip("torchmetrics", reason="torchmetrics is not installed: make interop")
 
 
-def test_psnr_and_ssim(example):
-    folder, model = IMAGES / "bsd" / "test", rcnet.load("r3_fast.gray")
-    lines, _ = example("metrics", folder, "r3_fast.gray")
+@pytest.mark.parametrize("name", ["r3_fast.gray", "two levels"])
+def test_psnr_and_ssim(example, tmp_path, name):
+    if name == "two levels":
+        name = tmp_path / "w.safetensors"
+        rcnet.save(two_levels(1), name)
+    folder, model = IMAGES / "bsd" / "test", rcnet.load(name)
+    lines, _ = example("metrics", folder, name)
     ours = denoising_results(model, read_folder(folder, 1), 25, model.choices)
     assert lines[0].startswith("noisy: 20.")
     for line, row in zip(lines[1:], ours, strict=True):

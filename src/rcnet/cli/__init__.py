@@ -21,6 +21,7 @@ from rcnet.cli.figures import figures
 from rcnet.cli.judge import judge
 from rcnet.cli.models import models
 from rcnet.cli.profile import profile
+from rcnet.cli.run import run
 from rcnet.cli.serve import serve
 from rcnet.cli.train import train
 from rcnet.errors import InputError
@@ -38,6 +39,7 @@ app = App(
 COMMANDS: dict[str, Callable[..., None]] = {
     "denoise": denoise,
     "classify": classify,
+    "run": run,
     "models": models,
     "profile": profile,
     "eval": evaluate,
@@ -53,6 +55,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 GUIDES = {
     "denoise": "docs/use.md",
     "classify": "docs/use.md",
+    "run": "docs/use.md",
     "models": "docs/use.md",
     "profile": "docs/deploy.md",
     "eval": "docs/training.md",

@@ -65,6 +65,10 @@ def export(
     path = run(network, output, to, settings, images, kernel_bits)
     if int8 and kernel_bits is None and read_exported(path)["kernel_bits"] == 7:
         print("kernels of 7 bits, as this processor saturates sums of 8; --kernel-bits 8 for one that does not", file=sys.stderr)
+    if network.judge is not None and "level_map" not in read_exported(path):
+        print(
+            f"a file like {path.name} leaves out the judge of these weights: tell the network the noise levels", file=sys.stderr
+        )
     files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
     for file in files:
         print(f"{file} ({file.stat().st_size / 1e6:.2f} MB)")

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from rcnet.cell import RecurrentNet
 
-NAMES = ("bn-steps", "bn-upstream", "denoised", "features", "dial")
+ALONE = ("bn-steps", "bn-upstream")  # of a network alone, each by the function of its name in the file of its name
+NAMES = (*ALONE, "denoised", "features", "dial")
 
 
 def figures(
@@ -74,16 +75,15 @@ def figures(
         raise InputError(f"{name} adds no noise: --sigma is only for denoised, and for dial with --data")
     if (data or timed) and name != "dial":
         raise InputError(f"{name} measures nothing: --data and --timed are only for dial")
-    from rcnet.figures.bn_steps import bn_steps
-    from rcnet.figures.bn_upstream import bn_upstream
+    import importlib
+
     from rcnet.figures.side_by_side import save_picture
     from rcnet.models import load
 
     network = load(model)
-    if name == "bn-steps":
-        picture = bn_steps(network)
-    elif name == "bn-upstream":
-        picture = bn_upstream(network)
+    if name in ALONE:
+        function = name.replace("-", "_")
+        picture = getattr(importlib.import_module(f"rcnet.figures.{function}"), function)(network)
     elif name == "dial":
         picture = _dial(network, model, data, sigma, timed)
     else:

@@ -25,9 +25,9 @@ def judge(
 
     Examples::
 
-      rcnet train r3_fast_photo --data BSDS --out runs/photo
       rcnet judge runs/photo/weights.safetensors --data BSDS -o photo.safetensors
-      rcnet denoise photo.jpg --model photo.safetensors
+      rcnet judge mine.safetensors --data photos/ -o judged.safetensors --minutes 5
+      rcnet judge mine.safetensors --data photos/ -o judged.safetensors --seed 1
 
     Parameters
     ----------

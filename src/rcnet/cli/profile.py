@@ -53,6 +53,7 @@ def profile(
     from tqdm import tqdm
 
     from rcnet.cli.text import count, table
+    from rcnet.cost.counting import judge_macs
     from rcnet.cost.latency import ROUNDS, WARM_UP
     from rcnet.cost.profiling import profile as measure
     from rcnet.device import best_device, hardware
@@ -68,6 +69,8 @@ def profile(
     with tqdm(total=ROUNDS + WARM_UP, unit="round", disable=None, leave=False) as bar:
         rows = measure(network, (height, width), batch, precision, each=bar.update)
     about = {"model": model, "size": [height, width], "batch": batch, "hardware": hardware(best_device()), "precision": precision}
+    judge = judge_macs(network, (height, width))
+    about |= {"judge_macs": judge} if judge else {}
     if json_output:
         print(json.dumps({**about, "rows": rows}, indent=1))
         return
@@ -87,6 +90,8 @@ def profile(
         for row in rows
     ]
     print(table(header, lines))
+    if judge:
+        print(f"Once per picture that comes without a noise level, its judge of noise: {count(judge)} MACs")
 
 
 def named_network(name: str) -> "RecurrentNet":

@@ -16,6 +16,7 @@ from rcnet.cost.counting import macs
 from rcnet.cost.latency import interleaved, measured_once, summary
 from rcnet.device import resolve_precision
 from rcnet.errors import InputError
+from rcnet.models.judge import without_judge
 from rcnet.models.results import best_of, setting_quality
 from rcnet.setting import Setting
 
@@ -74,7 +75,8 @@ def latencies(
     precision: str = "fp32",
     each: Callable[[], object] = lambda: None,
 ) -> dict[Setting, dict[str, float]]:
-    """`ms` (median) and `p95` of a warm call at each setting, measured interleaved; later calls reuse the measurement.
+    """`ms` (median) and `p95` of a warm call at each setting, measured interleaved; later calls reuse the measurement. Without the
+    judge of a denoiser.
 
     Args:
         size: height and width of the input in pixels.
@@ -84,10 +86,11 @@ def latencies(
     device, size = device_of(model), model.about.called_with(size)
     precision = resolve_precision(precision, device)
     what = {"network": fingerprint(model), "size": list(size), "batch": batch, "precision": precision}
+    alone = without_judge(model)
 
     def measure() -> dict[str, dict[str, float]]:
         x = torch.rand(batch, model.about.channels, *size, device=device).contiguous(memory_format=torch.channels_last)
-        calls = {n: torch.inference_mode()(partial(ready(model, n, precision), x)) for n in model.settings}
+        calls = {n: torch.inference_mode()(partial(ready(alone, n, precision), x)) for n in model.settings}
         return {str(n): summary(values) for n, values in interleaved(calls, each=each).items()}
 
     kept = measured_once(what, device, measure)

@@ -1,5 +1,6 @@
 """Parameters and multiply-accumulates (MACs) of a network at a setting."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -7,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rcnet.calling import plain, ready, refused
 from rcnet.cell import RecurrentNet, unroll
+from rcnet.models.judge import without_judge
 from rcnet.setting import Steps
 
 
@@ -16,7 +18,8 @@ def parameters(model: torch.nn.Module) -> int:
 
 
 def macs(model: RecurrentNet, steps: Steps, size: tuple[int, int], batch: int = 1) -> int:
-    """MACs of convolutions and linear layers in one call, as `torch.utils.flop_counter` counts them (a MAC is two FLOPs).
+    """MACs of convolutions and linear layers in one call, as `torch.utils.flop_counter` counts them (a MAC is two FLOPs); those
+    of a denoiser's judge are not among them.
 
     Args:
         steps: a supported step count, or one number per cell.
@@ -31,7 +34,7 @@ def macs(model: RecurrentNet, steps: Steps, size: tuple[int, int], batch: int = 
         114425856
     """
     size = model.about.called_with(size)
-    net = plain(unroll(model, steps)).to("meta")
+    net = plain(without_judge(unroll(model, steps))).to("meta")
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # no MACs, but most of the time of a call on the meta device
             module.forward = lambda x: x  # type: ignore[method-assign, assignment]
@@ -40,6 +43,14 @@ def macs(model: RecurrentNet, steps: Steps, size: tuple[int, int], batch: int = 
         return counted(lambda: call(torch.empty(batch, model.about.channels, *size, device="meta")))
     except RuntimeError as error:
         raise refused(model, size, error) from error
+
+
+def judge_macs(model: RecurrentNet, size: tuple[int, int]) -> int:
+    """MACs of a denoiser's judge for one picture of that height and width in pixels; 0 of a network without one."""
+    if model.judge is None:
+        return 0
+    judge = copy.deepcopy(model.judge).to("meta")
+    return counted(lambda: judge(torch.empty(1, model.about.channels, *size, device="meta")))
 
 
 def counted(call: Callable[[], object]) -> int:

@@ -11,6 +11,7 @@ from rcnet.cell import RecurrentNet, unroll
 from rcnet.cost.budget import latencies
 from rcnet.cost.counting import macs, parameters
 from rcnet.cost.memory import peak_memory
+from rcnet.models.judge import without_judge
 
 
 def profile(
@@ -21,7 +22,8 @@ def profile(
     each: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
     """One row per setting: `steps`, `macs`, `parameters` (those that the call uses), `memory` (bytes of tensors in an fp32 call),
-    `ms` and `p95` (median and 95th percentile of a warm call in milliseconds; see `latencies`).
+    `ms` and `p95` (median and 95th percentile of a warm call in milliseconds; see `latencies`). Without the judge of a denoiser,
+    which runs once per picture (`judge_macs`).
     """
     counted = {n: macs(model, n, size, batch) for n in model.settings}
     times = latencies(model, size, batch, precision, each)
@@ -31,7 +33,7 @@ def profile(
             "steps": n.to_json(),
             "macs": counted[n],
             "parameters": parameters(unroll(model, n)),
-            "memory": peak_memory(partial(ready(model, n), x)),
+            "memory": peak_memory(partial(ready(without_judge(model), n), x)),
             **times[n],
         }
         for n in model.settings

@@ -60,13 +60,13 @@ def estimate_sigma(image: np.ndarray) -> float:
     return float(255 * np.median(np.abs(detail), axis=(0, 1)).mean() / 0.6745)
 
 
-def protocol_noise(image: np.ndarray, sigma: float, as_8bit: bool = False) -> Tensor:
+def protocol_noise(image: np.ndarray, sigma: float, as_8bit: bool = False, seed: int = 0) -> Tensor:
     """The noisy image of the BSD68 protocol: float [1, C, H, W] of uint8 [H, W, C].
 
-    Noise is `np.random.RandomState(0).normal(0, sigma / 255, shape)` for every image; neither clipped nor rounded unless
-    `as_8bit`.
+    Noise is `np.random.RandomState(0).normal(0, sigma / 255, shape)` for every image, unless `seed` is another; neither clipped
+    nor rounded unless `as_8bit`.
     """
-    noisy = image / 255 + np.random.RandomState(0).normal(0, sigma / 255, image.shape)
+    noisy = image / 255 + np.random.RandomState(seed).normal(0, sigma / 255, image.shape)
     if as_8bit:
         noisy = np.rint(np.clip(noisy, 0, 1) * 255) / 255
     return torch.from_numpy(np.ascontiguousarray(noisy.transpose(2, 0, 1))).unsqueeze(0).float()

@@ -19,7 +19,7 @@ from rcnet.deploy.optimize import Optimized
 from rcnet.device import resolve_precision
 from rcnet.errors import InputError
 from rcnet.models.denoise import Sigma, filling
-from rcnet.models.judge import level_map
+from rcnet.models.judge import is_untold, level_map
 from rcnet.models.results import setting_quality
 from rcnet.runtime.denoise import Denoised, Work, denoise_images
 from rcnet.runtime.denoise import denoise_pixels as on_pixels
@@ -27,6 +27,7 @@ from rcnet.runtime.levels import given_levels
 from rcnet.runtime.picture import Curve
 from rcnet.runtime.tiles import TILE, size_of, tiles
 from rcnet.setting import Setting, Steps
+from rcnet.tasks import TASKS, gives
 
 Images = TypeVar("Images", Tensor, np.ndarray)
 
@@ -48,7 +49,8 @@ def denoise(
     does not grow with the image.
 
     Args:
-        model: a denoiser, e.g. `rcnet.load("r3_fast.photo")`, or fast sessions of one (`rcnet.optimize`).
+        model: a denoiser, e.g. `rcnet.load("r3_fast.photo")`, or another network that gives images, or fast sessions of one
+            (`rcnet.optimize`).
         images: a tensor or numpy array, float of any type [B, C, H, W] in [0, 1]. A gray network takes the channels of a
             colour image one by one; a colour network takes a gray image three times, and the mean of what it gives. Gradients
             pass to images that require them (not through sessions).
@@ -63,8 +65,8 @@ def denoise(
         each: called after each tile, for a progress bar; see `count_tiles`.
 
     Raises:
-        InputError: not a denoiser, unsupported steps, a tile too small, an unknown precision, images of another type, shape,
-            range or number of channels, or a sigma for weights that take none.
+        InputError: a network that gives no images, unsupported steps, a tile too small, an unknown precision, images of another
+            type, shape, range or number of channels, or a sigma for weights that take none.
     """
     if images.ndim != 4 or not (images.is_floating_point() if isinstance(images, Tensor) else images.dtype.kind == "f"):
         raise InputError(f"images are float [B, C, H, W] in [0, 1], not {images.dtype} {list(images.shape)}")
@@ -85,10 +87,10 @@ def denoise(
 
 
 class TorchSession:
-    """A denoiser, or fast sessions of one, as `runtime.denoise` calls it.
+    """A network that gives images, or fast sessions of one, as `runtime.denoise` calls it.
 
     Raises:
-        InputError: not a denoiser, or an unknown precision; sessions have their own.
+        InputError: a network that gives no images, or an unknown precision; sessions have their own.
     """
 
     def __init__(self, model: RecurrentNet | Optimized, precision: str = "fp32") -> None:
@@ -173,12 +175,13 @@ def denoise_pixels(
 
 
 def network_of(model: RecurrentNet | Optimized) -> RecurrentNet:
-    """The denoiser itself, or the one that the sessions are of, or `InputError` if it is none."""
+    """The network itself, or the one that the sessions are of, or `InputError` if it gives no images."""
     net = model.network if isinstance(model, Optimized) else model
-    if net.about.task != "denoise":
+    if gives(net.about.task) != "image":
+        valid = ", ".join(task for task in TASKS if gives(task) == "image")
         raise InputError(
-            "this network does not denoise: take a denoiser, e.g. r3_fast.photo, or say that it is one: "
-            'net.about = rcnet.About("denoise")'
+            "this network gives no images: take one that does, e.g. r3_fast.photo, or say what yours is made for: "
+            f"net.about = rcnet.About(TASK), TASK one of: {valid}"
         )
     return net
 
@@ -191,7 +194,7 @@ def denoise_setting_for(
     As `rcnet.steps_for`, but for the whole image: its channels and its tiles, of which the largest is measured.
 
     Raises:
-        InputError: not a denoiser, not a budget, or one that no step count fits.
+        InputError: a network that gives no images, not a budget, or one that no step count fits.
     """
     asked = parse_budget(budget)
     net = network_of(model)
@@ -216,9 +219,14 @@ def denoise_setting_for(
     how = model.precision if isinstance(model, Optimized) else resolve_precision(precision, device_of(net))
     session, first = isinstance(model, Optimized), net.settings[0]
     what = {"network": fingerprint(net), "tiles": list(largest.values()), "session": session, "precision": how}
+    what |= {"judge": True} if net.judge is not None else {}
+    sigma = 25.0 if is_untold(net) else None  # any level takes the same time
 
     def measure() -> dict[str, float]:
-        calls = {n: partial(denoise, model, torch.rand(1, channels, *largest[n]), n, tile=0, precision=how) for n in net.settings}
+        calls = {
+            n: partial(denoise, model, torch.rand(1, channels, *largest[n]), n, sigma=sigma, tile=0, precision=how)
+            for n in net.settings
+        }
         refuse_at_once(asked, calls[first], times[first], first, where)
         return {str(n): summary(values)["p95"] for n, values in interleaved(calls).items()}
 

@@ -15,16 +15,19 @@ import numpy as np
 import torch
 from torch import nn
 
+from rcnet.about import SMOOTH
 from rcnet.calling import plain, ready, refused
 from rcnet.cell import RecurrentNet, evaluating, unroll
 from rcnet.deploy import running, writing
 from rcnet.deploy.graphs import text_of
 from rcnet.deploy.optimize import chosen, optimize
-from rcnet.deploy.running import Level, Runner, sigma_input
+from rcnet.deploy.running import Runner
 from rcnet.deploy.writing import Calibration, EveryStep
 from rcnet.device import sums_8_bits
 from rcnet.errors import InputError, unknown
+from rcnet.models.judge import KNOTS
 from rcnet.replacing import naming
+from rcnet.runtime.levels import LEVELS, Level, level_map, sigma_input
 from rcnet.setting import Setting, Steps, listed
 
 
@@ -38,6 +41,7 @@ class Format(NamedTuple):
         session: a step count of a file as a function: of its path, the output's name, threads and a precision of these.
         precisions: name -> the runtime's name; empty where rcnet runs no such file.
         int8: whether it holds int8 convolutions.
+        judge: whether it holds a denoiser's judge, as an output that can be computed alone.
         folded: whether batch norms have to be folded before.
     """
 
@@ -47,13 +51,20 @@ class Format(NamedTuple):
     session: Callable[[Path, str, int | None, str], Runner] | None = None
     precisions: Mapping[str, str] = {}
     int8: bool = False
+    judge: bool = False
     folded: bool = False
 
 
 FORMATS = {
-    "onnx": Format(".onnx", writing.to_onnx, text_of, running.onnx_session, {"fp32": "f32"}, int8=True),
+    "onnx": Format(".onnx", writing.to_onnx, text_of, running.onnx_session, {"fp32": "f32"}, int8=True, judge=True),
     "openvino": Format(
-        ".xml", writing.to_openvino, running.openvino_text, running.openvino_session, {"fp32": "f32", "bf16": "bf16"}, int8=True
+        ".xml",
+        writing.to_openvino,
+        running.openvino_text,
+        running.openvino_session,
+        {"fp32": "f32", "bf16": "bf16"},
+        int8=True,
+        judge=True,
     ),
     "pt2": Format(".pt2", writing.to_pt2, running.pt2_text),
     "executorch": Format(
@@ -79,11 +90,17 @@ def export(
     """Writes one file (two for OpenVINO: .xml and .bin) that holds every step count asked for; returns its path.
 
     Input `image`: float32 [batch, C, height, width] in [0, 1], all but C dynamic. Networks that take the noise level have a
-    second one, `sigma`: float32 [batch, 1, sigma_height, sigma_width] in levels of 255, negative where it is not known; its sides
-    are 1 and 1, for one level an image, or the image's. Outputs `steps1`, `steps2`, ...: what `model(image, steps, sigma)` gives.
+    second one, `sigma`: float32 [batch, levels, sigma_height, sigma_width] in levels of 255, negative where it is not known; its
+    sides are 1 and 1, for one level per image, or the image's. Networks with two levels, of white and of coarse noise, take both.
+    Outputs `steps1`, `steps2`, ...: what `model(image, steps, sigma)` gives.
 
-    The metadata of the weights is in the property `rcnet`, as JSON. There `inputs` and `outputs` name these, and `multiple` is
-    what the sides of images have to be multiples of.
+    A denoiser's judge is the output `levels` of ONNX and OpenVINO files, [batch, 2, knots], and needs `image` alone; the other
+    formats leave it out. `load_judge` and `rcnet.runtime.levels.level_map` make the input `sigma` of it.
+
+    The metadata of the weights is in the property `rcnet`, as JSON. There `inputs` and `outputs` name these, `levels` is the
+    number of channels of `sigma`, and `multiple` is what the sides of images have to be multiples of. With a judge, `level_map`
+    holds the name of its `output`, `knots`, the number of brightnesses from 0 to 1 at which it gives levels, and `smoothing`, the
+    pixels a side of the square over which the brightness is averaged before a level is read off.
 
     Args:
         to: `onnx`, `openvino`, `pt2` or `executorch`; what the suffix of the path says unless given. A file for ExecuTorch takes
@@ -117,7 +134,13 @@ def export(
     settings, about = chosen(model, steps or None), model.about
     check_sides(model, settings)
     metadata = {**model.metadata, "architecture": model.architecture, "task": about.task, "preprocessing": about.to_json()}
-    metadata |= {"inputs": about.inputs, "outputs": {n.name: n.to_json() for n in settings}, "multiple": about.multiple}
+    judge = model.judge if kind.judge else None
+    metadata.pop("judge", None)
+    if judge is not None:
+        metadata["judge"] = model.metadata.get("judge", {})
+        metadata["level_map"] = {"output": LEVELS, "knots": KNOTS, "smoothing": SMOOTH}
+    metadata |= {"inputs": about.inputs[:2], "levels": about.levels, "cells": len(model.recurrent_cells())}
+    metadata |= {"outputs": {n.name: n.to_json() for n in settings}, "multiple": about.multiple}
     metadata["precision"] = "fp32" if calibration is None else "int8"
     if calibration is not None:
         metadata["kernel_bits"] = kernel_bits or (8 if sums_8_bits() else 7)
@@ -128,7 +151,7 @@ def export(
     else:  # folded: nothing may change the scale of a channel after an int8 convolution; ExecuTorch folds shared kernels wrongly
         sessions = optimize(model, settings, precision="fp32").sessions.values()
         nets = [session.to(memory_format=torch.contiguous_format) for session in sessions]  # type: ignore[call-overload]
-    net = EveryStep(nets, about.sub).eval()
+    net = EveryStep(nets, about.sub, judge).eval()
     with naming(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         written = kind.write(net, Path(folder) / path.name, about.channels, metadata, calibration)
         for file in reversed(written):  # the file that names the others last
@@ -169,7 +192,9 @@ def load_exported(path: str | Path, steps: Steps = None, *, threads: int | None 
     """A function of one step count, `f(image)` or `f(image, sigma)`, by the file's runtime: what the network gives.
 
     It takes images, float32 [batch, C, height, width] in [0, 1], and, of networks that take the noise level, `sigma` in levels of
-    255: a number, one an image [batch], or a map [height, width] or [batch, 1, height, width]; None or negative: unknown.
+    255: a number, one value per image [batch], or a map [height, width] or [batch, 1, height, width]; None or negative: unknown.
+    Of networks with two levels that is white noise, and a map [batch, 2, height, width] is both; None: what the judge in the file
+    says of each image.
 
     Args:
         path: a .onnx, .xml or .pte file that `export` wrote; the last takes one image a call.
@@ -179,7 +204,8 @@ def load_exported(path: str | Path, steps: Steps = None, *, threads: int | None 
 
     Raises:
         InputError: not such a file, other steps than it holds, a precision that the runtime does not have, or a missing package;
-            when called, a sigma for a network that takes none, or one of another shape.
+            when called, a sigma for a network that takes none, one of another shape, or none for a network with two levels
+            without a judge in the file.
     """
     path = Path(path)
     metadata = read_exported(path)
@@ -195,14 +221,40 @@ def load_exported(path: str | Path, steps: Steps = None, *, threads: int | None 
     if metadata.get("precision") == "int8" and metadata.get("kernel_bits", 8) == 8 and not sums_8_bits():
         warnings.warn(f"{path}: this processor saturates sums of 8-bit kernels; export with kernel_bits=7 for it", stacklevel=2)
     run = kind.session(path, name, threads, kind.precisions[precision])
-    takes_level = "sigma" in metadata.get("inputs", ())
+    planes = metadata.get("levels", int("sigma" in metadata.get("inputs", ())))  # older files do not say
+    judge = load_judge(path, threads=threads) if "level_map" in metadata else None
 
     def call(image: np.ndarray, sigma: Level = None) -> np.ndarray:
         fed = {"image": np.ascontiguousarray(image, np.float32)}
-        if takes_level:
-            fed["sigma"] = sigma_input(image.shape, sigma)
+        if planes == 2 and sigma is None:
+            if judge is None:
+                raise InputError(f"{path} has no judge of noise: say how much there is, sigma=...")
+            sigma = level_map(judge(image), image, metadata["level_map"]["smoothing"])
+        if planes:
+            fed["sigma"] = sigma_input(image.shape, sigma, planes)
         elif sigma is not None:
             raise InputError(f"the network in {path} takes no noise level: leave sigma out")
         return run(fed)
 
     return call
+
+
+def load_judge(path: str | Path, *, threads: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    """The judge in an exported file: images, float32 [B, C, H, W] in [0, 1], to noise levels [B, 2, knots] in levels of 255.
+
+    For pictures that are denoised in parts: it should see all of a picture, and each part is then told what `level_map` makes of
+    that. `load_exported` asks it by itself.
+
+    Args:
+        path: a .onnx or .xml file that `export` wrote.
+
+    Raises:
+        InputError: not such a file, or one without a judge.
+    """
+    path = Path(path)
+    metadata = read_exported(path)
+    kind = next(kind for kind in FORMATS.values() if kind.suffix == path.suffix)
+    if "level_map" not in metadata or kind.session is None:
+        raise InputError(f"{path} has no judge of noise")
+    run = kind.session(path, metadata["level_map"]["output"], threads, kind.precisions["fp32"])
+    return lambda image: run({"image": np.ascontiguousarray(image, np.float32)})

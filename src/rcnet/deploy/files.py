@@ -12,7 +12,7 @@ from rcnet.data.imagefile import NAMES, SUFFIXES, ImageFile
 from rcnet.errors import InputError
 
 PIPE = Path("-")  # standard input or output
-OURS = ("-denoised", "-compare")  # how the names of our results end
+COMPARE = "-compare"  # how the names of pictures of every step end
 NAMED = 5  # of the files that are skipped
 
 
@@ -32,8 +32,8 @@ class Plan(NamedTuple):
     skipped: list[str]
 
 
-def plan(paths: Sequence[Path], output: Path | None, out_dir: Path | None, compare: bool) -> Plan:
-    """What is to be done with files and folders of images; `-` is the pipe.
+def plan(paths: Sequence[Path], output: Path | None, out_dir: Path | None, compare: bool, ending: str) -> Plan:
+    """What is to be done with files and folders of images; `-` is the pipe. The names of results end with `ending`.
 
     Raises:
         InputError: a folder without images, one result for several images, a result that would overwrite an input or another
@@ -43,25 +43,29 @@ def plan(paths: Sequence[Path], output: Path | None, out_dir: Path | None, compa
     for path in paths:
         files = [path]
         if path.is_dir():
-            files, left_out = _images(path, out_dir)
+            files, left_out = _images(path, out_dir, ending)
             skipped += [left_out] if left_out else []
-        jobs += [_job(file, path, output, out_dir, compare) for file in files]
+        jobs += [_job(file, path, output, out_dir, compare, ending) for file in files]
     if output and len(jobs) > 1:
         raise InputError(f"-o takes one result and there are {len(jobs)} images: give --out-dir")
     _check_targets(jobs)
     return Plan(jobs, skipped)
 
 
-def _images(folder: Path, out_dir: Path | None) -> tuple[list[Path], str]:
+def _images(folder: Path, out_dir: Path | None, ending: str) -> tuple[list[Path], str]:
     """The images of a folder but for our own results, and what else is there, in a sentence."""
     there = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     images = [path for path in there if path.suffix.lower() in SUFFIXES]
     inner = out_dir.resolve() if out_dir else folder.resolve()
     inside = inner != folder.resolve() and inner.is_relative_to(folder.resolve())  # earlier results lie there
-    files = [path for path in images if not path.stem.endswith(OURS) and not (inside and path.resolve().is_relative_to(inner))]
+    files = [
+        path
+        for path in images
+        if not path.stem.endswith((ending, COMPARE)) and not (inside and path.resolve().is_relative_to(inner))
+    ]
     others = [str(path.relative_to(folder)) for path in there if path.suffix.lower() not in SUFFIXES]
     if not files:
-        raise InputError(f"{folder} holds no images to denoise: only earlier results, or other formats than {NAMES}")
+        raise InputError(f"{folder} holds no images: only earlier results, or other formats than {NAMES}")
     results = len(images) - len(files)
     parts = [f"{results} earlier result{'s' * (results > 1)}"] if results else []
     if others:
@@ -70,16 +74,16 @@ def _images(folder: Path, out_dir: Path | None) -> tuple[list[Path], str]:
     return files, f"{folder}: skipped {'; '.join(parts)}" if parts else ""
 
 
-def _job(file: Path, path: Path, output: Path | None, out_dir: Path | None, compare: bool) -> Job:
+def _job(file: Path, path: Path, output: Path | None, out_dir: Path | None, compare: bool, ending: str) -> Job:
     if file == PIPE and out_dir:
         raise InputError("an image from a pipe has no name in --out-dir: give -o FILE, or -o - for a pipe")
     if out_dir:
         target = out_dir / (file.relative_to(path) if path.is_dir() else file.name)
     else:
-        target = output or (PIPE if file == PIPE else file.with_name(f"{file.stem}-denoised{file.suffix}"))
+        target = output or (PIPE if file == PIPE else file.with_name(f"{file.stem}{ending}{file.suffix}"))
     if compare and target == PIPE:
         raise InputError("--compare writes a second file beside the result: give -o FILE")
-    picture = target.with_name(f"{target.stem.removesuffix('-denoised')}-compare.png")
+    picture = target.with_name(f"{target.stem.removesuffix(ending)}{COMPARE}.png")
     return Job(file, target, picture if compare else None, out_dir is not None)
 
 

@@ -1,5 +1,6 @@
 """ONNX graphs after the exporter and before a runtime: names of free sides, equal kernels once, one output of several."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,19 @@ def once(proto: Any) -> None:
             node.input[i] = other.get(name, name)
 
 
+def reached(graph: Any, outputs: Iterable[str]) -> set[str]:
+    """The names of all values that these outputs are computed of, and their own."""
+    found = set(outputs)
+    for node in reversed(graph.node):  # they are in the order in which they run
+        if found.intersection(node.output):
+            found.update(node.input)
+    return found
+
+
 def cut(path: Path, output: str) -> bytes:
     """The bytes of an ONNX file with that output only, and what it needs."""
     onnx = needed("onnx")
     model = onnx.load(path, load_external_data=False)
-    part = onnx.utils.Extractor(model).extract_model([value.name for value in model.graph.input], [output])
-    return part.SerializeToString()
+    known = reached(model.graph, [output])
+    inputs = [value.name for value in model.graph.input if value.name in known]
+    return onnx.utils.Extractor(model).extract_model(inputs, [output]).SerializeToString()

@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 
 from rcnet.cell import RecurrentNet
+from rcnet.deploy.graphs import reached
 from rcnet.deploy.packages import needed, quiet
+from rcnet.runtime.levels import LEVELS
 from rcnet.tasks import find_task
 from rcnet.tasks.task import Fed
 
@@ -57,7 +59,8 @@ class Kernel:
 
 
 def quantized(graph: Any, calibration: Iterable[Fed], *, outputs: bool, kernel_bits: int) -> Any:
-    """An ONNX model whose convolutions compute in int8, but for those that read the images themselves, which have no bounds.
+    """An ONNX model whose convolutions compute in int8, but for those that read the images themselves, which have no bounds, and
+    those of a judge.
 
     Args:
         graph: the model in fp32, batch norms folded.
@@ -102,13 +105,14 @@ def quantized(graph: Any, calibration: Iterable[Fed], *, outputs: bool, kernel_b
 
 
 def _convolutions(graph: Any) -> list[Convolution]:
-    """Those that read what other convolutions gave."""
+    """Those of the network that read what other convolutions gave; a judge's stay as they are."""
     onnx = needed("onnx")
     tensors = {tensor.name: tensor for tensor in graph.initializer}
+    asked = reached(graph, (value.name for value in graph.output if value.name != LEVELS))
     deep: set[str] = set()  # tensors with a convolution before them
     found = []
     for node in graph.node:
-        if node.op_type == "Conv" and node.input[0] in deep:
+        if node.op_type == "Conv" and node.input[0] in deep and node.output[0] in asked:
             kernel, *bias = (onnx.numpy_helper.to_array(tensors[name]).astype(np.float64) for name in node.input[1:])
             has = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
             found.append(

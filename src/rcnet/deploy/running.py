@@ -13,31 +13,9 @@ from rcnet.deploy.graphs import KEY, cut
 from rcnet.deploy.packages import needed, quiet
 from rcnet.deploy.writing import SIDE
 from rcnet.errors import InputError
+from rcnet.runtime.levels import LEVELS
 
-Level = float | np.ndarray | None
 Runner = Callable[[dict[str, np.ndarray]], np.ndarray]
-
-
-def sigma_input(shape: tuple[int, ...], sigma: Level) -> np.ndarray:
-    """The input `sigma`, float32 [batch, 1, 1, 1] or [batch, 1, height, width], of images of that shape; -1 for None.
-
-    Raises:
-        InputError: a sigma that is no number, [batch], [height, width] or [batch, 1, height, width].
-    """
-    level = np.asarray(-1 if sigma is None else sigma, np.float32)
-    level = level.reshape(-1, 1, 1, 1) if level.ndim == 1 else level.reshape((1,) * (4 - level.ndim) + level.shape)
-    batch, _, *sides = shape
-    if (
-        level.ndim != 4
-        or level.shape[0] not in (1, batch)
-        or level.shape[1] != 1
-        or level.shape[2:] not in ((1, 1), tuple(sides))
-    ):
-        raise InputError(
-            f"sigma of shape {list(np.shape(sigma))} does not fit images {list(shape)}: give one number, "  # type: ignore[arg-type]
-            "one an image [B], or a map [H, W] or [B, 1, H, W]"
-        )
-    return np.repeat(level, batch // len(level), 0)
 
 
 def openvino_text(path: Path) -> str:
@@ -68,7 +46,8 @@ def openvino_compiled(path: Path, output: str, threads: int | None, precision: s
     openvino = needed("openvino")
     core = openvino.Core()
     model = core.read_model(path)
-    part = openvino.Model([model.output(output)], model.get_parameters())
+    inputs = [one for one in model.get_parameters() if output != LEVELS or one.get_friendly_name() == "image"]
+    part = openvino.Model([model.output(output)], inputs)
     config = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         config["INFERENCE_NUM_THREADS"] = str(threads)

@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import UserError
+from torch.fx.experimental import _config as tracing
 
 from rcnet.deploy.graphs import KEY, name_sides, once, text_of
 from rcnet.deploy.int8 import quantized
 from rcnet.deploy.packages import needed, quiet
+from rcnet.models.judge import MULTIPLE, Judge, levels_of
+from rcnet.runtime.levels import LEVELS
 from rcnet.tasks import TASKS
 from rcnet.tasks.task import Fed
 
@@ -22,14 +25,14 @@ Calibration = Iterable[Fed] | None
 
 
 class EveryStep(nn.Module):
-    """The networks of several step counts over one set of kernels, each an output, for images of any size.
+    """The networks of several step counts over one set of kernels, each an output, and what a judge says, for images of any size.
 
     Sides are filled up to multiples of `sub` by gathering rows and columns, which traces for every size, unlike padding.
     """
 
-    def __init__(self, nets: Sequence[nn.Module], sub: int) -> None:
+    def __init__(self, nets: Sequence[nn.Module], sub: int, judge: Judge | None = None) -> None:
         super().__init__()
-        self.nets, self.sub = nn.ModuleList(nets), sub
+        self.nets, self.sub, self.judge = nn.ModuleList(nets), sub, judge
 
     def forward(self, image: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, ...]:
         if self.sub == 1 and sigma is None:
@@ -40,8 +43,17 @@ class EveryStep(nn.Module):
         if sigma is not None:
             broadcast = [torch.minimum(i, _last(side)) for i, side in zip(places, sigma.shape[-2:], strict=True)]
             told["sigma"] = _gather(sigma, broadcast)
-        image, own = _gather(image, places), [torch.arange(side) for side in sides]
-        return tuple(_gather(net(image, **told), own) for net in self.nets)
+        filled, own = _gather(image, places), [torch.arange(side) for side in sides]
+        outputs = tuple(_gather(net(filled, **told), own) for net in self.nets)
+        return outputs if self.judge is None else (*outputs, _judged(self.judge, image))
+
+
+def _judged(judge: Judge, image: Tensor) -> Tensor:
+    """`judge(image)`, whose sides become multiples by gathering rows and columns."""
+    sides = image.shape[-2:]
+    whole = [torch.sym_max(side, MULTIPLE) // MULTIPLE * MULTIPLE for side in sides]  # type: ignore[no-untyped-call]
+    places = [torch.minimum(torch.arange(count), _last(side)) for count, side in zip(whole, sides, strict=True)]
+    return levels_of(judge.of_multiples(_gather(image, places)))
 
 
 def _last(side: int) -> Tensor:
@@ -79,9 +91,11 @@ def _program(net: nn.Module, channels: int, metadata: dict[str, Any], batches: i
 
     for least in (1, 3, 9):
         free = {"image": sides("", multiple, least), "sigma": sides("sigma_", 1, 1)}
-        example = _example(min(batches, 2), channels, len(metadata["inputs"]), 16 * multiple, 24 * multiple)
+        example = _example(min(batches, 2), channels, metadata["levels"], 16 * multiple, 24 * multiple)
         try:
-            program = torch.export.export(net, example, dynamic_shapes={name: free[name] for name in metadata["inputs"]})
+            # A judge may see one place alone: a size of 1 is no exception to it.
+            with tracing.patch(backed_size_oblivious="level_map" in metadata):  # type: ignore[attr-defined]
+                program = torch.export.export(net, example, dynamic_shapes={name: free[name] for name in metadata["inputs"]})
         except (UserError, ValueError, RuntimeError):
             if least == 9:
                 raise
@@ -93,9 +107,10 @@ def _program(net: nn.Module, channels: int, metadata: dict[str, Any], batches: i
     return program
 
 
-def _example(batch: int, channels: int, inputs: int, height: int, width: int) -> tuple[Tensor, ...]:
+def _example(batch: int, channels: int, levels: int, height: int, width: int) -> tuple[Tensor, ...]:
     """Inputs of that size."""
-    return (torch.rand(batch, channels, height, width), torch.rand(batch, 1, height + 1, width + 1))[:inputs]
+    image = torch.rand(batch, channels, height, width)
+    return (image, torch.rand(batch, levels, height + 1, width + 1)) if levels else (image,)
 
 
 def to_onnx(
@@ -108,7 +123,7 @@ def to_onnx(
             traced,
             (),
             input_names=list(metadata["inputs"]),
-            output_names=list(metadata["outputs"]),
+            output_names=[*metadata["outputs"], *([LEVELS] if "level_map" in metadata else [])],
             opset_version=OPSET,
             dynamo=True,
             optimize=True,

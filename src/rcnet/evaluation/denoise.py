@@ -15,7 +15,8 @@ from rcnet.data.images import to_tensor
 from rcnet.data.noise import protocol_noise
 from rcnet.errors import InputError
 from rcnet.models.denoise import filling
-from rcnet.setting import Steps
+from rcnet.models.judge import check_told
+from rcnet.setting import Setting, Steps
 
 
 def psnr(image: Tensor, reference: Tensor) -> float:
@@ -79,14 +80,20 @@ def denoising_scores(
     as_8bit: bool = False,
     device: torch.device | str = "cpu",
     each: Callable[[], object] = lambda: None,
+    own_noise: bool = False,
+    keep: Callable[[list[float]], object] = lambda psnrs: None,
 ) -> tuple[float, float]:
     """Mean PSNR in dB and mean SSIM over images (uint8 [H, W, C]) of a function that denoises float [1, C, H, W].
 
     Args:
         as_8bit: clip and round the noisy images first, as in 8-bit files.
         each: called after each image, for a progress bar.
+        own_noise: the noise of each image is drawn from a seed of its own, its number; the protocol draws all from seed 0.
+        keep: is given the PSNR of each image.
     """
-    return pair_scores(network, ((protocol_noise(image, sigma, as_8bit), to_tensor(image)) for image in images), device, each)
+    seeds = range(len(images)) if own_noise else [0] * len(images)
+    noisy = (protocol_noise(image, sigma, as_8bit, seed) for image, seed in zip(images, seeds, strict=True))
+    return pair_scores(network, zip(noisy, map(to_tensor, images), strict=True), device, each, keep)
 
 
 @torch.inference_mode()
@@ -95,10 +102,11 @@ def pair_scores(
     pairs: Iterable[tuple[Tensor, Tensor]],
     device: torch.device | str = "cpu",
     each: Callable[[], object] = lambda: None,
+    keep: Callable[[list[float]], object] = lambda psnrs: None,
 ) -> tuple[float, float]:
     """Mean PSNR in dB and mean SSIM over pairs of noisy and clean images, float [1, C, H, W], of a denoising function.
 
-    `each` is called after each pair.
+    `each` is called after each pair, `keep` with the PSNR of all.
     """
     scores = []
     for noisy, clean in pairs:
@@ -106,6 +114,7 @@ def pair_scores(
         denoised = to_uint8_levels(network(noisy.to(device, memory_format=torch.channels_last)))
         scores.append((psnr(denoised, reference), ssim(denoised, reference)))
         each()
+    keep([db for db, _ in scores])
     mean = np.mean(scores, axis=0)
     return float(mean[0]), float(mean[1])
 
@@ -121,13 +130,17 @@ def denoising_results(
     blind: bool = False,
     precision: str = "fp32",
     each: Callable[[], object] = lambda: None,
+    own_noise: bool = False,
+    keep: Callable[[Any, list[float]], object] = lambda steps, psnrs: None,
 ) -> list[dict[str, Any]]:
     """One row per setting: `steps`, `psnr` in dB and `ssim`, as `denoising_scores` measures them.
 
-    The network is given the noise level if it takes one, except with `blind`. `each` is called after each image at each setting.
+    A network that takes the noise level is given it as the level of white noise, unless `blind`: then its judge estimates it, if
+    it has one. `each` is called after each image at each setting, `keep` with the steps of each row and the PSNR of each image.
 
     Raises:
-        InputError: steps that the model does not support, or an image smaller than 11x11 pixels.
+        InputError: steps that the model does not support, an image smaller than 11x11 pixels, or `blind` for a network that
+            takes both levels and has no judge.
     """
     check_sizes(images)
     level = sigma if model.about.takes_level and not blind else None
@@ -137,7 +150,9 @@ def denoising_results(
         steps,
         level,
         precision,
-        lambda call: denoising_scores(call, images, sigma, as_8bit=as_8bit, device=device, each=each),
+        lambda n, call: denoising_scores(
+            call, images, sigma, as_8bit=as_8bit, device=device, each=each, own_noise=own_noise, keep=partial(keep, n.to_json())
+        ),
     )
 
 
@@ -154,7 +169,7 @@ def pair_results(
     """As `denoising_results`, for pairs of a noisy and a clean image, uint8 [H, W, C]. The first row, 0 steps, is the noisy one.
 
     Args:
-        sigma: the noise level for a network that takes one; None: unknown.
+        sigma: the level of white noise for a network that takes one; None: unknown, or the estimate of its judge.
 
     Raises:
         InputError: unsupported steps, or a pair of different sizes or smaller than 11x11 pixels.
@@ -171,7 +186,7 @@ def pair_results(
 
     db, similarity = scores(lambda x: x, lambda: None)
     before = {"steps": 0, "psnr": round(db, 4), "ssim": round(similarity, 5)}
-    return [before, *_rows(model, steps, sigma, precision, scores)]
+    return [before, *_rows(model, steps, sigma, precision, lambda n, call: scores(call))]
 
 
 def _rows(
@@ -179,12 +194,13 @@ def _rows(
     steps: Sequence[Steps],
     sigma: float | None,
     precision: str,
-    scores: Callable[[Callable[[Tensor], Tensor]], tuple[float, float]],
+    scores: Callable[[Setting, Callable[[Tensor], Tensor]], tuple[float, float]],
 ) -> list[dict[str, Any]]:
     """One row per setting with the `scores` of the network."""
+    check_told(model, sigma)
     kwargs = {} if sigma is None else {"sigma": sigma}
     rows = []
     for n in map(model.per_cell, steps):
-        db, similarity = scores(partial(filling(ready(model, n, precision), model.about.multiple), **kwargs))
+        db, similarity = scores(n, partial(filling(ready(model, n, precision), model.about.multiple), **kwargs))
         rows.append({"steps": n.to_json(), "psnr": round(db, 4), "ssim": round(similarity, 5)})
     return rows

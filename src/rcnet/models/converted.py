@@ -19,7 +19,7 @@ from rcnet.errors import InputError
 from rcnet.models.layers import Normalize
 from rcnet.models.registry import entry, find_builder, register_as, trusted
 
-TASKS = ("classify", "denoise", "")  # that have a name in the registry; of others the configuration tells
+NAME = "converted:"  # in the registry; the configuration tells the task
 LIBRARIES = ("transformers", "torchvision", "timm")  # whose networks a file of weights may name
 
 
@@ -81,8 +81,7 @@ def convert(
             "mean": list(mean), "std": list(std), "in_chans": about.channels, "multiple": about.multiple, "side": size,
             "task": about.task, "sub": about.sub, "reach": list(about.reach) if about.reach else None,
         }  # fmt: skip
-        name = f"converted:{about.task if about.task in TASKS else ''}"
-        net.architecture = {"name": name, "config": json.loads(json.dumps(config))}
+        net.architecture = {"name": NAME, "config": json.loads(json.dumps(config))}
     return net
 
 
@@ -276,5 +275,4 @@ def rebuilt(
         return _normalized(net, mean, std)
 
 
-for _task in TASKS:
-    register_as(f"converted:{_task}", _task, rebuilt)
+register_as(NAME, rebuilt)

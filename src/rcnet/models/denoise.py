@@ -96,13 +96,13 @@ class Denoiser(RecurrentNet):
         Args:
             sigma: the noise level in levels of 255, for networks that take one: a number, one value per image [B], or a map
                 [H, W] or [B, 1, H, W]. Negative: unknown. None: the estimate of the network's judge if it has one, else
-                unknown. Networks that also take the level of coarse noise accept a map [B, 2, H, W], white and coarse; the other
-                forms mean white noise only.
+                unknown, as in a trace of `torch.fx`. Networks that also take the level of coarse noise accept a map
+                [B, 2, H, W], white and coarse; the other forms mean white noise only.
 
         Raises:
             InputError: unsupported steps, a sigma for a network that takes none, or a sigma of another shape.
         """
-        if isinstance(sigma, fx.Proxy):
+        if isinstance(sigma, fx.Proxy) and not self.about.takes_level:
             sigma = None
         if sigma is not None and not self.about.takes_level:
             raise InputError("these weights take no noise level: leave sigma out, or take weights that do, e.g. r3_fast.photo")

@@ -6,16 +6,23 @@ on which sensors and tone curves make noise depend. It is trained through the fr
 (`rcnet.training.judging`).
 """
 
+import copy
 import math
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcnet.about import SMOOTH
+from rcnet.errors import InputError
 
 KNOTS = 4  # brightnesses at which a level is estimated, evenly spaced from black to white
 SHARE = 0.05  # weight of pixels of any brightness at each knot: a picture without dark areas still has a level for them
+MULTIPLE = 8  # side in pixels of a position for which a level is estimated
+
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Judge(nn.Module):
@@ -55,21 +62,26 @@ class Judge(nn.Module):
     def logarithms(self, x: Tensor) -> Tensor:
         """log(level + 1), [B, 2, KNOTS]; below 0 where there is less than none."""
         height, width = x.shape[-2:]
-        x = F.pad(x.clamp(0, 1), (0, max(8 - width, 0), 0, max(8 - height, 0)), mode="replicate")
-        x = x[..., : x.shape[-2] // 8 * 8, : x.shape[-1] // 8 * 8]
+        x = F.pad(x, (0, max(MULTIPLE - width, 0), 0, max(MULTIPLE - height, 0)), mode="replicate")
+        height, width = (side // MULTIPLE * MULTIPLE for side in x.shape[-2:])
+        return self.of_multiples(x[..., :height, :width])
+
+    def of_multiples(self, x: Tensor) -> Tensor:
+        """As `logarithms`, of pictures whose sides are multiples of `MULTIPLE`."""
+        x = x.clamp(0, 1)
         fine = self.fine(F.pixel_unshuffle(x, 2))
         middle = self.middle(F.avg_pool2d(fine, 2))
         broad = self.broad(F.avg_pool2d(middle, 2))
         levels, weights = self.head(torch.cat([F.avg_pool2d(fine, 4), F.avg_pool2d(middle, 2), broad], 1)).flatten(2).chunk(2, 1)
         weights = weights.softmax(2)[:, :, None]  # [B, 2, 1, places]
-        near = hats(F.avg_pool2d(x.mean(1, keepdim=True), 8).flatten(2))[:, None]  # [B, 1, KNOTS, places]
+        near = hats(F.avg_pool2d(x.mean(1, keepdim=True), MULTIPLE).flatten(2))[:, None]  # [B, 1, KNOTS, places]
         counts = weights * (near[:, :, :, 0] + SHARE)
         return (counts * levels[:, :, None]).sum(3) / counts.sum(3)
 
 
 def levels_of(logarithms: Tensor) -> Tensor:
     """Levels in [0, 255] of log(level + 1) of any size."""
-    return logarithms.clamp(0, 8 * math.log(2)).exp() - 1
+    return logarithms.clamp(0.0, 8 * math.log(2)).exp() - 1
 
 
 def hats(brightness: Tensor) -> Tensor:
@@ -92,3 +104,21 @@ def attach_judge(model: nn.Module, judge: Judge | None) -> None:
     It is no module of the network: it is not trained with it, and kept apart in its file.
     """
     model.__dict__["judge"] = judge
+
+
+def without_judge(model: M) -> M:
+    """A shallow copy that has no judge: a call of it is of the network alone."""
+    other = copy.copy(model)
+    other.__dict__["judge"] = None
+    return other
+
+
+def is_untold(model: Any) -> bool:
+    """Whether a network takes both levels and has no judge that says them: each call then has to."""
+    return bool(model.about.levels == 2 and model.judge is None)
+
+
+def check_told(model: Any, sigma: object) -> None:
+    """`InputError` where nobody says how much noise there is to a network that takes both levels."""
+    if sigma is None and is_untold(model):
+        raise InputError("this network has no judge of noise: say how much there is, sigma=..., or train one, rcnet judge")

@@ -50,7 +50,7 @@ def register(
     `RCNET_MODULES=my.networks`.
 
     Args:
-        task: `classify`, `denoise` or one of your own.
+        task: its task, a name of `tasks.TASKS` or one of your own.
         steps: the usual step counts of the network, its option `steps`.
         adjustable: one network can support all of them.
         replace: replace a function of the same name, e.g. in a notebook.
@@ -87,9 +87,9 @@ def _same_code(known: Build, build: Build) -> bool:
     return len({(code.co_filename, code.co_qualname, code.co_firstlineno) for code in codes}) == 1
 
 
-def register_as(name: str, task: str, build: Build) -> None:
-    """As `register`, under a name with a colon, which `list_models` leaves out."""
-    _ENTRIES[name] = Entry(name, task, (), build)
+def register_as(name: str, build: Build) -> None:
+    """As `register`, under a name with a colon, which `list_models` leaves out; the network that is built has the task."""
+    _ENTRIES[name] = Entry(name, "", (), build)
 
 
 def trusted(name: str) -> bool:
@@ -97,15 +97,19 @@ def trusted(name: str) -> bool:
     return name in _ENTRIES or name.partition(":")[0] in os.environ.get("RCNET_MODULES", "").split(",")
 
 
-def _known() -> dict[str, Entry]:
-    """All entries, including those of the modules in `RCNET_MODULES`."""
+def import_modules() -> None:
+    """Imports the modules in `RCNET_MODULES`, which define networks and tasks of users."""
     for module in filter(None, os.environ.get("RCNET_MODULES", "").split(",")):
         import_named(module)
+
+
+def _known() -> dict[str, Entry]:
+    import_modules()
     return _ENTRIES
 
 
 def list_models(task: str | None = None) -> list[str]:
-    """The names that `create_model` takes, sorted; with `task`, only those of this task (`classify`, `denoise`).
+    """The names that `create_model` takes, sorted; with `task`, only those of this task, e.g. `denoise`.
 
     Example:
         >>> import rcnet

@@ -7,22 +7,30 @@ import numpy as np
 from rcnet.about import SMOOTH, About
 from rcnet.errors import InputError
 
+LEVELS = "levels"  # the output of an exported judge
 LOOK = 1024  # pixels a side, the most that a judge sees of a picture: its time is bounded, and levels hardly change beyond
 Level = float | np.ndarray | None
 
 
-def level_map(levels: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """The levels at each pixel, float32 [B, 2, H, W], of a judge's [B, 2, KNOTS] for pictures [B, C, H, W] in [0, 1].
+def level_map(levels: np.ndarray, images: np.ndarray, smoothing: int = SMOOTH) -> np.ndarray:
+    """The noise levels at each pixel, float32 [B, 2, H, W], that a judge's levels amount to, as `models.judge.level_map`.
 
-    As `models.judge.level_map`: the level at a brightness, which is the mean over channels and `SMOOTH` pixels a side.
+    The brightness of a pixel is the mean of its channels, averaged over a square around it (edges repeat), and a level is
+    interpolated between the brightnesses that it is given for.
+
+    Args:
+        levels: [B, 2, knots], at brightnesses from 0 to 1, evenly spaced.
+        images: [B, C, H, W] in [0, 1].
+        smoothing: pixels a side of the square, odd.
     """
-    gray = np.pad(x.clip(0, 1).mean(1), ((0, 0), *[(SMOOTH // 2,) * 2] * 2), mode="edge")
-    for axis in (1, 2):
-        length = gray.shape[axis] - SMOOTH + 1
-        gray = np.mean([gray.take(range(k, k + length), axis) for k in range(SMOOTH)], 0)
-    knots = np.linspace(0, 1, levels.shape[2])
-    maps = [[np.interp(picture, knots, level) for level in given] for picture, given in zip(gray, levels, strict=True)]
-    return np.array(maps, np.float32)
+    height, width = images.shape[-2:]
+    around = smoothing // 2
+    gray = np.pad(images.clip(0, 1).mean(1, dtype=np.float32), ((0, 0), (around, around), (around, around)), mode="edge")
+    rows = np.add.reduce([gray[:, i : i + height] for i in range(smoothing)])
+    place = np.add.reduce([rows[:, :, i : i + width] for i in range(smoothing)]) * ((levels.shape[2] - 1) / smoothing**2)
+    near = [np.maximum(1 - np.abs(place - knot), 0)[:, None] for knot in range(levels.shape[2])]
+    found = np.add.reduce([levels[:, :, knot, None, None] * part for knot, part in enumerate(near)])
+    return np.asarray(found, np.float32)
 
 
 def look(part: Callable[[slice, slice], np.ndarray], height: int, width: int) -> np.ndarray:
@@ -86,3 +94,30 @@ def tell(judged: np.ndarray | None, given: np.ndarray | None, x: np.ndarray) -> 
     white, coarse = (1.0, 0.0) if judged is None else judged.mean((0, 2))
     none = np.zeros_like(given)
     return np.concatenate([none, given] if coarse > white else [given, none], 1)
+
+
+def sigma_input(shape: tuple[int, ...], sigma: Level, planes: int = 1) -> np.ndarray:
+    """The input `sigma`, float32 [batch, planes, 1, 1] or [batch, planes, height, width], of images of that shape; -1 for None.
+
+    Of two planes the first is the level of white noise and the second that of coarse noise, 0 unless given.
+
+    Raises:
+        InputError: a sigma that is no number, [batch], [height, width], or [batch, 1 or planes, height, width].
+    """
+    batch, _, *sides = shape
+    if sigma is None:
+        return np.full((batch, planes, 1, 1), -1, np.float32)
+    level = np.asarray(sigma, np.float32)
+    level = level.reshape(-1, 1, 1, 1) if level.ndim == 1 else level.reshape((1,) * (4 - level.ndim) + level.shape)
+    if (
+        level.ndim != 4
+        or level.shape[0] not in (1, batch)
+        or level.shape[1] not in (1, planes)
+        or level.shape[2:] not in ((1, 1), tuple(sides))
+    ):
+        raise InputError(
+            f"sigma of shape {list(np.shape(sigma))} does not fit images {list(shape)}: give one number, "
+            f"one value per image [B], or a map [H, W] or [B, {planes}, H, W]"
+        )
+    level = np.pad(level, ((0, 0), (0, planes - level.shape[1]), (0, 0), (0, 0)))
+    return np.repeat(level, batch // len(level), 0)

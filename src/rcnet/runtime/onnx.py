@@ -11,9 +11,10 @@ import numpy as np
 from rcnet.about import About
 from rcnet.errors import InputError
 from rcnet.runtime import graph
+from rcnet.runtime.levels import LEVELS
 from rcnet.setting import Setting
 
-KEY, LEVELS = "rcnet", "levels"  # the metadata property, holding JSON; the output of a file's judge
+KEY = "rcnet"  # the metadata property, holding JSON
 
 
 class OnnxSession:
@@ -33,19 +34,14 @@ class OnnxSession:
             self.model = self.path.read_bytes()
             self.metadata: Mapping[str, Any] = json.loads(graph.metadata(self.model)[KEY])
             self.about = About.from_json(self.metadata["preprocessing"])
-            self.outputs = {Setting.of(steps, self._cells()): name for name, steps in self.metadata["outputs"].items()}
+            cells = self.metadata["cells"]
+            self.outputs = {Setting.of(steps, cells): name for name, steps in self.metadata["outputs"].items()}
         except (OSError, KeyError, IndexError, ValueError, TypeError) as error:
             raise InputError(f"{path} is not a .onnx file that rcnet exported") from error
         self.settings = tuple(sorted(self.outputs, key=lambda setting: setting.order))
         self._judge = LEVELS if LEVELS in graph.outputs(self.model) else None
         self._sessions: dict[str, Any] = {}
         self._lock = threading.Lock()
-
-    def _cells(self) -> int:
-        return max(
-            [len(steps) for steps in self.metadata["outputs"].values() if isinstance(steps, list)],
-            default=self.metadata.get("cells", 1),
-        )
 
     def run(self, x: np.ndarray, setting: Setting, sigma: np.ndarray | None) -> np.ndarray:
         """As `runtime.denoise.Session.run`."""

@@ -20,7 +20,7 @@ from rcnet.errors import InputError
 from rcnet.serve import codec
 from rcnet.serve.decoder import Decoders
 from rcnet.serve.engine import Engine
-from rcnet.serve.handler import Failure, Limits, RequestHandler, as_headers, facts, failure_of
+from rcnet.serve.handler import Failure, Limits, RequestHandler, as_headers, drop_body, facts, failure_of
 from rcnet.serve.load import make_load
 from rcnet.serve.middleware import MetricsMiddleware
 from rcnet.serve.scheduler import Refused
@@ -35,10 +35,11 @@ PAGE = {
     "sample.png": "assets/cameraman.png",
 }
 ABOUT = (
-    "Denoises and classifies images with networks that have a cost dial. A setting is a place of that dial. Unless a client "
+    "Runs networks that have a cost dial on images, a path for each task. A setting is a place of that dial. Unless a client "
     "names one, the server takes the best that keeps its objective for everybody; what even the least would make late is "
     "refused at once."
 )
+REFUSALS = problems(400, 401, 404, 406, 408, 413, 415, 422, 429, 503)
 Model = Annotated[str | None, Query(max_length=200, description="One of `GET /v1/models`, or the first for the task.")]
 Steps = Annotated[str | None, Query(max_length=100, description="A setting of the model, e.g. 2, whatever the policy says.")]
 Sigma = Annotated[float | None, Query(ge=0, le=255, description="The noise level in levels of 255, where it is known.")]
@@ -94,73 +95,15 @@ def create_app(
         title="rcnet",
         version=__version__,
         description=ABOUT,
-        root_path=root_path,
         docs_url=None,
         redoc_url=None,
     )
-    app.add_middleware(MetricsMiddleware, handler=handler, hosts=hosts)  # type: ignore[arg-type]
+    app.add_middleware(MetricsMiddleware, handler=handler, hosts=hosts, root_path=root_path)  # type: ignore[arg-type]
     _add_handlers(app, handler)
     guarded: dict[str, Any] = {"dependencies": [Depends(authorized), Depends(check_parameters)]}
-    refusals = problems(400, 401, 404, 406, 408, 413, 415, 422, 429, 503)
 
-    @app.post(
-        "/v1/denoise",
-        **guarded,
-        openapi_extra=BODY,
-        response_class=Response,
-        responses={
-            200: {
-                "description": "The image in the format of the Accept header, else as it came in.",
-                "headers": HEADERS,
-                "content": IMAGES,
-            }
-            | {"model": DenoisedImage},
-            **refusals,
-        },
-    )
-    async def denoise(
-        request: Request,
-        model: Model = None,
-        steps: Steps = None,
-        sigma: Sigma = None,
-        strength: Strength = 1.0,
-        deadline_ms: DeadlineMs = None,
-    ) -> Response:
-        """Remove noise from an image."""
-        about = handler.admit(request, "denoise", model, steps, deadline_ms)
-        if sigma is not None and not about.noise_level:
-            raise InputError(f"{about.name} takes no noise level: leave out sigma")
-        accept = request.headers.get("accept", "")
-        codec.answer_kind(accept, "", codec.ANSWERS)
-        picture = await handler.picture(request, about, steps)
-        kind = codec.answer_kind(accept, picture.kind, codec.ANSWERS)
-        work = codec.work_of(picture, sigma, strength)
-        answer = await handler.compute(request, about, work, steps, kind)
-        height, width = answer.result.pixels.shape[:2]
-        fields = facts(about, answer, height * width * about.planes(work)) | {"level": round(answer.result.level, 3)}
-        data = await handler.encode(picture, answer, "PNG" if kind == "JSON" else kind)
-        if kind == "JSON":
-            png = base64.b64encode(data).decode()
-            return JSONResponse(DenoisedImage(**fields, width=width, height=height, png=png).model_dump())
-        return Response(data, headers=as_headers(fields), media_type=codec.TYPES[kind])
-
-    @app.post("/v1/classify", **guarded, openapi_extra=BODY, responses={200: {"headers": HEADERS}, **refusals})
-    async def classify(
-        request: Request,
-        response: Response,
-        model: Model = None,
-        steps: Steps = None,
-        top: Top = 1,
-        deadline_ms: DeadlineMs = None,
-    ) -> Classified:
-        """Name what an image shows."""
-        about = handler.admit(request, "classify", model, steps, deadline_ms)
-        codec.answer_kind(request.headers.get("accept", ""), "", {"application/json": "JSON"})
-        picture = await handler.picture(request, about, steps)
-        answer = await handler.compute(request, about, codec.work_to_classify(picture, top), steps, "JSON")
-        fields = facts(about, answer, about.size**2)
-        response.headers.update(as_headers(fields))
-        return Classified(**fields, classes=[Class(name=name, probability=value) for name, value in answer.result.classes])
+    for task, gives in {about.task: about.gives for about in engine.models.values()}.items():
+        (_add_images if gives == "image" else _add_classes)(app, handler, task, guarded)
 
     @app.get("/v1/models", **guarded, responses=problems(401, 422))
     async def models() -> list[ModelInfo]:
@@ -206,6 +149,80 @@ def create_app(
     return app
 
 
+def _add_images(app: FastAPI, handler: RequestHandler, task: str, guarded: dict[str, Any]) -> None:
+    """The path of a task whose networks give images."""
+
+    @app.post(
+        f"/v1/{task}",
+        **guarded,
+        summary=f"{task.capitalize()} an image",
+        description="An image of the same size.",
+        openapi_extra=BODY,
+        response_class=Response,
+        responses={
+            200: {
+                "description": "The image in the format of the Accept header, else as it came in.",
+                "headers": HEADERS,
+                "content": IMAGES,
+            }
+            | {"model": DenoisedImage},
+            **REFUSALS,
+        },
+    )
+    async def image(
+        request: Request,
+        model: Model = None,
+        steps: Steps = None,
+        sigma: Sigma = None,
+        strength: Strength = 1.0,
+        deadline_ms: DeadlineMs = None,
+    ) -> Response:
+        about = handler.admit(request, task, model, steps, deadline_ms)
+        if sigma is not None and not about.noise_level:
+            raise InputError(f"{about.name} takes no noise level: leave out sigma")
+        accept = request.headers.get("accept", "")
+        codec.answer_kind(accept, "", codec.ANSWERS)
+        picture = await handler.picture(request, about, steps)
+        kind = codec.answer_kind(accept, picture.kind, codec.ANSWERS)
+        work = codec.work_of(picture, sigma, strength)
+        answer = await handler.compute(request, about, work, steps, kind)
+        height, width = answer.result.pixels.shape[:2]
+        fields = facts(about, answer, height * width * about.planes(work)) | {"level": round(answer.result.level, 3)}
+        data = await handler.encode(picture, answer, "PNG" if kind == "JSON" else kind)
+        if kind == "JSON":
+            png = base64.b64encode(data).decode()
+            return JSONResponse(DenoisedImage(**fields, width=width, height=height, png=png).model_dump())
+        return Response(data, headers=as_headers(fields), media_type=codec.TYPES[kind])
+
+
+def _add_classes(app: FastAPI, handler: RequestHandler, task: str, guarded: dict[str, Any]) -> None:
+    """The path of a task whose networks give classes."""
+
+    @app.post(
+        f"/v1/{task}",
+        **guarded,
+        summary=f"{task.capitalize()} an image",
+        description="The likeliest classes of what it shows.",
+        openapi_extra=BODY,
+        responses={200: {"headers": HEADERS}, **REFUSALS},
+    )
+    async def classes(
+        request: Request,
+        response: Response,
+        model: Model = None,
+        steps: Steps = None,
+        top: Top = 1,
+        deadline_ms: DeadlineMs = None,
+    ) -> Classified:
+        about = handler.admit(request, task, model, steps, deadline_ms)
+        codec.answer_kind(request.headers.get("accept", ""), "", {"application/json": "JSON"})
+        picture = await handler.picture(request, about, steps)
+        answer = await handler.compute(request, about, codec.work_to_classify(picture, top), steps, "JSON")
+        fields = facts(about, answer, about.size**2)
+        response.headers.update(as_headers(fields))
+        return Classified(**fields, classes=[Class(name=name, probability=value) for name, value in answer.result.classes])
+
+
 def _add_handlers(app: FastAPI, handler: RequestHandler) -> None:
     """Every error is answered with one sentence."""
 
@@ -213,6 +230,8 @@ def _add_handlers(app: FastAPI, handler: RequestHandler) -> None:
         failure = failure_of(error)
         if failure.reason == "busy":
             await handler.hold_back(request.scope["rcnet"])
+        if failure.status != 408:
+            await drop_body(request)
         handler.metrics.rejection(failure.reason)
         return JSONResponse({"detail": str(failure)}, failure.status, failure.headers)
 
@@ -220,7 +239,8 @@ def _add_handlers(app: FastAPI, handler: RequestHandler) -> None:
         first = error.errors()[0]  # type: ignore[attr-defined]
         return await failed(request, Failure(422, f"{first['loc'][-1]}: {first['msg'][:1].lower()}{first['msg'][1:]}"))
 
-    async def other(_: Request, error: Exception) -> Response:
+    async def other(request: Request, error: Exception) -> Response:
+        await drop_body(request)
         return JSONResponse({"detail": str(error.detail)}, error.status_code, error.headers)  # type: ignore[attr-defined]
 
     for kind in (Failure, Refused, InputError, ClientDisconnect):

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from typing import Any
 
 import ray
@@ -91,8 +92,9 @@ def front(settings: Settings, most: int) -> Starlette:
                     raise Failure(429, "too many requests at once", 1.0, "busy")
                 held.add(place)
             body = b"" if request.method == "GET" else await read_body(request, settings.limits)
-            keys = ("method", "path", "raw_path", "query_string", "headers", "http_version", "scheme")
-            scope = {key: request.scope[key] for key in keys if key in request.scope} | {"root_path": ""}
+            keys = ("method", "path", "raw_path", "query_string", "headers", "http_version", "scheme", "client")
+            asked = {"root_path": "", "rcnet.asked": time.time()}  # the promise counts from here, with the wait in Ray's queue
+            scope = {key: request.scope[key] for key in keys if key in request.scope} | asked
             status, headers, data = await ask(scope, body)
         except Exception as error:
             known = isinstance(error, Failure | Refused | InputError | ClientDisconnect)

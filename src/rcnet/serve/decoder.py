@@ -1,6 +1,6 @@
 """Decoding of images in processes of their own, which are ended where a file keeps them busy for too long.
 
-A file goes to a free decoder in turn of the clients, the smaller picture first. One that is at a file for much longer than others
+A file goes to a free decoder in turn of the clients, the smaller first. One that is at a file for much longer than others
 of that size take is ended when another file waits, and at the file's deadline; it ends itself past its processor time.
 """
 
@@ -24,7 +24,8 @@ from rcnet.serve.scheduler import Refused
 AT_ONCE, SPARE = 2, 1  # files that are decoded at once; decoders that are ready to take the place of one that is ended
 # A PNG of 16 bits, the slowest honest file, takes 0.06 s of the processor per megapixel on a fast core; others take 0.02 or less.
 BUDGET, BUDGET_PER_MEGAPIXEL = 0.5, 0.5  # processor seconds of a file, and more per megapixel of it, before it is given up
-PREEMPT, PREEMPT_PER_MEGAPIXEL = 0.1, 0.1  # processor seconds after which it gives way to a file that waits
+# Processor seconds after which it gives way to a file that waits; to start another decoder takes as long.
+PREEMPT, PREEMPT_PER_MEGAPIXEL = 0.25, 0.1
 LOOK = 0.02  # seconds between two looks at that; the system counts them in hundredths
 log = logging.getLogger(__name__)
 
@@ -94,10 +95,10 @@ class Decoders:
                 self._end(task)
 
     def _next(self) -> None:
-        """Gives files to free decoders: that of the client with the fewest in work, then the smallest."""
+        """Gives files to free decoders: that of the client with the fewest in work, then the smallest by bytes and pixels."""
         while self._waiting and self._ready and len(self._running) < AT_ONCE:
             work = Counter(task.client for task in self._running)
-            task = min(self._waiting, key=lambda task: (work[task.client], task.pixels, task.serial))
+            task = min(self._waiting, key=lambda task: (work[task.client], len(task.data) + task.pixels, task.serial))
             self._waiting.remove(task)
             process = self._running[task] = self._ready.pop(0)
             task.used = process.processor_seconds()

@@ -278,7 +278,7 @@ class Watch:
         self.engine, self.place, self.batch = engine, place, batch
         self.worker = engine.workers[place]
         self.latest = batch.started + (ENDED[0] * expected + ENDED[1]) / 2
-        self.used = self.worker.processor_seconds()
+        self.used = -1.0  # is read at the first look: most batches never come to that
         self._look_again(OVERDUE[0] * expected + OVERDUE[1])
 
     def look(self) -> None:

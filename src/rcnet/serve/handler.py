@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -26,6 +27,7 @@ STATUS = {"busy": 429, "large": 413, "late": 503, "down": 503, "failed": 503}
 ENCODERS = 2  # threads: what is encoded was computed here, so that none takes long
 RETRY = 1.0  # seconds that a client that is refused is told to wait, at least
 HOLD, HELD = 0.25, 256  # seconds for which a refusal is held back of a client that did not wait, and how many at once
+LINGER = 1.0  # seconds: most bodies are here with their head
 STALLED = 1.0  # seconds after which a body that still arrives gives its place to a new request of the same client
 
 
@@ -269,6 +271,18 @@ async def read_body(request: Request, limits: Limits, info: RequestInfo | None =
         if info:
             info.body = None
     return b"".join(parts)
+
+
+async def drop_body(request: Request) -> None:
+    """Reads what is left of a body that nobody needs, for `LINGER` at most.
+
+    The connection closes after the answer, and the system would reset it over bytes that were not read: the client would be told
+    of the reset, and not of the answer.
+    """
+    with suppress(TimeoutError, ClientDisconnect, RuntimeError):  # the last: it was read
+        async with asyncio.timeout(LINGER):
+            async for _ in request.stream():
+                pass
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

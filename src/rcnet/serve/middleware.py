@@ -1,6 +1,8 @@
 """What stands around the application: who may ask, HEAD, safety headers, counts and times, the access log."""
 
 import ipaddress
+import math
+import time
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -23,10 +25,11 @@ class MetricsMiddleware:
 
     Args:
         hosts: names by which the server may be addressed beside `localhost` and IP addresses.
+        root_path: the path under which a proxy shows the server, whether it takes that away or not.
     """
 
-    def __init__(self, app: ASGIApp, handler: RequestHandler, hosts: Collection[str]) -> None:
-        self.app, self.handler, self.hosts = app, handler, hosts
+    def __init__(self, app: ASGIApp, handler: RequestHandler, hosts: Collection[str], root_path: str = "") -> None:
+        self.app, self.handler, self.hosts, self.root_path = app, handler, hosts, root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -34,8 +37,9 @@ class MetricsMiddleware:
             return
         handler, clock = self.handler, self.handler.engine.clock
         client, given = scope["client"][0] if scope.get("client") else "", Headers(scope=scope)
-        info, name = RequestInfo(clock(), client), logs.request_id(given.get("x-request-id"))
-        scope["rcnet"] = info
+        waited = max(time.time() - scope.get("rcnet.asked", math.inf), 0.0)  # of a front, by the clocks of two machines
+        info, name = RequestInfo(clock() - waited, client), logs.request_id(given.get("x-request-id"))
+        scope["rcnet"], scope["root_path"] = info, self.root_path
         status, inner = 0, scope if scope["method"] != "HEAD" else {**scope, "method": "GET"}  # uvicorn sends no body then
 
         async def watched(message: Message) -> None:

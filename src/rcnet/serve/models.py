@@ -23,6 +23,7 @@ from rcnet.runtime.denoise import denoise_many
 from rcnet.runtime.picture import Curve
 from rcnet.serve.served import Classification, Denoised, Served, Work, name_of
 from rcnet.setting import Setting
+from rcnet.tasks import gives
 from rcnet.tasks.classify import class_names, image_size
 
 ASSUMED = 0.05  # relative error that a setting is taken to remove more than the one before, where no results are known
@@ -47,20 +48,22 @@ def open_model(source: str, device: str, precision: str) -> Model:
     session = optimize(network, precision=precision)
     run: Callable[[Setting, Sequence[Work]], list[Any]]
     sides: tuple[tuple[int, int], ...]
-    if network.about.task == "denoise":
+    given = gives(network.about.task)
+    if given == "image":
         side, size, names, run, sides = 64, 0, [], partial(denoise, TorchSession(session)), WARM_UP
-    elif network.about.task == "classify":
+    elif given == "classes":
         side = size = image_size(network)
         names, sides = class_names(network), ((1, side), (1, side), (4, side))
         run = partial(classify, session, names, side)
     else:
-        raise InputError(f"{source} is not served: a server denoises and classifies")
+        raise InputError(f"{source} is not served: a server takes networks that give images or classes")
     cost = {setting: macs(network, setting, (side, side)) / side**2 for setting in network.settings}
     cost = dict(sorted(cost.items(), key=lambda item: item[1]))
     metric, results = setting_quality(network)
     about = Served(
         name=name_of(source),
         task=network.about.task,
+        gives=given,
         macs=cost,
         metric=metric,
         results=results,

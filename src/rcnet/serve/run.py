@@ -24,6 +24,7 @@ from rcnet.serve.worker import Plan
 
 CONNECTIONS = 1000  # that may stand idle, beside those of requests
 DRAIN = 30  # seconds for the requests that are in progress at SIGTERM
+LOOK_AGAIN = 0.1  # seconds in which the loop reads what has arrived
 GRACE = 0.5  # seconds before, in which what clients have sent, or the system has accepted, still comes in
 
 
@@ -127,6 +128,10 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self.waiting = self.loop.call_later(self.patience, self.give_up)
 
     def give_up(self) -> None:
+        """Closes, unless a request has come meanwhile: a process that had no processor for long reads that first."""
+        self.waiting = self.loop.call_later(LOOK_AGAIN, self.close)
+
+    def close(self) -> None:
         self.waiting = None
         if self.idle and not self.transport.is_closing():
             self.transport.close()

@@ -29,7 +29,8 @@ class ModelInfo(BaseModel):
     """A network that is served."""
 
     name: str
-    task: Literal["denoise", "classify"]
+    task: str = Field(description="The last part of the path that images for it are sent to.")
+    gives: Literal["image", "classes"]
     channels: int
     noise_level: bool = Field(description="Whether it takes `sigma`.")
     parameters: int
@@ -98,8 +99,8 @@ def model_info(about: Served, engine: Engine) -> ModelInfo:
         )
         for setting, work in about.macs.items()
     ]
-    known = {key: getattr(about, key) for key in ("name", "task", "channels", "noise_level", "parameters", "precision", "size")}
-    return ModelInfo(**known, classes=list(about.classes), settings=settings)
+    keys = ("name", "task", "gives", "channels", "noise_level", "parameters", "precision", "size")
+    return ModelInfo(**{key: getattr(about, key) for key in keys}, classes=list(about.classes), settings=settings)
 
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}

@@ -15,6 +15,7 @@ class Served(NamedTuple):
     """What a model says of itself.
 
     Attributes:
+        gives: `image` or `classes`; see `tasks.task.Kind`.
         macs: of a pixel of the input, by setting, the cheapest first.
         metric: `psnr` in dB or `error` in percent of `results`, by setting; empty if the weights name none.
         quality: by setting; see `policies.Dial`.
@@ -23,6 +24,7 @@ class Served(NamedTuple):
 
     name: str
     task: str
+    gives: str
     macs: Mapping[Setting, float]
     metric: str
     results: Mapping[Setting, float]
@@ -40,8 +42,8 @@ class Served(NamedTuple):
         return tuple(self.macs)
 
     def planes(self, work: "Work") -> int:
-        """How many images of the network one image is: a gray denoiser takes the channels of a picture one by one."""
-        return work.pixels.shape[2] if self.task == "denoise" and self.channels == 1 else 1
+        """How many images of the network one image is: a gray one that gives images takes channels one by one."""
+        return work.pixels.shape[2] if self.gives == "image" and self.channels == 1 else 1
 
     def dials(self, least: str | None = None) -> Dials:
         """For the scheduler: the settings from `least` on of which each is better than every lesser one.

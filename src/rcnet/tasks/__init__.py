@@ -7,7 +7,7 @@ from rcnet.errors import InputError, unknown
 from rcnet.models.registry import create_model, find_builder
 from rcnet.tasks.classify import CLASSIFY
 from rcnet.tasks.denoise import DENOISE
-from rcnet.tasks.task import Kind
+from rcnet.tasks.task import Gives, Kind
 
 TASKS = {"classify": CLASSIFY, "denoise": DENOISE}
 OTHER = (64, 64)  # height and width in pixels of an image of no task here
@@ -25,6 +25,11 @@ def task_of(model: Mapping[str, Any]) -> Kind:
     if "name" not in model:
         raise InputError("the recipe's [model] has no name, e.g. name = 'r3', and there is no init that has one")
     return find_task(find_builder(model["name"]).task or create_model(**model).about.task)
+
+
+def gives(task: str) -> Gives:
+    """What a network of a task makes of a file, as `Kind.gives` has it; the empty string for a task that is not here."""
+    return TASKS[task].gives if task in TASKS else ""
 
 
 def usual_size(task: str) -> tuple[int, int]:

@@ -77,7 +77,8 @@ def begin(config: Classification, setup: Setup) -> Task:
     elif (config.dataset != "folder" and cifar_sets(data)) or (data / "test").is_dir():
         validation = read("test")
     mean, std = statistics(images)
-    crc32 = checksum([images.cpu().numpy().tobytes(), labels.cpu().numpy().tobytes(), "\n".join(everything.classes).encode()])
+    names = [everything.classes[label].encode() for label in labels.tolist()]
+    crc32 = checksum(image.tobytes() + name for image, name in zip(images.cpu().numpy(), names, strict=True))
 
     @lru_cache(maxsize=1)
     def order(epoch: int) -> Tensor:
@@ -155,7 +156,7 @@ def whiten(stem: nn.Module, images: Tensor) -> None:
 
 def class_names(model: RecurrentNet) -> list[str]:
     """What the outputs stand for, from the metadata of loaded weights, or `InputError` if this is no trained classifier."""
-    if model.about.task != "classify" or not model.about.classes:
+    if not model.about.classes:
         raise InputError("this network does not classify, or its weights do not name their classes: take a trained classifier")
     return list(model.about.classes)
 
@@ -216,6 +217,7 @@ CLASSIFY = Kind(
     begin,
     measuring,
     calibration,
+    gives="classes",
     int8_outputs=True,
     pipeline="image-classification",
     use="scores = rcnet.classify(model, images{steps})",

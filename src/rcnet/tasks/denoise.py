@@ -233,7 +233,8 @@ def calibration(model: RecurrentNet, folder: str | Path) -> Iterator[Fed]:
     """The middle of 16 images of a folder (or of `train` in it), with the noise that the network was made for, of cameras too.
 
     A network that takes the noise level gets pairs, images and maps `sigma` [B, 1, H, W], which tell it in the left half and say
-    in the right that it is unknown, so that the range of each holds what stands for that.
+    in the right that it is unknown, so that the range of each holds what stands for that. One that takes two levels is told
+    both, [B, 2, H, W], everywhere.
     """
     return _noisy(model, list_images(split_folder(folder, "train")))
 
@@ -245,14 +246,17 @@ def _noisy(model: RecurrentNet, files: Sequence[Path]) -> Iterator[Fed]:
         image = read_image(files[place], model.about.channels)
         top, left = (max(side - CROP, 0) // 2 for side in image.shape[:2])
         clean = to_tensor(image[top : top + CROP, left : left + CROP])
-        if rng.random() < camera and min(clean.shape[-2:]) >= SMALLEST:
+        coarse = rng.random() < camera and min(clean.shape[-2:]) >= SMALLEST
+        if coarse:
             noisy, target = camera_file(clean, rng, generator)
             level = 255 * (noisy - target).square().mean((1, 2, 3)).sqrt()
         else:
             level = draw_levels(sigma, 1, generator) if isinstance(sigma, tuple) else torch.tensor([sigma])
             noisy = add_noise(clean, level, generator, as_8bit)
-        told = torch.full_like(noisy[:, :1], float(level))
-        told[..., told.shape[-1] // 2 :] = -1
+        told = noisy.new_zeros(1, model.about.levels, *noisy.shape[-2:])
+        told[:, int(coarse and model.about.levels == 2) :][:, :1] = float(level)
+        if model.about.levels == 1:
+            told[..., told.shape[-1] // 2 :] = -1
         yield (noisy.numpy(), told.numpy()) if model.about.takes_level else noisy.numpy()
 
 
@@ -274,6 +278,7 @@ DENOISE = Kind(
     begin,
     measuring,
     calibration,
+    gives="image",
     pipeline="image-to-image",
     use="clean = rcnet.denoise(model, images{steps})",
     limit="It does not sharpen, deblur or enlarge, and what it leaves is no evidence of fine detail.",

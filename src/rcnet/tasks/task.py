@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from rcnet.cell import RecurrentNet
 from rcnet.models.results import UNITS
 
 Rows = list[dict[str, Any]]
+Gives = Literal["image", "classes", ""]
 Fed = np.ndarray | tuple[np.ndarray, ...]  # images, or images and the levels of their noise
 
 
@@ -122,6 +123,8 @@ class Kind:
         measuring: called with a network, data, and by name the options that its signature has; what it is measured on.
         calibration: called with a network and a folder: batches of what it will see, float32 [B, C, H, W], that int8 takes its
             ranges from.
+        gives: what a network makes of a file, by which it is run and served: an `image` of the same size, in tiles, or a score
+            for each of its `classes`. Empty: something else, which is only trained and measured.
         int8_outputs: whether it loses next to nothing where convolutions also give 8 bits.
         pipeline: the Hugging Face hub's name of the task.
         use: a call, for a card; `{steps}` stands for the argument.
@@ -137,6 +140,7 @@ class Kind:
     begin: Callable[[Any, Setup], Task]
     measuring: Callable[..., Measuring]
     calibration: Callable[[RecurrentNet, str | Path], Iterator[Fed]]
+    gives: Gives = ""
     int8_outputs: bool = False
     pipeline: str = ""
     use: str = "y = model(images{steps})"
@@ -175,9 +179,7 @@ def spread(there: int, count: int) -> list[int]:
     return np.linspace(0, there - 1, min(count, there)).round().astype(int).tolist()
 
 
-def checksum(parts: Iterable[bytes]) -> str:
-    """CRC-32 of the bytes, in hexadecimal."""
-    crc32 = 0
-    for part in parts:
-        crc32 = zlib.crc32(part, crc32)
-    return f"{crc32:08x}"
+def checksum(records: Iterable[bytes]) -> str:
+    """CRC-32, in hexadecimal, of the sorted CRC-32 of each record: the same for the same records in any order."""
+    each = sorted(map(zlib.crc32, records))
+    return f"{zlib.crc32(b''.join(value.to_bytes(4) for value in each)):08x}"

@@ -11,8 +11,10 @@ from rcnet.device import hardware
 
 
 def commit() -> str | None:
-    """The commit of the running source tree, with -dirty if anything but `results/` has changed; None if this file is not in a
-    repository."""
+    """The commit of the running source tree, or None if this file is not in a repository.
+
+    It ends with -dirty if a file outside `results/` has changed, or `src/` or `paper/` has a file that is not committed.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -21,7 +23,8 @@ def commit() -> str | None:
     try:
         git("ls-files", "--error-unmatch", __file__)
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)results")
-        return git("describe", "--always", "--exclude", "*") + "-dirty" * bool(changed)
+        new = git("status", "--porcelain", "--untracked-files=all", "--", ":/src", ":/paper")
+        return git("describe", "--always", "--exclude", "*") + "-dirty" * bool(changed or new)
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rcnet.errors import InputError, unknown
+from rcnet.models.registry import import_modules
 from rcnet.tasks import TASKS
 from rcnet.tasks.task import number
 
@@ -155,6 +156,7 @@ def read_overrides(overrides: Sequence[str], table: dict[str, Any] | None = None
 
 def recipe_from(table: Mapping[str, Any], source: str) -> Recipe:
     """A checked recipe of a table; `source` is named in errors."""
+    import_modules()
     kinds = {kind.key: kind.section for kind in TASKS.values()}
     hints = _hints(Recipe, "sections")
     for key in table:

@@ -1,0 +1,205 @@
+"""Files of pictures through networks that give images: what `rcnet denoise` and `rcnet run` share."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from rcnet.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from rcnet.deploy.files import Job
+    from rcnet.deploy.optimize import Optimized
+    from rcnet.runtime.picture import Picture
+    from rcnet.setting import Setting
+
+COLOUR, GRAY = "r3_fast.photo", "r3_fast.gray"  # what pictures go through unless --model says
+JUDGED = 1024  # side, in pixels, of the middle whose noise is judged before weights for one level see an image
+
+
+class Batch(NamedTuple):
+    """What is read and written: see `deploy.files.plan`; with `resume` without results that are newer than their images."""
+
+    inputs: Sequence[Path]
+    output: Path | None
+    out_dir: Path | None
+    ending: str
+    compare: bool
+    resume: bool
+
+
+class Options(NamedTuple):
+    """What holds for every image."""
+
+    model: str | None
+    steps: str | None
+    budget: str | None
+    white: float | None
+    pages: str | None
+    tile: int
+    precision: str
+    threads: int | None
+    sigma: float | None = None
+    sigma_map: Path | None = None
+    strength: float = 1.0
+
+
+class Done(NamedTuple):
+    """What became of one picture.
+
+    Attributes:
+        results: the pixels of the file at each setting that is shown.
+        setting: that of the result.
+        removed: root mean square of what was removed, in levels of 255; at strength 1, of networks that judge nothing.
+        levels: what the judge found of white and of coarse noise, mean over the brightnesses; None: nobody judged.
+    """
+
+    results: "dict[Setting, np.ndarray]"
+    setting: "Setting"
+    removed: float
+    levels: list[float] | None
+
+
+Report = Callable[[list[Done], float], str]  # a sentence about what became of the pages of a file, at that strength
+
+
+def run_files(batch: Batch, options: Options, report: Report) -> None:
+    """Every image of a batch through the network; where one of several fails, the others go on."""
+    inputs, output, out_dir, ending, compare, resume = batch
+    if output and out_dir:
+        raise InputError("give either -o for one result or --out-dir for a folder of them")
+    from rcnet.deploy.files import not_done, plan
+
+    jobs, skipped = plan(inputs, output, out_dir, compare, ending)
+    if options.threads is not None and options.threads < 1:
+        raise InputError(f"--threads {options.threads} is not valid: give a whole number from 1")
+    import torch
+
+    from rcnet.cli.text import check_cost, collect_errors
+    from rcnet.runtime.denoise import check_strength
+    from rcnet.runtime.tiles import check_tile
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    check_cost(options.steps, options.budget)
+    check_tile(options.tile)
+    check_strength(options.strength)
+    sessions: dict[str, Optimized] = {}
+    if options.model is not None:
+        weights(options.model, options, sessions)
+    for line in skipped:
+        print(line, file=sys.stderr)
+    if resume and (todo := not_done(jobs)) != jobs:
+        done = len(jobs) - len(todo)
+        print(f"skipped {done} of {len(jobs)} images: their results are newer, with whatever options made", file=sys.stderr)
+        jobs = todo
+    failed: list[InputError] = []
+    for job in jobs:
+        with collect_errors(len(jobs), failed):
+            run_file(job, options, sessions, report)
+    if failed:
+        raise InputError(f"{len(failed)} of {len(jobs)} images failed; the others are done")
+
+
+def weights(name: str, options: Options, sessions: "dict[str, Optimized]") -> "Optimized":
+    """The sessions of these weights, made when they are first asked for."""
+    from rcnet.cli.text import read_steps
+    from rcnet.deploy.denoise import network_of
+    from rcnet.deploy.optimize import optimize
+    from rcnet.device import best_device
+    from rcnet.models import load
+
+    if name not in sessions:
+        network = load(name).to(best_device())
+        network_of(network)
+        read_steps(options.steps, network)
+        if (options.sigma is not None or options.sigma_map) and not network.about.takes_level:
+            raise InputError(
+                f"{name} takes no noise level: leave out --sigma and --sigma-map, or take weights that do, e.g. {COLOUR}"
+            )
+        sessions[name] = optimize(network, precision=options.precision)
+    return sessions[name]
+
+
+def run_file(job: "Job", options: Options, sessions: "dict[str, Optimized]", report: Report) -> None:
+    """One file, for a budget or at steps: read, check that the result can be written, run on each page, write."""
+    import dataclasses
+
+    from rcnet.data.imagefile import upright
+    from rcnet.deploy.files import PIPE, prepare, read, write
+    from rcnet.figures.side_by_side import in_rows, save_picture, side_by_side
+    from rcnet.runtime import picture
+
+    images = read(job, options.pages == "all")
+    lost = prepare(job, images)
+    told = options.sigma is not None or options.sigma_map is not None
+    pages, alphas = [image.pixels for image in images], [image.alpha for image in images]
+    pictures, said = picture.prepare(pages, alphas, options.white, gray=options.model is None, straight=told)
+    for note in dict.fromkeys((*(note for image in images for note in image.notes), *lost, *said)):
+        print(f"{job.file}: {note}", file=sys.stderr)
+    done = []
+    for page, (image, seen) in enumerate(zip(images, pictures, strict=True)):
+        done.append(run_picture(job, seen, options, sessions))
+        images[page] = dataclasses.replace(image, pixels=done[-1].results[done[-1].setting])
+    write(job, images)
+    if job.target != PIPE:
+        print(f"{job.target} (steps {done[-1].setting})" if options.budget else job.target)
+    print(f"{job.file}: {report(done, options.strength)}", file=sys.stderr)
+    if job.picture:
+        panels = [("input", seen.original), *((f"steps {n}", result) for n, result in done[-1].results.items())]
+        shown = [(label, upright(image, seen.curve.encode(panel))) for label, panel in panels]
+        save_picture(job.picture, side_by_side(in_rows(shown)))
+        print(job.picture)
+
+
+def run_picture(job: "Job", picture: "Picture", options: Options, sessions: "dict[str, Optimized]") -> Done:
+    """One picture at the setting that is asked for, or at every setting."""
+    from tqdm import tqdm
+
+    from rcnet.cli.text import read_steps
+    from rcnet.deploy.denoise import TorchSession, denoise_setting_for
+    from rcnet.deploy.files import read_map
+    from rcnet.runtime.denoise import Work, denoise_pixels, judge_picture
+    from rcnet.runtime.tiles import count_tiles
+
+    pixels = picture.pixels
+    model = weights(options.model or (GRAY if pixels.shape[2] == 1 else COLOUR), options, sessions)
+    shape = (1, pixels.shape[2], *pixels.shape[:2])
+    network = model.network
+    setting = read_steps(options.steps, network)
+    if options.budget:
+        setting = denoise_setting_for(model, options.budget, shape, tile=options.tile)
+    warn_of_level(job.file, model, picture)
+    runs = list(network.settings) if job.picture else [setting]
+    tiles = count_tiles(network.about, (1, 1, *shape[2:]), options.tile)
+    sigma = options.sigma if options.sigma_map is None else read_map(options.sigma_map, pixels.shape[:2])
+    session = TorchSession(model)
+    judged = judge_picture(session, pixels, picture.curve)
+    work = Work(pixels, sigma, options.strength, picture.curve, picture.visible, judged)
+    results, total = {}, len(runs) * tiles
+    with tqdm(total=total, desc=job.file.name, unit="tile", disable=None if total > 4 else True, leave=False) as bar:
+        for n in runs:
+            denoised, level = denoise_pixels(session, work, n, tile=options.tile, each=bar.update)
+            results[n] = picture.restore(denoised)
+            if n == setting:
+                removed = level
+    return Done(results, setting, removed, None if judged is None else judged.mean((0, 2)).tolist())
+
+
+def warn_of_level(file: Path, model: "Optimized", picture: "Picture") -> None:
+    """Says on stderr that weights made for one noise level are far from that of this picture."""
+    from rcnet.data.noise import estimate_sigma
+
+    trained = model.network.about.noise.sigma if model.network.about.noise else None
+    if not isinstance(trained, float):
+        return
+    top, left = (max(side - JUDGED, 0) // 2 for side in picture.pixels.shape[:2])
+    level = estimate_sigma(picture.curve.encode(picture.pixels[top : top + JUDGED, left : left + JUDGED]))
+    if abs(level - trained) > max(4, 0.35 * trained):
+        print(
+            f"{file}: these weights know noise of sigma {trained:g} alone and this picture seems to have {level:.0f}: "
+            f"they will harm it; take {COLOUR} or {GRAY}",
+            file=sys.stderr,
+        )
