@@ -75,8 +75,8 @@ def latencies(
     precision: str = "fp32",
     each: Callable[[], object] = lambda: None,
 ) -> dict[Setting, dict[str, float]]:
-    """`ms` (median) and `p95` of a warm call at each setting, measured interleaved; later calls reuse the measurement. Without the
-    judge of a denoiser.
+    """`ms` (median) and `p95` of a warm call at each setting, measured interleaved; later calls reuse the measurement. Without
+    the judge of a denoiser.
 
     Args:
         size: height and width of the input in pixels.
