@@ -28,6 +28,7 @@ from rcnet.training import list_recipes, read_recipe, train
 from rcnet.training.loop import Trainer
 from rcnet.training.optimizer import Muon, learning_rate_factor, make_optimizers, orthogonalize
 from rcnet.training.recipe import Optimizer, recipe_from
+from rcnet.training.start import take_weights
 from rcnet.training.steps import check_probabilities, draw_steps, expected_cost, offer
 
 from .conftest import IMAGES, that_wait
@@ -456,6 +457,19 @@ def test_training_takes_what_fits_of_weights_of_other_steps_and_heads(tmp_path, 
     Trainer(tiny(f"init='{first}'", "model.in_chans=3"), DATA, tmp_path / "colour", False)
     assert capsys.readouterr().err == f"{told}cell1.norms, cell2.norms, cell3.norms, head, stem, which start from fresh weights\n"
     run.step()
+
+
+def test_a_network_that_takes_a_level_more_starts_as_it_was(tmp_path):
+    model = rcnet.create_model("r3_fast", steps=(1, 2), width=8, noise_level=True).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.1)
+    rcnet.save(model, tmp_path / "one.safetensors")
+    more = rcnet.create_model("r3_fast", steps=(1, 2), width=8, noise_level=True, coarse_level=True).eval()
+    assert take_weights(str(tmp_path / "one.safetensors"), more)[1] == ""
+    x, coarse = torch.rand(1, 1, 12, 12), torch.tensor([15.0, 9.0]).view(1, 2, 1, 1)
+    with torch.inference_mode():
+        for told in (15.0, coarse):
+            torch.testing.assert_close(more(x, 2, sigma=told), model(x, 2, sigma=15.0))
 
 
 def test_a_run_goes_on_without_the_weights_that_it_started_from(tmp_path):

@@ -80,7 +80,9 @@ def take_weights(name_or_path: str, model: RecurrentNet) -> tuple[dict[str, Any]
         InputError: no such weights, or kernels of cells that do not fit.
     """
     source, state = load(name_or_path), model.state_dict()
-    fits = {name: _with_inputs(x, state[name]) for name, x in source.state_dict().items() if name in state}
+    fits = {name: x for name, x in source.state_dict().items() if name in state}
+    if source.about.channels == model.about.channels and source.about.levels < model.about.levels:
+        fits = {name: _with_inputs(x, state[name]) for name, x in fits.items()}
     fits = {name: x for name, x in fits.items() if state[name].shape == x.shape}
     norms = {id(p) for norm in norms_of(model) for p in norm.parameters()}
     in_cells = {id(p) for cell in model.modules() if isinstance(cell, Cell) for p in cell.parameters()} - norms
@@ -94,8 +96,8 @@ def take_weights(name_or_path: str, model: RecurrentNet) -> tuple[dict[str, Any]
 
 
 def _with_inputs(kernel: Tensor, target: Tensor) -> Tensor:
-    """A convolution's kernel [out, in, h, w] with as many inputs as `target`: the new ones are zero, so that the network computes
-    the same at the start."""
+    """A convolution's kernel [out, in, h, w] with as many inputs as `target`. Those of more noise levels come last and are zero, so
+    that the network computes the same at the start."""
     more = target.shape[1] - kernel.shape[1] if kernel.ndim == target.ndim == 4 else 0
     return kernel if more <= 0 else F.pad(kernel, (0, 0, 0, 0, 0, more))
 
