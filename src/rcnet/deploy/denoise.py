@@ -71,12 +71,16 @@ def denoise(
     if images.ndim != 4 or not (images.is_floating_point() if isinstance(images, Tensor) else images.dtype.kind == "f"):
         raise InputError(f"images are float [B, C, H, W] in [0, 1], not {images.dtype} {list(images.shape)}")
     session = TorchSession(model, precision)
-    setting = session.network.per_cell(steps)
+    setting = model.per_cell(steps)
     if isinstance(images, Tensor):
         check_range(images)
         if images.requires_grad and torch.is_grad_enabled():
             return _with_gradients(session, images, setting, sigma, strength)
-    pixels = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
+        images = images.detach().cpu()
+        if images.dtype == torch.bfloat16:  # NumPy has no such type
+            kwargs: Any = {"sigma": sigma, "strength": strength, "tile": tile, "precision": precision, "each": each}
+            return denoise(model, images.float(), steps, **kwargs).bfloat16()
+    pixels = images.numpy() if isinstance(images, Tensor) else images
     if pixels.dtype.itemsize > 8:
         raise InputError(f"images are float [B, C, H, W] in [0, 1], not {pixels.dtype} {list(pixels.shape)}")
     pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
@@ -104,7 +108,7 @@ class TorchSession:
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        return self.network.settings
+        return tuple(self.model.sessions) if isinstance(self.model, Optimized) else self.network.settings
 
     def at(self, setting: Setting) -> Call:
         """What is called as `call(x, sigma=...)`, of tensors, at this setting."""
@@ -171,7 +175,7 @@ def denoise_pixels(
     """
     session = TorchSession(model, precision)
     curve = white if white is None or isinstance(white, Curve) else Curve(white)
-    return on_pixels(session, Work(pixels, curve=curve, **work), session.network.per_cell(steps), tile=tile, each=each)
+    return on_pixels(session, Work(pixels, curve=curve, **work), model.per_cell(steps), tile=tile, each=each)
 
 
 def network_of(model: RecurrentNet | Optimized) -> RecurrentNet:

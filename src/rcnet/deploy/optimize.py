@@ -43,13 +43,16 @@ class Optimized:
         check_range(x)
         return call(x, **({} if sigma is None else {"sigma": sigma}))
 
-    def at(self, steps: Steps = None) -> Call:
-        """As `rcnet.calling.ready`: what one session is called by."""
-        cells = len(self.network.recurrent_cells())
-        setting = next(reversed(self.sessions)) if steps is None else Setting.of(steps, cells)
+    def per_cell(self, steps: Steps = None) -> Setting:
+        """The setting of these steps, the largest for None, or `InputError` if there is no session for it."""
+        setting = next(reversed(self.sessions)) if steps is None else Setting.of(steps, len(self.network.recurrent_cells()))
         if setting not in self.sessions:
             raise InputError(f"steps={steps!r} is not optimized: valid: {listed(self.sessions)}")
-        return caller(self.sessions[setting], device_of(self.network))
+        return setting
+
+    def at(self, steps: Steps = None) -> Call:
+        """As `rcnet.calling.ready`: what one session is called by."""
+        return caller(self.sessions[self.per_cell(steps)], device_of(self.network))
 
 
 def optimize(
