@@ -137,7 +137,7 @@ def test_bad_images_are_one_line_and_touch_nothing(refused, tmp_path):
     assert "nowhere.png" in refused("denoise", "nowhere.png", "-o", "old.png")
     assert "letter.png" in refused("denoise", "letter.png", "-o", "old.png")
     assert "cut.png" in refused("denoise", "cut.png", "-o", "old.png")
-    assert "contains no images" in refused("denoise", "empty")
+    assert "holds no images" in refused("denoise", "empty")
     assert "overwrite an input" in refused("denoise", "cat.png", "-o", "cat.png")
     assert ".png" in refused("denoise", "cat.png", "-o", "cat.xyz")
     assert "no image given" in refused("denoise")

@@ -82,7 +82,9 @@ def test_sessions_of_classifiers_answer_as_the_network(name, steps):
 
 def test_batch_norms_behind_convolutions_are_folded(denoiser):
     for n in denoiser.steps:
-        assert not any(isinstance(module, nn.BatchNorm2d) for module in optimize(denoiser, n).sessions[denoiser.per_cell(n)].modules())
+        assert not any(
+            isinstance(module, nn.BatchNorm2d) for module in optimize(denoiser, n).sessions[denoiser.per_cell(n)].modules()
+        )
 
 
 def test_sessions_refuse_what_they_do_not_hold(denoiser):
