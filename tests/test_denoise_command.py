@@ -15,7 +15,10 @@ import tifffile
 from PIL import Image
 from skimage import data
 
+from rcnet.cli.denoise import found
+from rcnet.cli.pictures import Done
 from rcnet.data.imagefile import NAMES, read
+from rcnet.setting import Setting
 
 from .conftest import IMAGES
 
@@ -116,6 +119,12 @@ def test_what_is_found_is_not_said_to_be_removed(run, tmp_path):
     assert re.search(r"a.png: found what amounts to sigma 2\d\.\d \(of 255\), none of it removed", err), err
     _, _, err = run("denoise", "a.png", "--strength", "0.5", "--steps", "1")
     assert re.search(r"found what amounts to sigma 2\d\.\d \(of 255\), 0.5 of it removed", err), err
+
+
+def test_what_was_removed_is_said_of_networks_that_are_told_it():
+    done = Done({}, Setting((1, 1, 1)), 4.0, 1.0, None)  # of two levels, without a judge, at any strength
+    assert found([done]) == "removed what amounts to sigma 4.0 (of 255)"
+    assert "found what amounts to sigma 4.0 (of 255), 0.5 of it" in found([done._replace(strength=0.5)])
 
 
 def test_half_floats_in_linear_light_gain_and_stay_half(run, tmp_path):

@@ -12,9 +12,10 @@ from rcnet.errors import InputError
 from rcnet.models import create_model, load, save
 from rcnet.models.judge import KNOTS, Judge, attach_judge, hats, level_map
 from rcnet.runtime.denoise import judge_picture
+from rcnet.runtime.levels import LOOK, look
 from rcnet.runtime.levels import level_map as numpy_level_map
 from rcnet.runtime.picture import Curve
-from rcnet.training.judging import train_judge
+from rcnet.training.judging import recorded_recipe, train_judge
 from tests.conftest import IMAGES
 
 BSD = IMAGES / "bsd"
@@ -84,6 +85,46 @@ def test_a_level_is_of_the_kind_that_the_judge_finds():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
+def test_gradients_pass_through_what_is_denoised_without_them(channels):
+    model, x = told_denoiser(channels), torch.rand(2, 3, 18, 22)
+    model.judge.forward = lambda x: torch.stack([0 * x.mean((1, 2, 3)), 20 * x.mean((1, 2, 3))], 1)[:, :, None].expand(
+        -1, 2, KNOTS
+    )
+    for told in ({}, {"sigma": 10.0}, {"sigma": torch.tensor([3.0, 9.0]), "strength": 0.5}):
+        with_gradients = denoise(model, x.clone().requires_grad_(), **told)
+        assert with_gradients.requires_grad
+        torch.testing.assert_close(with_gradients.detach(), denoise(model, x, **told))
+    with pytest.raises(InputError, match="strength=5"):
+        denoise(model, x.requires_grad_(), strength=5)
+    attach_judge(model, None)
+    with pytest.raises(InputError, match="no judge of noise"):
+        denoise(model, x)
+
+
+@torch.inference_mode()
+def test_a_level_below_0_is_unknown():
+    model, x = told_denoiser(), torch.rand(1, 3, 16, 16)
+    assert (model(x, 2, sigma=-1) - x).abs().max() > 1e-3
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_images_and_networks_of_any_float(dtype):
+    model, x = told_denoiser(), torch.rand(1, 3, 24, 24).to(dtype)
+    expected = denoise(model, x.float())
+    for net in (model, copy.deepcopy(model).double()):
+        y = denoise(net, x)
+        assert y.dtype == dtype
+        torch.testing.assert_close(y.float(), expected, atol=1e-2, rtol=0)
+
+
+def test_narrow_pictures_are_judged():
+    for size in ((7, LOOK**2), (LOOK**2 + 1, 1)):
+        x = np.random.default_rng(0).random((1, 1, *size), np.float32)
+        assert 0 not in look(lambda rows, columns, x=x: x[..., rows, columns], *size).shape
+
+
+@pytest.mark.parametrize("channels", [1, 3])
 def test_pixels_in_tiles_are_told_as_the_whole(channels):
     model, pixels = told_denoiser(channels), photograph(3)[:100, :140]
     whole, _ = denoise_pixels(model, pixels, 2, tile=0)
@@ -110,6 +151,19 @@ def test_the_judge_travels_in_the_file_and_to_other_types(tmp_path):
     assert copy.deepcopy(model).judge is not model.judge
     assert next(model.double().judge.parameters()).dtype == torch.float64
     assert not any("judge" in name for name, _ in model.named_parameters())
+
+
+def test_a_second_judge_knows_the_recipe_of_the_network(tmp_path):
+    model, recipe = told_denoiser(), {"denoising": {"camera": 0.7}}
+    judge = model.judge
+    attach_judge(model, None)
+    save(model, tmp_path / "m.safetensors", training={"recipe": recipe})
+    model = load(tmp_path / "m.safetensors")
+    assert recorded_recipe(model.metadata) == recipe
+    attach_judge(model, judge)
+    save(model, tmp_path / "judged.safetensors")
+    assert recorded_recipe(load(tmp_path / "judged.safetensors").metadata) == recipe
+    assert recorded_recipe({"training": {"before": None}}) == {}
 
 
 def test_a_judge_learns_how_much_noise_there_is():

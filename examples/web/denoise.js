@@ -82,7 +82,7 @@ async function levelsOf(planes, width, height) {
   judge ??= await create("judge");
   let [seen, wide, tall] = [planes, width, height];
   if (width * height > model.look ** 2) {
-    [wide, tall] = [width, height].map((whole) => Math.floor(Math.min(model.look, whole - (whole % 8)) / 4));
+    [wide, tall] = [width, height].map((whole) => Math.max(Math.floor(Math.min(model.look, whole - (whole % 8)) / 4), 1));
     seen = new Float32Array(3 * 16 * wide * tall);
     for (let part = 0; part < 16; part++) {
       const [i, j] = [Math.floor(part / 4), part % 4];

@@ -114,9 +114,9 @@ def denoise(
     run_files(batch, Options(model, steps, budget, white, pages, tile, precision, threads, sigma, sigma_map, strength), found)
 
 
-def found(done: list[Done], strength: float) -> str:
+def found(done: list[Done]) -> str:
     """What was found in the pages of a file and what was removed, in words."""
-    removed = math.sqrt(sum(page.removed**2 for page in done) / len(done))
+    removed, strength = math.sqrt(sum(page.removed**2 for page in done) / len(done)), done[0].strength
     judged = [page.levels for page in done if page.levels is not None]
     if judged:
         white, coarse = (sum(levels[kind] for levels in judged) / len(judged) for kind in (0, 1))

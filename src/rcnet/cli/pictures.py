@@ -52,17 +52,19 @@ class Done(NamedTuple):
     Attributes:
         results: the pixels of the file at each setting that is shown.
         setting: that of the result.
-        removed: root mean square of what was removed, in levels of 255; at strength 1, of networks that judge nothing.
+        removed: root mean square of what was removed, in levels of 255, before the strength below.
+        strength: what multiplied it: --strength, or 1 of a network that is told two levels (which are multiplied instead).
         levels: what the judge found of white and of coarse noise, mean over the brightnesses; None: nobody judged.
     """
 
     results: "dict[Setting, np.ndarray]"
     setting: "Setting"
     removed: float
+    strength: float
     levels: list[float] | None
 
 
-Report = Callable[[list[Done], float], str]  # a sentence about what became of the pages of a file, at that strength
+Report = Callable[[list[Done]], str]  # a sentence about what became of the pages of a file
 
 
 def run_files(batch: Batch, options: Options, report: Report) -> None:
@@ -146,7 +148,7 @@ def run_file(job: "Job", options: Options, sessions: "dict[str, Optimized]", rep
     write(job, images)
     if job.target != PIPE:
         print(f"{job.target} (steps {done[-1].setting})" if options.budget else job.target)
-    print(f"{job.file}: {report(done, options.strength)}", file=sys.stderr)
+    print(f"{job.file}: {report(done)}", file=sys.stderr)
     if job.picture:
         panels = [("input", seen.original), *((f"steps {n}", result) for n, result in done[-1].results.items())]
         shown = [(label, upright(image, seen.curve.encode(panel))) for label, panel in panels]
@@ -185,7 +187,8 @@ def run_picture(job: "Job", picture: "Picture", options: Options, sessions: "dic
             results[n] = picture.restore(denoised)
             if n == setting:
                 removed = level
-    return Done(results, setting, removed, None if judged is None else judged.mean((0, 2)).tolist())
+    strength = options.strength if network.about.levels < 2 else 1.0
+    return Done(results, setting, removed, strength, None if judged is None else judged.mean((0, 2)).tolist())
 
 
 def warn_of_level(file: Path, model: "Optimized", picture: "Picture") -> None:

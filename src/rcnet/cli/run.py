@@ -78,7 +78,7 @@ def run(
     run_files(batch, Options(model, steps, budget, white, pages, tile, precision, threads), changed)
 
 
-def changed(done: list[Done], strength: float) -> str:
+def changed(done: list[Done]) -> str:
     """How much the pages of a file were changed, in words."""
     mean = sum(page.removed**2 for page in done) / len(done)
     return f"changed by {mean**0.5:.1f} (of 255), root mean square"

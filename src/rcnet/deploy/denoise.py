@@ -19,9 +19,9 @@ from rcnet.deploy.optimize import Optimized
 from rcnet.device import resolve_precision
 from rcnet.errors import InputError
 from rcnet.models.denoise import Sigma, filling
-from rcnet.models.judge import is_untold, level_map
+from rcnet.models.judge import is_untold
 from rcnet.models.results import setting_quality
-from rcnet.runtime.denoise import Denoised, Work, denoise_images
+from rcnet.runtime.denoise import Denoised, Work, check_strength, denoise_images, judge_image, told
 from rcnet.runtime.denoise import denoise_pixels as on_pixels
 from rcnet.runtime.levels import given_levels
 from rcnet.runtime.picture import Curve
@@ -76,18 +76,14 @@ def denoise(
         check_range(images)
         if images.requires_grad and torch.is_grad_enabled():
             return _with_gradients(session, images, setting, sigma, strength)
-        images = images.detach().cpu()
-        if images.dtype == torch.bfloat16:  # NumPy has no such type
-            kwargs: Any = {"sigma": sigma, "strength": strength, "tile": tile, "precision": precision, "each": each}
-            return denoise(model, images.float(), steps, **kwargs).bfloat16()
-    pixels = images.numpy() if isinstance(images, Tensor) else images
+    pixels = _array(images) if isinstance(images, Tensor) else images
     if pixels.dtype.itemsize > 8:
         raise InputError(f"images are float [B, C, H, W] in [0, 1], not {pixels.dtype} {list(pixels.shape)}")
     pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
     check_range(torch.from_numpy(pixels))
-    level = sigma.detach().cpu().numpy() if isinstance(sigma, Tensor) else sigma
+    level = _array(sigma) if isinstance(sigma, Tensor) else sigma
     done = denoise_images(session, pixels, setting, sigma=level, strength=strength, tile=tile, each=each)
-    return torch.from_numpy(done) if isinstance(images, Tensor) else done
+    return torch.from_numpy(done).to(images.dtype) if isinstance(images, Tensor) else done
 
 
 class TorchSession:
@@ -126,29 +122,36 @@ class TorchSession:
     def judge(self, x: np.ndarray) -> np.ndarray | None:
         if self.network.judge is None:
             return None
-        return self.network.judge(_tensor(x).to(device_of(self.network), torch.float32)).cpu().numpy()
+        kernel = next(self.network.judge.parameters())
+        return self.network.judge(_tensor(x).to(kernel.device, kernel.dtype)).float().cpu().numpy()
 
 
 def _tensor(x: np.ndarray) -> Tensor:
     return torch.from_numpy(np.require(x, requirements=("C", "W")))
 
 
+def _array(x: Tensor) -> np.ndarray:
+    """numpy has no bfloat16: it becomes float32."""
+    return (x.float() if x.dtype == torch.bfloat16 else x).detach().cpu().numpy()
+
+
 def _with_gradients(session: TorchSession, images: Tensor, setting: Setting, sigma: Sigma, strength: float) -> Tensor:
     """As `denoise`, each image whole, so that gradients pass."""
-    net, (batch, channels) = session.network, images.shape[:2]
+    check_strength(strength)
+    net, (batch, channels, height, width) = session.network, images.shape
     taken = net.about.channels
     if taken != 1 and channels not in (1, taken):
         raise InputError(f"these weights take images of {taken} channels, and this one has {channels}")
     x = images.flatten(0, 1).unsqueeze(1) if taken == 1 else images.expand(-1, taken, -1, -1)
-    given = given_levels(
-        sigma.detach().cpu().numpy() if isinstance(sigma, Tensor) else sigma, net.about, batch, (images.shape[2], images.shape[3])
-    )
-    level = None if given is None else torch.from_numpy(given.repeat(channels if taken == 1 else 1, 0).copy())
-    after = strength
-    if net.about.levels == 2:
-        if level is None and net.judge is not None:
-            level = level_map(net.judge(x.detach().float()), x.detach())
-        after, level = 1.0, None if level is None else level * strength
+    given = given_levels(_array(sigma) if isinstance(sigma, Tensor) else sigma, net.about, batch, (height, width))
+    pixels, whole, levels = _array(images), (slice(0, height), slice(0, width)), []
+    for i in range(batch):
+        image = pixels[i : i + 1]
+        own = None if given is None else given[i : i + 1]
+        levels.append(told(net.about, judge_image(session, image), own, image, whole, strength))
+    known = [level for level in levels if level is not None]
+    level = torch.from_numpy(np.concatenate(known).repeat(channels if taken == 1 else 1, 0)) if known else None
+    after = strength if net.about.levels < 2 else 1.0
     y = filling(session.at(setting), net.about.multiple)(
         x, **({} if level is None else {"sigma": level.to(device_of(net))})
     ).cpu()

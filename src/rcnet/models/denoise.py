@@ -115,7 +115,8 @@ class Denoiser(RecurrentNet):
         change = super().forward(seen, steps)[..., : x.shape[-2], : x.shape[-1]]
         if planes is not None:  # little noise, little change: an image without noise stays as it is
             most = planes.amax(1, keepdim=True)
-            change = change * torch.where(most < 0, 1.0, (most / SLIGHT).clamp(max=1))
+            unknown = planes.amin(1, keepdim=True) < 0
+            change = change * torch.where(unknown, 1.0, (most / SLIGHT).clamp(max=1))
         return x + change
 
     def radius(self, steps: Steps = None) -> int:

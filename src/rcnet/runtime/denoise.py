@@ -92,6 +92,11 @@ def judge_picture(session: Session, pixels: np.ndarray, curve: Curve | None = No
     return _judged(session, seen)
 
 
+def judge_image(session: Session, image: np.ndarray) -> np.ndarray | None:
+    """As `judge_picture`, of a float image [1, C, H, W] in [0, 1]."""
+    return _judged(session, look(lambda rows, columns: image[..., rows, columns], *image.shape[2:]))
+
+
 def denoise_pixels(
     session: Session, work: Work, setting: Setting, *, tile: int = TILE, each: Callable[[], Any] = lambda: None
 ) -> Denoised:
@@ -169,7 +174,7 @@ def denoise_images(
     for i in range(batch):
         image = images[i : i + 1]
         level = None if given is None else given[i : i + 1]
-        judged = _judged(session, look(lambda rows, columns: image[..., rows, columns], height, width))  # noqa: B023
+        judged = judge_image(session, image)
         for rows, columns, seen, inner in tiles(about, setting, tile, height, width):
             x = image[..., seen[0], seen[1]]
             y = call(session, x, setting, told(about, judged, level, x, seen, strength))

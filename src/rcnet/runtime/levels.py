@@ -41,7 +41,7 @@ def look(part: Callable[[slice, slice], np.ndarray], height: int, width: int) ->
     """
     if height * width <= LOOK**2:
         return part(slice(0, height), slice(0, width))
-    sides = min(LOOK, height // 8 * 8) // 4, min(LOOK, width // 8 * 8) // 4
+    sides = [max(min(LOOK, side // 8 * 8) // 4, 1) for side in (height, width)]
     down, across = (
         [slice(round(k * (whole - side) / 3), round(k * (whole - side) / 3) + side) for k in range(4)]
         for whole, side in zip((height, width), sides, strict=True)

@@ -36,7 +36,8 @@ class Batch(NamedTuple):
     Attributes:
         x: the network's input, [B, C, H, W].
         target: whatever the loss takes.
-        sigma: what the network is told of the noise, [B] in levels of 255, negative where nothing; None: it takes no level.
+        sigma: what the network is told of the noise, in levels of 255, negative where nothing: [B], or [B, 2, 1, 1] of white and
+            coarse noise; None: it takes no level.
         level: the level that there is, [B].
     """
 

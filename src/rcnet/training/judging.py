@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rcnet.calling import device_of
 from rcnet.cell import RecurrentNet
 from rcnet.device import autocast, best_device, channels_last, resolve_precision
 from rcnet.errors import InputError
@@ -59,7 +60,7 @@ def train_judge(
     if about.levels != 2:
         raise InputError("a judge tells levels of white and of coarse noise, and this network does not take both (coarse_level)")
     kind, device = find_task(about.task), best_device()
-    recorded = model.metadata.get("training", {}).get("recipe", {}).get(kind.key, {})
+    recorded = recorded_recipe(model.metadata).get(kind.key, {})
     known = {f.name for f in dataclasses.fields(kind.section)}
     plain = {key: tuple(value) if isinstance(value, list) else value for key, value in recorded.items() if key in known}
     # Clean pictures, flat areas and text are the judge's to protect, so it sees more of them.
@@ -91,7 +92,7 @@ def train_judge(
                 bar.n = done
                 left = (clock() - started) / done * (1 - done)
                 bar.set_description_str(f"iteration {iteration}, loss {np.mean(losses[-100:]):.4g}, {clock_text(left)} left")
-    attach_judge(model, judge.cpu().eval())
+    attach_judge(model, judge.to(device_of(model)).eval())
     return {
         "minutes": round((clock() - started) / 60, 2),
         "iterations": iteration,
@@ -102,6 +103,14 @@ def train_judge(
         "commit": commit(),
         **made_here(device),
     }
+
+
+def recorded_recipe(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe that a network was trained by; {} if its file holds none."""
+    training = metadata.get("training") or {}
+    while "recipe" not in training and training.get("before"):  # where `save` puts it, e.g. of a network that got a judge
+        training = training["before"]
+    return training.get("recipe", {})
 
 
 def _loss(
