@@ -19,6 +19,7 @@ from benchmarks.page import table
 from rcnet.cli import app
 from rcnet.cli.text import count
 from rcnet.models import bundled, read_metadata
+from rcnet.models.files import trainings
 from rcnet.models.registry import entry
 from rcnet.setting import Setting
 from rcnet.tasks.catalogue import describe_weights
@@ -49,10 +50,7 @@ def names_of(task: str) -> list[str]:
 
 def parts(name: str) -> list[dict[str, Any]]:
     """The runs that made these weights, the last first."""
-    runs = [read_metadata(name)["training"]]
-    while runs[-1].get("before"):
-        runs.append(runs[-1]["before"])
-    return runs
+    return trainings(read_metadata(name))
 
 
 def origin(name: str, images: str) -> str:

@@ -10,12 +10,13 @@ from rcnet.data.images import read_image
 from rcnet.deploy.denoise import TorchSession, denoise, denoise_pixels, denoise_setting_for
 from rcnet.errors import InputError
 from rcnet.models import create_model, load, save
+from rcnet.models.files import trainings
 from rcnet.models.judge import KNOTS, Judge, attach_judge, hats, level_map
 from rcnet.runtime.denoise import judge_picture
 from rcnet.runtime.levels import LOOK, look
 from rcnet.runtime.levels import level_map as numpy_level_map
 from rcnet.runtime.picture import Curve
-from rcnet.training.judging import recorded_recipe, train_judge
+from rcnet.training.judging import train_judge
 from tests.conftest import IMAGES
 
 BSD = IMAGES / "bsd"
@@ -153,17 +154,17 @@ def test_the_judge_travels_in_the_file_and_to_other_types(tmp_path):
     assert not any("judge" in name for name, _ in model.named_parameters())
 
 
-def test_a_second_judge_knows_the_recipe_of_the_network(tmp_path):
-    model, recipe = told_denoiser(), {"denoising": {"camera": 0.7}}
+def test_a_file_with_a_judge_says_how_the_network_was_trained(tmp_path):
+    model, runs = told_denoiser(), [{"recipe": {"denoising": {"camera": 0.7}}}]
     judge = model.judge
     attach_judge(model, None)
-    save(model, tmp_path / "m.safetensors", training={"recipe": recipe})
+    save(model, tmp_path / "m.safetensors", training=runs[0])
     model = load(tmp_path / "m.safetensors")
-    assert recorded_recipe(model.metadata) == recipe
+    assert trainings(model.metadata) == runs
     attach_judge(model, judge)
     save(model, tmp_path / "judged.safetensors")
-    assert recorded_recipe(load(tmp_path / "judged.safetensors").metadata) == recipe
-    assert recorded_recipe({"training": {"before": None}}) == {}
+    assert trainings(load(tmp_path / "judged.safetensors").metadata) == runs
+    assert trainings({"training": {"before": None}}) == []
 
 
 def test_a_judge_learns_how_much_noise_there_is():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rcnet.errors import InputError
-from rcnet.models.files import read_metadata
+from rcnet.models.files import read_metadata, trainings
 from rcnet.training import train
 from rcnet.training.recipe import Recipe, read_overrides, recipe_from
 
@@ -24,10 +24,7 @@ RENAMED = {"channels": "in_chans"}  # options of networks as older files have th
 
 def parts_of(name_or_path: str) -> list[Mapping[str, Any]]:
     """The trainings of a file of weights, the first of them first, or `InputError` if it does not hold them."""
-    part, parts = read_metadata(name_or_path).get("training"), []
-    while part:
-        parts.append(part)
-        part = part.get("before")
+    parts = trainings(read_metadata(name_or_path))
     if not parts:
         raise InputError(f"{name_or_path} does not say how it was trained")
     return parts[::-1]

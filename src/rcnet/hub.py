@@ -10,7 +10,7 @@ from rcnet.cost import macs, parameters
 from rcnet.errors import InputError, unknown
 from rcnet.figures.dial import dial
 from rcnet.figures.side_by_side import save_picture
-from rcnet.models.files import load, save
+from rcnet.models.files import load, save, trainings
 from rcnet.models.huggingface import PREFIX, WEIGHTS, hub
 from rcnet.models.judge import is_untold
 from rcnet.models.results import result_name, rows_of
@@ -138,7 +138,7 @@ def model_card(model: RecurrentNet, name: str, pictured: bool = False) -> str:
             "```",
         ],
         "## Cost and quality": [*["![What each setting costs and reaches](dial.png)\n"] * pictured, *_table(model)],
-        "## Training": [*filter(None, [card.get("data")]), *_runs(model.metadata.get("training") or {}), *_judge(model)],
+        "## Training": [*filter(None, [card.get("data")]), *_runs(model), *_judge(model)],
         "## Limits": [*filter(None, [card.get("limits")]), *_limits(model)],
         "## Licence": [card.get("license", "None is stated.")],
     }
@@ -166,11 +166,9 @@ def _table(model: RecurrentNet) -> Iterator[str]:
         yield f"\nNothing was measured: `rcnet eval {WEIGHTS} --data FOLDER --record` measures, and writes it into the file."
 
 
-def _runs(training: dict[str, Any]) -> Iterator[str]:
+def _runs(model: RecurrentNet) -> Iterator[str]:
     """A line for each training run that made the weights, the first first."""
-    if training.get("before"):
-        yield from _runs(training["before"])
-    if "iterations" in training:
+    for training in (run for run in reversed(trainings(model.metadata)) if "iterations" in run):
         data = training.get("data") or {}
         images = f" on {data['images']:,} images of a folder `{data['folder']}`" if {"images", "folder"} <= data.keys() else ""
         known = {key: training.get(key) for key in ("minutes", "hardware", "precision", "torch", "seed", "commit")}

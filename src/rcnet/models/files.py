@@ -67,6 +67,16 @@ def read_metadata(name_or_path: str | Path) -> dict[str, Any]:
     return read
 
 
+def trainings(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The runs that made weights, the last first, from their metadata; not the changes since, e.g. a judge, for which `save`
+    holds `before` alone."""
+    part, runs = metadata.get("training"), []
+    while part:
+        runs += [part] if part.keys() - {"before"} else []
+        part = part.get("before")
+    return runs
+
+
 def save(model: RecurrentNet, path: str | Path, *, half: bool = False, **metadata: Any) -> None:
     """Writes the model's weights and `metadata` (JSON values, e.g. `results`, `training`) to one safetensors file, atomically.
 

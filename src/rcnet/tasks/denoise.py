@@ -70,7 +70,10 @@ def begin(config: Denoising, setup: Setup) -> Task:
     check_sizes(validation)
     smallest = min(min(image.shape[:2]) for image in training)
     if smallest < config.patch:
-        raise InputError(f"{folder} holds an image smaller than the training patch: denoising.patch is at most {smallest} for it")
+        raise InputError(
+            f"{folder} holds an image smaller than the training patch of {config.patch} pixels: leave it out, or "
+            f"denoising.patch is at most {smallest}"
+        )
 
     if config.drawn and config.patch > DRAWN:
         raise InputError(f"drawn pictures have {DRAWN} pixels a side: denoising.patch is at most {DRAWN}, or denoising.drawn=0")

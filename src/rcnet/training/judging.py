@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rcnet.calling import device_of
 from rcnet.cell import RecurrentNet
 from rcnet.device import autocast, best_device, channels_last, resolve_precision
 from rcnet.errors import InputError
+from rcnet.models.files import trainings
 from rcnet.models.judge import Judge, attach_judge, level_map, levels_of
 from rcnet.tasks import find_task
 from rcnet.tasks.task import Batch, Setup
@@ -60,7 +61,7 @@ def train_judge(
     if about.levels != 2:
         raise InputError("a judge tells levels of white and of coarse noise, and this network does not take both (coarse_level)")
     kind, device = find_task(about.task), best_device()
-    recorded = recorded_recipe(model.metadata).get(kind.key, {})
+    recorded = next((run["recipe"] for run in trainings(model.metadata) if "recipe" in run), {}).get(kind.key, {})
     known = {f.name for f in dataclasses.fields(kind.section)}
     plain = {key: tuple(value) if isinstance(value, list) else value for key, value in recorded.items() if key in known}
     # Clean pictures, flat areas and text are the judge's to protect, so it sees more of them.
@@ -103,14 +104,6 @@ def train_judge(
         "commit": commit(),
         **made_here(device),
     }
-
-
-def recorded_recipe(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe that a network was trained by; {} if its file holds none."""
-    training = metadata.get("training") or {}
-    while "recipe" not in training and training.get("before"):  # where `save` puts it, e.g. of a network that got a judge
-        training = training["before"]
-    return training.get("recipe", {})
 
 
 def _loss(
