@@ -1,6 +1,7 @@
 """Small files that would keep a decoder busy are refused by their structure, before anything is decoded."""
 
 import io
+import struct
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 
 from benchmarks import hostile
 from rcnet.data.imagefile import read
-from rcnet.data.limits import MAX_CHUNKS, MAX_SCANS, read_jpeg, size_of
+from rcnet.data.limits import MAX_CHUNKS, MAX_SCANS, check, read_jpeg, size_of
 from rcnet.errors import InputError
 
 IMAGES = Path(__file__).parent / "images"
@@ -74,3 +75,8 @@ def test_the_size_stands_in_the_header(kind, options):
     data = encoded(kind, **options)
     assert size_of(data) == Image.open(io.BytesIO(data)).size
     assert size_of(data[:20]) is None
+
+
+@pytest.mark.parametrize("place", [2**63 + 1, 2**64 - 1, 100])
+def test_a_directory_beyond_the_end_is_left_to_the_decoder(place):
+    assert check("a.tif", b"II+\0" + struct.pack("<HHQ", 8, 0, place)) is None

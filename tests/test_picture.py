@@ -222,6 +222,12 @@ def test_colour_pictures_are_not_gray():
     one_part = GRAYS[0].repeat(3, 2)
     one_part[:20, :20] = 200, 10, 10
     assert find_tint(one_part) is None
+    for kind in (np.float16, np.float32):
+        lit = (CAT / 255).astype(kind)
+        assert find_tint(lit) is None
+        lit[50, 50] = 6e4  # a lamp in linear light
+        assert find_tint(lit) is None
+        assert find_tint(lit[:, :, :1].repeat(3, 2)) is not None
 
 
 # Mosaics

@@ -119,5 +119,5 @@ def _check_tiff(name: str, data: bytes) -> None:
             if asked > TAG_BYTES * len(data):
                 raise unreadable(name, "has tags that refer to more bytes than the file has: save it again")
             (at,) = struct.unpack_from(order + word, data, at + count + entry * number)
-    except struct.error:  # truncated: its decoder says so
+    except (struct.error, OverflowError):  # truncated: its decoder says so
         return

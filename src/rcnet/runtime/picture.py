@@ -80,12 +80,12 @@ class Picture(NamedTuple):
         """The pixels of the file, of denoised `pixels`: with the tint, specks of another colour, and what alpha hides."""
         result = denoised
         if self.tint is not None:
-            result = np.empty_like(self.original)
+            result, level = np.empty_like(self.original), _level(self.original)
             for rows in _chunks(self.original):
                 before, after = (_tinted(part[rows], self.tint) for part in (self.pixels, denoised))
                 values = self.original[rows].astype(after.dtype)
                 changed = np.clip(values + (after - before), np.minimum(values, 0), _top(self.original))
-                dust = (np.abs(values - before) > _level(self.original)).any(2, keepdims=True)
+                dust = (np.abs(values - before) > level).any(2, keepdims=True)
                 result[rows] = np.where(dust, values, changed).astype(result.dtype)
         return result if self.visible is None else np.where(self.visible[:, :, None], result, self.original)
 
@@ -195,11 +195,11 @@ def find_tint(pixels: np.ndarray) -> np.ndarray | None:
     sample = _sample(pixels).reshape(-1, 3).astype(np.float64)
     largest = int(sample.sum(0).argmax())
     used = np.ones(len(sample), bool)
-    tint = np.ones(3)
+    tint, level = np.ones(3), _level(pixels)
     for _ in range(2):  # the second time without what the first finds to be of another colour
         gray = sample[used, largest]
         tint = sample[used].T @ gray / max(float(gray @ gray), 1e-12)
-        used = (np.abs(sample - _tinted(sample[:, [largest]], tint)) <= _level(pixels)).all(1)
+        used = (np.abs(sample - _tinted(sample[:, [largest]], tint)) <= level).all(1)
         if used.mean() < 1 - 10 * DUST:
             return None
     if tint[largest] < tint.max():
@@ -207,7 +207,7 @@ def find_tint(pixels: np.ndarray) -> np.ndarray | None:
     left = DUST * pixels.shape[0] * pixels.shape[1]
     for rows in _chunks(pixels):
         values = pixels[rows].astype(np.float32)
-        left -= np.count_nonzero((np.abs(values - _tinted(values[:, :, [largest]], tint)) > _level(pixels)).any(2))
+        left -= np.count_nonzero((np.abs(values - _tinted(values[:, :, [largest]], tint)) > level).any(2))
         if left < 0:
             return None
     return tint
@@ -272,5 +272,5 @@ def _top(pixels: np.ndarray) -> float:
 
 
 def _level(pixels: np.ndarray) -> float:
-    """What values differ by that are as good as equal."""
-    return 1e-4 * float(pixels.max()) if pixels.dtype.kind == "f" else 1.0
+    """What values differ by that are as good as equal; of floats by most of them, not by a light that is far above the rest."""
+    return 1e-4 * max(float(np.percentile(_sample(pixels).astype(np.float32), BULK)), 0) if pixels.dtype.kind == "f" else 1.0

@@ -61,7 +61,8 @@ def train_judge(
     if about.levels != 2:
         raise InputError("a judge tells levels of white and of coarse noise, and this network does not take both (coarse_level)")
     kind, device = find_task(about.task), best_device()
-    recorded = next((run["recipe"] for run in trainings(model.metadata) if "recipe" in run), {}).get(kind.key, {})
+    recipes = [run["recipe"] for run in trainings(model.metadata) if "recipe" in run]
+    recorded = recipes[0].get(kind.key, {}) if recipes else {}
     known = {f.name for f in dataclasses.fields(kind.section)}
     plain = {key: tuple(value) if isinstance(value, list) else value for key, value in recorded.items() if key in known}
     # Clean pictures, flat areas and text are the judge's to protect, so it sees more of them.
