@@ -20,7 +20,7 @@ needs = pytest.mark.skipif(not HERE, reason="executorch is not installed: pip in
 @needs
 @torch.inference_mode()
 def test_a_method_a_setting_for_images_of_any_size(tmp_path):
-    model = trained("r3_fast", steps=(1, 2), channels=3, width=16, noise_level=True)
+    model = trained("r3_fast", steps=(1, 2), in_chans=3, width=16, noise_level=True)
     path = export(model, tmp_path / "x.pte")
     assert read_exported(path)["outputs"] == {"steps1": 1, "steps2": 2}
     for n in model.steps:

@@ -183,7 +183,7 @@ def test_files_of_classifiers_say_of_what_sides_have_to_be_multiples(tmp_path, n
 def told():
     """A small network that takes the noise level."""
     torch.manual_seed(0)
-    model = trained("r3_fast", steps=(1, 2), channels=3, width=16, noise_level=True)
+    model = trained("r3_fast", steps=(1, 2), in_chans=3, width=16, noise_level=True)
     model.about = model.about.completed({"noise": {"sigma": [0.0, 50.0], "as_8bit": True, "camera": 0.5}})
     return model
 

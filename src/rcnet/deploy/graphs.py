@@ -4,14 +4,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rcnet.deploy.packages import needed
-
-KEY = "rcnet"  # the metadata property, holding JSON
+from rcnet.runtime import graph as parts
+from rcnet.runtime.onnx import KEY
 
 
 def text_of(path: Path) -> str:
     """The metadata property of an ONNX file."""
-    return {p.key: p.value for p in needed("onnx").load(path).metadata_props}[KEY]
+    return parts.metadata(path.read_bytes())[KEY]
 
 
 def name_sides(graph: Any) -> None:
@@ -57,8 +56,4 @@ def reached(graph: Any, outputs: Iterable[str]) -> set[str]:
 
 def cut(path: Path, output: str) -> bytes:
     """The bytes of an ONNX file with that output only, and what it needs."""
-    onnx = needed("onnx")
-    model = onnx.load(path, load_external_data=False)
-    known = reached(model.graph, [output])
-    inputs = [value.name for value in model.graph.input if value.name in known]
-    return onnx.utils.Extractor(model).extract_model(inputs, [output]).SerializeToString()
+    return parts.cut(path.read_bytes(), output)

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from rcnet.deploy.graphs import KEY, cut
+from rcnet.deploy.graphs import cut
 from rcnet.deploy.packages import needed, quiet
 from rcnet.deploy.writing import SIDE
 from rcnet.errors import InputError
 from rcnet.runtime.levels import LEVELS
+from rcnet.runtime.onnx import KEY
 
 Runner = Callable[[dict[str, np.ndarray]], np.ndarray]
 

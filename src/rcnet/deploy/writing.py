@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 from torch.fx.experimental import _config as tracing
 
-from rcnet.deploy.graphs import KEY, name_sides, once, text_of
+from rcnet.deploy.graphs import name_sides, once, text_of
 from rcnet.deploy.int8 import quantized
 from rcnet.deploy.packages import needed, quiet
 from rcnet.models.judge import MULTIPLE, Judge, levels_of
 from rcnet.runtime.levels import LEVELS
+from rcnet.runtime.onnx import KEY
 from rcnet.tasks import TASKS
 from rcnet.tasks.task import Fed
 
