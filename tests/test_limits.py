@@ -8,7 +8,7 @@ from PIL import Image
 
 from benchmarks import hostile
 from rcnet.data.imagefile import read
-from rcnet.data.limits import MAX_CHUNKS, MAX_SCANS, read_jpeg, size_of
+from rcnet.data.limits import MAX_CHUNKS, MAX_JUNK, MAX_SCANS, read_jpeg, size_of
 from rcnet.errors import InputError
 
 IMAGES = Path(__file__).parent / "images"
@@ -74,3 +74,9 @@ def test_the_size_stands_in_the_header(kind, options):
     data = encoded(kind, **options)
     assert size_of(data) == Image.open(io.BytesIO(data)).size
     assert size_of(data[:20]) is None
+
+
+def test_the_size_of_a_jpeg_is_not_sought_far_behind_its_segments():
+    head, rest = encoded("JPEG")[:20], encoded("JPEG")[20:]  # behind the segment of JFIF
+    assert size_of(head + b"\0" * 1000 + rest) == size_of(head + rest)
+    assert size_of(head + b"\xff\0" * MAX_JUNK + rest) is None  # 32 MB of that would keep the server for half a second
