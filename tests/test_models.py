@@ -26,7 +26,7 @@ from .conftest import random_model
 SMALL = {name: {"width": 0.125} for name in ("r2", "s2", "r2_biased", "r4", "s4", "s4_exits", "r4_exits")} | {
     "r3_fast": {"width": 8}
 }
-SIDES = dict.fromkeys(("r2", "s2", "r2_biased"), [(16, 24)])  # two poolings and InvPool
+SIDES = {name: [(16, 24)] for name in ("r2", "s2", "r2_biased")}  # two poolings and InvPool
 DEFAULT_SIDES = {"classify": [(9, 15)], "denoise": [(33, 47), (1, 8), (9, 1), (1, 1)]}
 ALL = [(name, steps) for name in list_models() for steps in entry(name).steps]
 DENOISERS = [(name, steps) for name, steps in ALL if entry(name).task == "denoise"]

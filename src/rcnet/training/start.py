@@ -96,8 +96,8 @@ def take_weights(name_or_path: str, model: RecurrentNet) -> tuple[dict[str, Any]
 
 
 def _with_inputs(kernel: Tensor, target: Tensor) -> Tensor:
-    """A convolution's kernel [out, in, h, w] with as many inputs as `target`. Those of more noise levels come last and are zero, so
-    that the network computes the same at the start."""
+    """A convolution's kernel [out, in, h, w] with as many inputs as `target`. Those of more noise levels come last and are zero,
+    so that the network computes the same at the start."""
     more = target.shape[1] - kernel.shape[1] if kernel.ndim == target.ndim == 4 else 0
     return kernel if more <= 0 else F.pad(kernel, (0, 0, 0, 0, 0, more))
 
