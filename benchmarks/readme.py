@@ -108,7 +108,7 @@ def photos() -> str:
         f"{name} {', '.join(recorded(name, row['steps'], 'psnr', **about) for row in result['rows'])}"
         for name in any_level()
         for result in read_metadata(name)["results"]
-        if (about := {"data": result["data"]}) and result["data"].endswith("pairs")
+        if (about := {"data": result["data"], "blind": True}).items() <= result.items() and result["data"].endswith("pairs")
     ]
     pairs = [f"Pairs of real camera noise, blind, noisy and at each step: {'; '.join(real)} dB.", ""] if real else []
     return "\n".join([*lines, "", f"Published at 15, 25, 50: {published}.", "", *pairs, *(origin(n, "BSD") for n in any_level())])

@@ -6,14 +6,17 @@ import http.client
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
+import tracemalloc
 
 import pytest
 
 from benchmarks import hostile
 from rcnet.errors import InputError
 from rcnet.serve import decoder
+from rcnet.serve.codec import file_of
 from rcnet.serve.decoder import Decoders
 from rcnet.serve.scheduler import Refused
 
@@ -24,7 +27,9 @@ OBJECTIVE = 30.0  # seconds: a crowded machine takes long for everything
 
 @pytest.fixture(scope="module")
 def server():
-    server = Server("r3_fast.photo", "--slo", f"{OBJECTIVE:g}s", "--requests", "16", "--patience", "60")
+    server = Server(
+        "r3_fast.photo", "--slo", f"{OBJECTIVE:g}s", "--requests", "16", "--patience", "60", "--allow-host", "Scans.example"
+    )
     server.post("/v1/denoise", encoded(picture()))
     yield server
     status, _, err = server.end()
@@ -85,6 +90,30 @@ def test_decoders_are_ended_by_their_processor_time_and_for_files_that_wait(monk
     assert "the image takes long to decode, and others wait" in map(str, asyncio.run(decode()))
 
 
+def test_a_decoder_that_is_killed_is_replaced_and_none_outlives_the_server(monkeypatch):
+    started, popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **named: started.append(popen(*args, **named)) or started[-1])
+    quick = encoded(picture())
+
+    async def decode():
+        decoders = Decoders(4_000_000)
+        await decoders.start()
+        try:
+            until = time.perf_counter() + STARTING
+            os.kill(started[0].pid, signal.SIGKILL)
+            decoders._ready.sort(key=lambda process: process.pid != started[0].pid)
+            with pytest.raises(Refused, match="the decoder ended over this image"):
+                await decoders.decode(quick, 64 * 64, "a", until)
+            assert (await decoders.decode(quick, 64 * 64, "a", until)).pixels.shape == (64, 64, 3)
+            while len(started) == decoder.AT_ONCE + decoder.SPARE:
+                await asyncio.sleep(0.001)
+        finally:
+            await decoders.stop()
+        return [process.poll() for process in started]
+
+    assert None not in asyncio.run(decode())
+
+
 def test_what_cannot_fit_is_refused_by_its_header(server):
     damaged = hostile.png(1999, 1999)[:60] + bytes(1000)
     answer = server.post("/v1/denoise?deadline_ms=1", damaged)
@@ -131,6 +160,8 @@ def test_slow_bodies_of_one_address_give_way_to_its_other_requests(server):
         ({"host": "192.0.2.1"}, 200),
         ({"origin": "http://evil.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
+        ({"host": "Scans.Example:80"}, 200),
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"sec-fetch-site": "same-site"}, 403),
         ({"sec-fetch-site": "same-origin"}, 200),
@@ -162,6 +193,15 @@ def test_a_form_with_one_file(server):
     for wrong in ({"files": {"a": data, "b": data}}, {"files": {"a": data}, "data": {"sigma": "3"}}):
         answer = server.client.post("/v1/denoise", **wrong)
         assert (answer.status_code, "as curl -F file=@photo.png" in answer.text) == (422, True)
+
+
+def test_a_form_of_many_parts_takes_little_memory():
+    body = b"x--ab" * 300_000
+    tracemalloc.start()
+    with pytest.raises(InputError, match="one file and nothing else"):
+        file_of(body, "multipart/form-data; boundary=ab")
+    assert tracemalloc.get_traced_memory()[1] < 3 * len(body)
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def port():
 def server(tmp_path_factory):
     home, url = str(tmp_path_factory.mktemp("home")), f"http://127.0.0.1:{port()}"
     command = [sys.executable, "-m", "rcnet", "serve", "r3_fast.photo", "--ray", "--replicas", "2", "--slo", "20s"]
-    command += ["--port", url.rpartition(":")[2], "--threads", "1", "--device", "cpu"]
+    command += ["--port", url.rpartition(":")[2], "--threads", "1", "--device", "cpu", "--allow-host", "scans.example"]
     environment = os.environ | {"HOME": home, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     environment |= {"RAY_raylet_start_wait_time_s": "300"}
     environment |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
@@ -90,7 +90,8 @@ def test_no_request_is_lost_with_a_replica(server):
 
 def test_answers_pass_through_the_front(server):
     url, _ = server
-    answer = httpx.post(f"{url}/v1/denoise?steps=1", content=encoded(picture()), headers={"accept": "image/jpeg"}, timeout=60)
+    headers = {"accept": "image/jpeg", "host": "scans.example"}
+    answer = httpx.post(f"{url}/v1/denoise?steps=1", content=encoded(picture()), headers=headers, timeout=60)
     assert (answer.status_code, answer.headers["content-type"], answer.headers["rcnet-setting"]) == (200, "image/jpeg", "1")
     bad = httpx.post(f"{url}/v1/denoise?steps=9", content=b"", timeout=60)
     assert (bad.status_code, "valid: 1; 2; 3" in bad.json()["detail"]) == (422, True)

@@ -45,7 +45,7 @@ NEAREST = {
     ],
     "evaluation/denoise": ["tests/test_evaluation.py", "-k", "not bundled and not little"],
     "evaluation/classify": ["tests/test_evaluation.py", "tests/test_dial.py", "-k", "classif"],
-    "evaluation/harmless": ["tests/test_evaluation.py", "tests/test_cli.py", "-k", "harm or clean"],
+    "evaluation/harmless": ["tests/test_harmless.py", "tests/test_evaluation.py", "tests/test_cli.py", "-k", "harm or clean"],
     "evaluation/recalibrate": ["tests/test_classify.py", "-k", "recalibrat"],
     "evaluation/record": ["tests/test_evaluation.py", "-k", "record"],
     "serve/scheduler": ["tests/test_serve_engine.py", "-k", "not engine and not worker"],

@@ -10,6 +10,7 @@ MAX_SCANS = 100  # of a JPEG: encoders write about 10, mozjpeg up to 20; each ma
 MAX_SEGMENTS = (
     10_000  # of a JPEG before and between its scans: photographs have some 30, large ICC profiles and XMP some 300 more
 )
+MAX_JUNK = 1 << 16  # bytes of a JPEG outside of its segments before its size: ordinary files have none, decoders skip them
 MAX_CHUNKS = 1000  # of a PNG beside its pixels: photographs have some 10
 MIN_IDAT = 512  # bytes of a PNG for each chunk of pixels, beyond MAX_CHUNKS of them: libpng writes 8192
 MAX_ENTRIES = 10_000  # of all directories of a TIFF: a picture has some 20, its reduced copies as many each
@@ -50,9 +51,10 @@ def check(name: str, data: bytes) -> None:
 
 
 def read_jpeg(data: bytes, scans: bool = True) -> Jpeg:
-    """Reads the markers of a JPEG up to its end or the limits; only up to its size if `scans` is False."""
-    found, at = Jpeg(), 2
-    while (mark := _NEXT_MARKER.search(data, at)) and found.scans <= MAX_SCANS and found.segments <= MAX_SEGMENTS:
+    """Reads the markers of a JPEG up to its end or the limits; only up to its size, in little time, if `scans` is False."""
+    found, at, junk = Jpeg(), 2, len(data) if scans else MAX_JUNK
+    while (mark := _NEXT_MARKER.search(data, at, at + junk)) and found.scans <= MAX_SCANS and found.segments <= MAX_SEGMENTS:
+        junk -= mark.end() - at
         kind, at = data[mark.end() - 1], mark.end()
         if kind == 0xD9:
             break

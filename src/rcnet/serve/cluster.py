@@ -75,7 +75,14 @@ class Replica:
             if self._app is None:
                 decoders = Decoders(self.settings.limits.pixels)
                 await asyncio.gather(self.engine.start(), decoders.start())
-                self._app = create_app(self.engine, decoders, limits=self.settings.limits, token=self.settings.token)
+                self._app = create_app(
+                    self.engine,
+                    decoders,
+                    limits=self.settings.limits,
+                    token=self.settings.token,
+                    hosts={self.settings.host, *self.settings.hosts},
+                    root_path=self.settings.root_path,
+                )
 
 
 def front(settings: Settings, most: int) -> Starlette:

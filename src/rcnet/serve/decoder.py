@@ -27,6 +27,7 @@ BUDGET, BUDGET_PER_MEGAPIXEL = 0.5, 0.5  # processor seconds of a file, and more
 # Processor seconds after which it gives way to a file that waits; to start another decoder takes as long.
 PREEMPT, PREEMPT_PER_MEGAPIXEL = 0.25, 0.1
 LOOK = 0.02  # seconds between two looks at that; the system counts them in hundredths
+AGAIN = 1.0  # seconds between two tries to start one
 log = logging.getLogger(__name__)
 
 
@@ -62,13 +63,22 @@ class Decoders:
         self._clock = time.perf_counter
 
     async def start(self) -> None:
-        """Starts the processes; returns when they are ready."""
-        await asyncio.gather(*(self._add() for _ in range(AT_ONCE + SPARE)))
+        """Starts the processes; returns when they are ready.
+
+        Raises:
+            InputError: one of them ended before it was ready.
+        """
+        try:
+            await asyncio.gather(*(self._add() for _ in range(AT_ONCE + SPARE)))
+        except ProcessDied:
+            raise InputError("a decoder of images ended while it started; its messages are above") from None
 
     async def stop(self) -> None:
         """Ends them."""
-        for job in self._jobs:
+        jobs = list(self._jobs)
+        for job in jobs:
             job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)  # each ends the process that it was starting
         await asyncio.gather(*(process.stop() for process in [*self._ready, *self._running.values()]))
 
     async def decode(self, data: bytes, pixels: int, client: str, until: float) -> ImageFile:
@@ -76,7 +86,7 @@ class Decoders:
 
         Raises:
             InputError: what `codec.decode` raises; or it takes more processor time than any honest image of its size.
-            Refused: no decoder was free in time, or this file kept one busy while others waited.
+            Refused: no decoder was free in time, this file kept one busy while others waited, or its decoder ended.
         """
         task = Task(data, pixels, client, until, next(self._serial))
         self._waiting.append(task)
@@ -112,9 +122,13 @@ class Decoders:
             answer = await process.exchange((task.data, self.most, BUDGET + BUDGET_PER_MEGAPIXEL * task.pixels / 1e6))
         except ProcessDied:
             if self._running.pop(task, None):
-                log.warning("a decoder ended over an image (%s): another is started", await process.stop())
-                self._give(task, InputError("the image takes too long to decode: save it as an ordinary PNG or JPEG"))
-                self._keep(self._add())
+                end = await process.stop()
+                log.warning("a decoder ended over an image (%s): another is started", end)
+                if signal.SIGPROF.name in end:  # that of its processor time
+                    self._give(task, InputError("the image takes too long to decode: save it as an ordinary PNG or JPEG"))
+                else:
+                    self._give(task, Refused("failed", "the decoder ended over this image", 1.0))
+                self._keep(self._replace(process))
         else:
             if self._running.pop(task, None):
                 self._give(task, answer)
@@ -140,13 +154,21 @@ class Decoders:
 
     async def _replace(self, process: Process) -> None:
         await process.stop()
-        await self._add()
+        while True:
+            try:
+                return await self._add()
+            except (ProcessDied, OSError) as error:
+                log.error("a decoder cannot be started: %s", error or "it ended")
+                await asyncio.sleep(AGAIN)
 
     async def _add(self) -> None:
         process = Process("rcnet.serve.decoder")
-        await process.start()
-        with suppress(ProcessDied):  # it says that it is ready
-            await process.exchange(None)
+        try:
+            await process.start()
+            await process.exchange(None)  # it says that it is ready
+        except BaseException:
+            await process.stop()
+            raise
         self._ready.append(process)
         self._next()
 

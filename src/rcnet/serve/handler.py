@@ -179,8 +179,10 @@ class RequestHandler:
         self._active.discard(info)
         if again and self._held < HELD:
             self._held += 1
-            await asyncio.sleep(HOLD)
-            self._held -= 1
+            try:
+                await asyncio.sleep(HOLD)
+            finally:
+                self._held -= 1
 
     async def picture(self, request: Request, about: Served, steps: str | None) -> ImageFile:
         """The image that the request brings, which is decoded only if it can be computed in time."""

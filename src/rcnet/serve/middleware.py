@@ -4,7 +4,7 @@ import ipaddress
 import math
 import time
 from collections.abc import Collection
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -29,7 +29,8 @@ class MetricsMiddleware:
     """
 
     def __init__(self, app: ASGIApp, handler: RequestHandler, hosts: Collection[str], root_path: str = "") -> None:
-        self.app, self.handler, self.hosts, self.root_path = app, handler, hosts, root_path
+        self.app, self.handler, self.root_path = app, handler, root_path
+        self.hosts = {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,20 +79,25 @@ def foreign(method: str, headers: Headers, hosts: Collection[str]) -> Failure | 
     A name that is not the server's can be a page's own, pointed at this machine (DNS rebinding); an address cannot.
     """
     host = headers.get("host", "")
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        name = ""
+    name = _split(f"//{host}").hostname or ""
     if not (name == "localhost" or name.endswith(".localhost") or name in hosts or _is_address(name)):
         return Failure(421, f"this server is not {host[:100]!r}: start it with --allow-host for that name", reason="foreign")
     if method in ("GET", "HEAD", "OPTIONS"):
         return None
     origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and _split(origin).netloc != host:
         return Failure(403, "a page of another origin asks: only the server's own page may", reason="foreign")
     if site not in ("none", "same-origin"):
         return Failure(403, "a page of another site asks: only the server's own page may", reason="foreign")
     return None
+
+
+def _split(url: str) -> SplitResult:
+    """The parts of a URL; none of one that is damaged."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
 
 
 def _is_address(name: str) -> bool:

@@ -66,7 +66,7 @@ def train_judge(
     known = {f.name for f in dataclasses.fields(kind.section)}
     plain = {key: tuple(value) if isinstance(value, list) else value for key, value in recorded.items() if key in known}
     # Clean pictures, flat areas and text are the judge's to protect, so it sees more of them.
-    asked = {"patch": 128, "unknown": 0.0, "overstated": 0.0, "clean": 0.15, "drawn": 0.12, "holdout": 0, **(overrides or {})}
+    asked = {"patch": 96, "unknown": 0.0, "overstated": 0.0, "clean": 0.15, "drawn": 0.12, "holdout": 0, **(overrides or {})}
     section = kind.section(**{**plain, **asked})
     task = kind.begin(section, Setup(Path(data), device, about, batch, seed, "auto"))
     torch.manual_seed(seed)
