@@ -20,12 +20,7 @@ class Chosen:
         table: the runs of these tables, 1 to 5.
         figure: the runs of these figures, 2 to 7.
         only: these runs, by the names that list prints.
-<<<<<<< HEAD
         scale: how much is trained: a name of `scales.SCALES`, e.g. lite (one seed, short) or long (three seeds, 200 epochs).
-=======
-        scale: how much is trained: lite (one seed, short), long (three seeds, 200 epochs), half (lite at half the width of
-            classifiers) or smoke (a test of the machinery).
->>>>>>> review2
     """
 
     scale: str = "lite"

@@ -9,11 +9,7 @@ from PIL import Image
 
 from benchmarks import hostile
 from rcnet.data.imagefile import read
-<<<<<<< HEAD
-from rcnet.data.limits import MAX_CHUNKS, MAX_SCANS, check, read_jpeg, size_of
-=======
-from rcnet.data.limits import MAX_CHUNKS, MAX_JUNK, MAX_SCANS, read_jpeg, size_of
->>>>>>> review2
+from rcnet.data.limits import MAX_CHUNKS, MAX_JUNK, MAX_SCANS, check, read_jpeg, size_of
 from rcnet.errors import InputError
 
 IMAGES = Path(__file__).parent / "images"
@@ -81,13 +77,12 @@ def test_the_size_stands_in_the_header(kind, options):
     assert size_of(data[:20]) is None
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("place", [2**63 + 1, 2**64 - 1, 100])
 def test_a_directory_beyond_the_end_is_left_to_the_decoder(place):
     assert check("a.tif", b"II+\0" + struct.pack("<HHQ", 8, 0, place)) is None
-=======
+
+
 def test_the_size_of_a_jpeg_is_not_sought_far_behind_its_segments():
     head, rest = encoded("JPEG")[:20], encoded("JPEG")[20:]  # behind the segment of JFIF
     assert size_of(head + b"\0" * 1000 + rest) == size_of(head + rest)
     assert size_of(head + b"\xff\0" * MAX_JUNK + rest) is None  # 32 MB of that would keep the server for half a second
->>>>>>> review2
