@@ -252,7 +252,7 @@ def test_train_and_resume(run, refused, tmp_path):
     status, out, err = run(*arguments, "--data", BSD, "--out", "run")
     assert status == 0, err
     assert out.endswith("next: rcnet denoise IN --model run/weights.safetensors\n")
-    assert "the weights of this run: run/weights.safetensors" in refused("denoise", BSD, "--model", "run")
+    assert "the weights of this run are run/weights.safetensors" in refused("denoise", BSD, "--model", "run")
     assert "already contains a run" in refused(*arguments, "--data", BSD, "--out", "run")
     before = snapshot()
     assert run("train", "r3_fast", "--data", BSD, "--out", "run", "--resume", *arguments[2:])[0] == 0

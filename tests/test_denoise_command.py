@@ -39,7 +39,7 @@ def psnr(path, clean=CLEAN):
 
 
 def removed(err):
-    return float(re.findall(r"amounts to sigma ([\d.]+)", err)[-1])
+    return float(re.findall(r"removed (?:what amounts to sigma )?([\d.]+)", err)[-1])
 
 
 @pytest.mark.parametrize("steps", ["1", "2", "3"])
@@ -89,7 +89,7 @@ def test_a_known_level_is_told(run, tmp_path):
         assert run("denoise", "a.png", "--sigma", sigma, "-o", f"{sigma}.png")[0] == 0
     assert run("denoise", "a.png")[0] == 0
     assert psnr("25.png") > psnr("5.png") + 0.5
-    assert psnr("25.png") > psnr("a-denoised.png")
+    assert abs(psnr("25.png") - psnr("a-denoised.png")) < 0.3  # the judge finds it
 
 
 def test_a_map_tells_the_level_of_each_pixel(run, tmp_path):
@@ -103,10 +103,23 @@ def test_a_map_tells_the_level_of_each_pixel(run, tmp_path):
     assert 15 < error[110:].mean() < 0.2 * 30**2
 
 
-def test_strength_scales_what_is_removed(run, tmp_path):
+def test_strength_multiplies_what_is_told(run, tmp_path):
+    save_noisy("a.png", 25)
+    before = pixels("a.png").astype(float)
+    for strength in ("0", "0.25", "0.5", "1", "2"):
+        assert run("denoise", "a.png", "--strength", strength, "-o", f"{strength}.png")[0] == 0
+    changes = [np.square(pixels(f"{strength}.png") - before).mean() for strength in ("0", "0.25", "0.5", "1", "2")]
+    assert changes[0] == 0
+    assert changes == sorted(changes)
+    assert run("denoise", "a.png", "--sigma", "20", "--strength", "0.5", "-o", "half.png")[0] == 0
+    assert run("denoise", "a.png", "--sigma", "10", "-o", "ten.png")[0] == 0
+    assert np.array_equal(pixels("half.png"), pixels("ten.png"))
+
+
+def test_strength_scales_what_is_removed_where_no_coarse_level_is_told(run, tmp_path):
     save_noisy("a.png", 25)
     for strength in ("0", "0.5", "1"):
-        assert run("denoise", "a.png", "--strength", strength, "-o", f"{strength}.png")[0] == 0
+        assert run("denoise", "a.png", "--strength", strength, "-o", f"{strength}.png", "--model", "r3_fast.color")[0] == 0
     before, half, after = (pixels(f"{name}.png") for name in ("0", "0.5", "1"))
     assert np.array_equal(before, pixels("a.png"))
     inside = (after > 0) & (after < 255)

@@ -16,7 +16,7 @@ import starlette.requests
 from PIL import Image
 
 import rcnet
-from rcnet.deploy.denoise import denoise_pixels
+from rcnet.deploy.denoise import TorchSession, denoise_pixels
 from rcnet.errors import InputError
 from rcnet.models.files import find
 from rcnet.serve.costs import Costs
@@ -541,7 +541,7 @@ def test_a_network_that_does_not_say_how_far_it_sees_is_served_whole():
     model = rcnet.load("r3_fast.photo")
     model.about = dataclasses.replace(model.about, reach=None)
     pixels = np.tile(cat(), (9, 1, 1))
-    (done,) = denoise(rcnet.optimize(model), ONE, [Work(pixels)])
+    (done,) = denoise(TorchSession(rcnet.optimize(model)), ONE, [Work(pixels)])
     assert done.pixels.shape == pixels.shape
 
 

@@ -21,7 +21,7 @@ from rcnet.errors import InputError
 from rcnet.models.denoise import Sigma, filling
 from rcnet.models.judge import is_untold
 from rcnet.models.results import setting_quality
-from rcnet.runtime.denoise import Denoised, Work, check_strength, denoise_images, judge_image, told
+from rcnet.runtime.denoise import Denoised, Work, check_channels, check_strength, denoise_images, judge_image, told
 from rcnet.runtime.denoise import denoise_pixels as on_pixels
 from rcnet.runtime.levels import given_levels
 from rcnet.runtime.picture import Curve
@@ -140,8 +140,7 @@ def _with_gradients(session: TorchSession, images: Tensor, setting: Setting, sig
     check_strength(strength)
     net, (batch, channels, height, width) = session.network, images.shape
     taken = net.about.channels
-    if taken != 1 and channels not in (1, taken):
-        raise InputError(f"these weights take images of {taken} channels, and this one has {channels}")
+    check_channels(net.about, channels)
     x = images.flatten(0, 1).unsqueeze(1) if taken == 1 else images.expand(-1, taken, -1, -1)
     given = given_levels(_array(sigma) if isinstance(sigma, Tensor) else sigma, net.about, batch, (height, width))
     pixels, whole, levels = _array(images), (slice(0, height), slice(0, width)), []

@@ -73,6 +73,12 @@ def check_strength(strength: float) -> None:
         raise InputError(f"strength={strength} is not valid: give a number from 0, nothing is removed, to 2; 1 is as trained")
 
 
+def check_channels(about: About, channels: int) -> None:
+    """`InputError` for images of so many channels that a network cannot take: a gray one takes any, others gray and their own."""
+    if about.channels != 1 and channels not in (1, about.channels):
+        raise InputError(f"these weights take images of {about.channels} channels, and this one has {channels}")
+
+
 def usual_curve(pixels: np.ndarray) -> Curve:
     """A straight line to the largest value of the type, or to 1.0 of floats."""
     return Curve(1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max))
@@ -202,8 +208,7 @@ def call(session: Session, x: np.ndarray, setting: Setting, sigma: np.ndarray | 
     """
     batch, channels, height, width = x.shape
     taken, multiple = session.about.channels, session.about.multiple
-    if taken != 1 and channels not in (1, taken):
-        raise InputError(f"these weights take images of {taken} channels, and this one has {channels}")
+    check_channels(session.about, channels)
     if taken == 1:
         seen = x.reshape(batch * channels, 1, height, width)
         sigma = None if sigma is None else np.repeat(np.broadcast_to(sigma, (batch, *sigma.shape[1:])), channels, 0)
@@ -229,6 +234,7 @@ def _judged(session: Session, seen: np.ndarray) -> np.ndarray | None:
     channels = session.about.channels
     if session.about.levels < 2:
         return None
+    check_channels(session.about, seen.shape[1])
     seen = seen.reshape(-1, 1, *seen.shape[-2:]) if channels == 1 else np.broadcast_to(seen, (1, channels, *seen.shape[-2:]))
     levels = session.judge(seen)
     return None if levels is None else levels.mean(0, keepdims=True)
