@@ -670,7 +670,7 @@ def test_bad_recipes(tmp_path):
     (tmp_path / "broken.toml").write_text("batch = ")
     with pytest.raises(InputError, match="not a recipe"):
         read_recipe(tmp_path / "broken.toml")
-    with pytest.raises(InputError, match="in_chans of r3_fast is a whole number"):
+    with pytest.raises(InputError, match="in_chans of r3_fast must be a whole number"):
         train(tiny("model.in_chans=x"), DATA, tmp_path / "run", progress=False)
     with pytest.raises(InputError, match="unknown task 'segment': valid: classify, denoise"):
         train(tiny(f"model={{name = '{__name__}:segmenter'}}"), DATA, tmp_path / "run", progress=False)
