@@ -483,15 +483,16 @@ def test_cascades_have_three_settings_where_there_are_few():
 def test_adaptive_classification_is_the_cascade(weights, cifar_folder):
     model, images = load(weights), read_labelled(cifar_folder, "test").images
     probabilities, steps = classify_adaptively(model, images, 0.6, (2, 4))
-    answer, ran = adaptive.choose(adaptive.answers(model, images), Cascade((2, 4), 0.6))
-    assert [2 if n == 1 else 4 for n in ran] == steps
+    two, four = map(model.per_cell, (2, 4))
+    answer, ran = adaptive.choose(adaptive.answers(model, images), Cascade((two, four), 0.6))
+    assert [two if n == 1 else four for n in ran] == [model.per_cell(n) for n in steps]
     assert np.array_equal(probabilities.argmax(1).numpy(), answer)
-    for n in (2, 4):
+    for n in (two, four):
         here = [k for k, taken in enumerate(steps) if taken == n]
         torch.testing.assert_close(probabilities[here], classify(model, images[here], n), atol=1e-5, rtol=0)
-    cost = {n: macs(model, n, (32, 32)) for n in model.choices}
-    expected = adaptive.mean_macs(ran, Cascade((2, 4), 0.6), cost)
-    assert adaptive_macs(model, (2, 4), steps, (32, 32)) == pytest.approx(expected)
+    cost = {n: macs(model, n, (32, 32)) for n in model.settings}
+    expected = adaptive.mean_macs(ran, Cascade((two, four), 0.6), cost)
+    assert adaptive_macs(model, (two, four), steps, (32, 32)) == pytest.approx(expected)
     with pytest.raises(InputError, match="confidence=2 is not valid"):
         classify_adaptively(model, images, 2)
 

@@ -329,7 +329,7 @@ def test_images_are_in_0_1():
     x = torch.rand(1, 3, 32, 32)
     expected = original((x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
     torch.testing.assert_close(net(x), expected, rtol=0, atol=1e-4)
-    with pytest.raises(InputError, match="one number a channel, 3"):
+    with pytest.raises(InputError, match="one number per channel"):
         rcnet.convert(original, mean=[0.5, 0.5], std=[1.0, 1.0])
 
 
@@ -409,8 +409,9 @@ def test_a_teacher_has_the_same_outputs(refused, run, cifar_folder, tmp_path, fo
     net = rcnet.convert("tests.test_convert:small", (1, 2), about=About("classify", size=(32, 32)))
     rcnet.save(net, tmp_path / "net.safetensors")
     arguments = ("train", "finetune", f"init={tmp_path / 'net.safetensors'}", "--data", cifar_folder, "--out", "new")
-    assert "teacher = 'tests.test_convert:dncnn' gives [1, 3, 32, 32]" in refused(*arguments, "teacher=tests.test_convert:dncnn")
-    assert "'nothing' is no network" in refused(*arguments, "teacher=nothing")
+    message = refused(*arguments, "teacher=tests.test_convert:dncnn")
+    assert "teacher = 'tests.test_convert:dncnn' returned shape [1, 3, 32, 32]" in message
+    assert "'nothing' is not a network" in refused(*arguments, "teacher=nothing")
 
 
 def test_a_folder_of_transformers(run, refused, tmp_path):
@@ -450,7 +451,7 @@ def test_weights_that_do_not_fit(refused, forgotten, tmp_path):
     (tmp_path / "broken.pt").write_bytes(b"no weights")
     for name in ("other.pt", "broken.pt"):
         call = ("convert", "tests.test_convert:small", "--task", "classify", "-o", "x.safetensors", "--weights", name)
-        assert f"{name} does not hold the weights of tests.test_convert:small" in refused(*call)
+        assert f"{name} does not contain the weights of tests.test_convert:small" in refused(*call)
 
 
 def test_the_python_of_the_page_runs():

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import numpy as np
@@ -95,17 +96,21 @@ def test_an_image_of_ones_own_and_an_error_as_a_sentence(page, tmp_path):
 def test_a_whole_photograph_goes_part_by_part_and_can_be_saved(page, address, tmp_path):
     Image.fromarray(data.astronaut()).resize((1300, 900)).save(tmp_path / "phone.png")
     page.locator("#dial").fill("0")
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
     page.set_input_files("#file", tmp_path / "phone.png")
     page.wait_for_function("() => document.getElementById('message').textContent.startsWith('Part 2 of 6')", timeout=60000)
     assert page.locator("#progress").is_visible()
     page.wait_for_function("() => !document.getElementById('download').hidden", timeout=120000)
-    assert page.locator("#progress").is_hidden()
+    page.wait_for_function("() => document.getElementById('progress').hidden", timeout=10000)
     assert page.locator("#after").get_attribute("alt") == "The picture without its noise, at setting 1"
     with page.expect_download() as download:
         page.locator("#download").click()
     assert download.value.suggested_filename == "phone-denoised.png"
     parts = np.asarray(Image.open(download.value.path()).convert("RGB")).astype(int)
-    url = f"{address}/v1/denoise?steps=1&deadline_ms=60000"
+    levels = {parse_qs(urlsplit(url).query).get("levels", [""])[0] for url in asked if "/v1/denoise" in url} - {""}
+    assert len(levels) == 1  # all parts are told what the first was told
+    url = f"{address}/v1/denoise?steps=1&deadline_ms=60000&levels={levels.pop()}"
     whole = httpx.post(url, content=(tmp_path / "phone.png").read_bytes(), timeout=120)
     assert np.abs(parts - np.asarray(Image.open(io.BytesIO(whole.content)))).max() <= 1
 

@@ -43,6 +43,10 @@ REFUSALS = problems(400, 401, 404, 406, 408, 413, 415, 422, 429, 503)
 Model = Annotated[str | None, Query(max_length=200, description="One of `GET /v1/models`, or the first for the task.")]
 Steps = Annotated[str | None, Query(max_length=100, description="A setting of the model, e.g. 2, whatever the policy says.")]
 Sigma = Annotated[float | None, Query(ge=0, le=255, description="The noise level in levels of 255, where it is known.")]
+Levels = Annotated[
+    str | None,
+    Query(description="What rcnet-levels said of another part of the same picture, so that all parts are told the same."),
+]
 Strength = Annotated[float, Query(ge=0, le=2, description="How much of the noise that is found goes away; 1 as trained.")]
 Top = Annotated[int, Query(ge=1, le=100, description="How many classes.")]
 DeadlineMs = Annotated[
@@ -175,6 +179,7 @@ def _add_images(app: FastAPI, handler: RequestHandler, task: str, guarded: dict[
         steps: Steps = None,
         sigma: Sigma = None,
         strength: Strength = 1.0,
+        levels: Levels = None,
         deadline_ms: DeadlineMs = None,
     ) -> Response:
         about = handler.admit(request, task, model, steps, deadline_ms)
@@ -184,15 +189,29 @@ def _add_images(app: FastAPI, handler: RequestHandler, task: str, guarded: dict[
         codec.answer_kind(accept, "", codec.ANSWERS)
         picture = await handler.picture(request, about, steps)
         kind = codec.answer_kind(accept, picture.kind, codec.ANSWERS)
-        work = codec.work_of(picture, sigma, strength)
+        work = codec.work_of(picture, sigma, strength)._replace(levels=levels_of(levels))
         answer = await handler.compute(request, about, work, steps, kind)
         height, width = answer.result.pixels.shape[:2]
         fields = facts(about, answer, height * width * about.planes(work)) | {"level": round(answer.result.level, 3)}
+        fields |= {"levels": ",".join(f"{level:.4g}" for level in answer.result.levels)} if answer.result.levels else {}
         data = await handler.encode(picture, answer, "PNG" if kind == "JSON" else kind)
         if kind == "JSON":
             png = base64.b64encode(data).decode()
             return JSONResponse(DenoisedImage(**fields, width=width, height=height, png=png).model_dump())
         return Response(data, headers=as_headers(fields), media_type=codec.TYPES[kind])
+
+
+def levels_of(text: str | None) -> tuple[float, ...] | None:
+    """The levels of `rcnet-levels`, or `InputError`."""
+    if text is None:
+        return None
+    try:
+        levels = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        levels = ()
+    if len(levels) % 2 or len(levels) < 4 or not all(0 <= level <= 255 for level in levels):
+        raise InputError(f"levels={text!r} is not valid: give what rcnet-levels said, an even count of numbers from 0 to 255")
+    return levels
 
 
 def _add_classes(app: FastAPI, handler: RequestHandler, task: str, guarded: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from rcnet.errors import InputError
 from rcnet.models import load
 from rcnet.models.results import setting_quality
 from rcnet.runtime.denoise import Work as Picture
-from rcnet.runtime.denoise import denoise_many
+from rcnet.runtime.denoise import denoise_many, judge_picture
 from rcnet.runtime.picture import Curve
 from rcnet.serve.served import Classification, Denoised, Served, Work, name_of
 from rcnet.setting import Setting
@@ -89,8 +89,14 @@ def quality(metric: str, results: Mapping[Setting, float], settings: Iterable[Se
 
 def denoise(session: TorchSession, setting: Setting, work: Sequence[Work]) -> list[Denoised]:
     """Each picture without its noise; several of one small shape go through the network at once."""
-    pictures = [Picture(item.pixels, item.sigma, item.strength, Curve(item.white)) for item in work]
-    return [Denoised(*done) for done in denoise_many(session, pictures, setting)]
+    pictures = []
+    for item in work:
+        given = None if item.levels is None else np.array(item.levels, np.float32).reshape(1, 2, -1)
+        judged = judge_picture(session, item.pixels, Curve(item.white)) if given is None else given
+        pictures.append(Picture(item.pixels, item.sigma, item.strength, Curve(item.white), judged=judged))
+    levels = [() if picture.judged is None else tuple(picture.judged.ravel().tolist()) for picture in pictures]
+    done = denoise_many(session, pictures, setting)
+    return [Denoised(*result, found) for result, found in zip(done, levels, strict=True)]
 
 
 def classify(session: Optimized, names: Sequence[str], side: int, setting: Setting, work: Sequence[Work]) -> list[Classification]:

@@ -82,6 +82,9 @@ class DenoisedImage(Facts):
     """A denoised image in JSON."""
 
     level: float = Field(description="The noise that was found, in levels of 255.")
+    levels: str = Field(
+        "", description="What the judge found of white and of coarse noise, from black to white, where there is one."
+    )
     width: int
     height: int
     png: str = Field(description="The image as PNG, in base64.")
@@ -115,7 +118,7 @@ BODY = {
 IMAGES = {codec.TYPES[kind]: BINARY for kind in ("PNG", "JPEG", "npy")}
 HEADERS = {
     f"rcnet-{name.replace('_', '-')}": {"description": field.description or name, "schema": {"type": "string"}}
-    for name, field in [*Facts.model_fields.items(), ("level", DenoisedImage.model_fields["level"])]
+    for name, field in [*Facts.model_fields.items(), *((key, DenoisedImage.model_fields[key]) for key in ("level", "levels"))]
 }
 RETRY = {"Retry-After": {"description": "Seconds until another try may do.", "schema": {"type": "integer"}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {

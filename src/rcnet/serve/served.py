@@ -70,13 +70,16 @@ class Work(NamedTuple):
     strength: float = 1.0
     white: float = 255.0
     top: int = 1
+    levels: tuple[float, ...] | None = None  # what a judge found before, of the picture that this is a part of
 
 
 class Denoised(NamedTuple):
-    """The pixels, as they came in, and the noise level that was found, in levels of 255."""
+    """The pixels, as they came in; the noise level that was found, in levels of 255; and what the judge found of white and of
+    coarse noise at each brightness, empty without a judge."""
 
     pixels: np.ndarray
     level: float
+    levels: tuple[float, ...] = ()
 
 
 class Classification(NamedTuple):

@@ -124,6 +124,7 @@ const factsOf = ({ headers }) => ({
   queue: Number(headers.get("rcnet-queue-ms")),
   macs: Number(headers.get("rcnet-macs")),
   level: Number(headers.get("rcnet-level")),
+  levels: headers.get("rcnet-levels"),
 });
 
 async function whole(picture, query) {
@@ -142,9 +143,11 @@ function partsOf(width, height) {
   return along(height).flatMap((y) => along(width).map((x) => ({ x, y })));
 }
 
-// A larger picture, part by part at the setting of the first; null if a newer question is under way.
+// A larger picture, part by part, from its middle on, at the setting of the first and told what the first was told, so that no
+// seams show; null if a newer question is under way.
 async function inParts(picture, query, asked) {
   const parts = partsOf(picture.width, picture.height);
+  parts.unshift(...parts.splice(Math.floor(parts.length / 2), 1));
   const canvas = canvasOf(picture.width, picture.height);
   const context = canvas.getContext("2d");
   const sum = { compute: 0, queue: 0, macs: 0, level: 0 };
@@ -160,6 +163,7 @@ async function inParts(picture, query, asked) {
     const facts = factsOf(answer);
     for (const name of Object.keys(sum)) sum[name] += facts[name] / (name === "level" ? parts.length : 1);
     query.set("steps", (sum.setting = facts.setting));
+    if (facts.levels) query.set("levels", facts.levels);
     late ||= longer;
     $("progress").value = i + 1;
   }
