@@ -259,13 +259,14 @@ async def fuzz(url: str, pid: int, requests: int, seed: int = 0, objective: floa
             if place % 250 == 249:
                 report.memory[place + 1] = memory(pid)
 
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)).save(stream, "PNG")
+    small = post("/v1/denoise", stream.getvalue())
+
     async def honest() -> None:
-        stream = io.BytesIO()
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)).save(stream, "PNG")
-        body = post("/v1/denoise", stream.getvalue())
         while True:
             started = time.perf_counter()
-            status = await send(host, int(port), Shot("honest", (body,)))
+            status = await send(host, int(port), Shot("honest", (small,)))
             report.honest.append(time.perf_counter() - started)
             if status != 200 or report.honest[-1] > objective:
                 report.wrong.append(f"an honest request: answered {status} after {report.honest[-1]:.2f} s")
@@ -276,9 +277,15 @@ async def fuzz(url: str, pid: int, requests: int, seed: int = 0, objective: floa
     beside.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await beside
-    last = Shot("at the end", (post("/v1/denoise", picture(rng, "PNG")),))
-    if await send(host, int(port), last) != 200:
-        report.wrong.append("the server does not denoise an image at the end")
+    last = Shot("at the end", (small,))
+    status = await send(host, int(port), last)
+    for _ in range(5):  # what was sent last may still be under way, and a client that never waited is asked to
+        if status != 429:
+            break
+        await asyncio.sleep(1)
+        status = await send(host, int(port), last)
+    if status != 200:
+        report.wrong.append(f"the server does not denoise an image at the end: {status}")
     warm = [sum(sizes) for count, sizes in sorted(report.memory.items()) if count >= WARM]
     if len(warm) > 1 and warm[-1] > GROWTH * warm[0]:
         report.wrong.append(f"memory grew from {warm[0] >> 20} to {warm[-1] >> 20} MiB after the first {WARM} requests")
