@@ -23,7 +23,7 @@ from rcnet.tasks.task import Batch, Setup
 from rcnet.training.console import clock_text, progress_bar
 from rcnet.training.provenance import commit, made_here
 
-RATE = 2e-3  # of AdamW
+RATE = 1e-3  # of AdamW
 START = 300  # iterations that teach the levels themselves, until the judge is near enough for the denoiser to say more
 LEVELS = 0.02  # weight of that loss afterwards: it alone moves a judge that tells nothing, where the other has no gradient
 TOO_LITTLE = (
