@@ -23,8 +23,8 @@ from rcnet.tasks.task import Batch, Setup
 from rcnet.training.console import clock_text, progress_bar
 from rcnet.training.provenance import commit, made_here
 
-RATE = 1e-3  # of AdamW
-START = 300  # iterations that teach the levels themselves, until the judge is near enough for the denoiser to say more
+RATE = 2e-3  # of AdamW
+START = 1000  # iterations that teach the levels themselves, until the judge is near enough for the denoiser to say more
 LEVELS = 0.02  # weight of that loss afterwards: it alone moves a judge that tells nothing, where the other has no gradient
 TOO_LITTLE = (
     0.1  # weight of log(level) told too low: noise that is left shows, detail that is lost hardly does (CBDNet, Guo 2019)
