@@ -166,6 +166,6 @@ def two_levels(channels=3):
     torch.nn.init.normal_(model.head.weight, std=0.05)
     judge = Judge(channels)
     torch.nn.init.constant_(judge.head[-1].bias, 2.0)
-    torch.nn.init.normal_(judge.head[-1].weight, std=0.3)
+    torch.nn.init.normal_(judge.head[-1].weight, std=0.05)
     attach_judge(model, judge.eval())
     return model.eval()

@@ -294,7 +294,7 @@ def test_exported_networks_take_two_levels_and_ask_their_judge(judged, judged_fi
             x, batch = torch.rand(shape), shape[0]
             levels = judged.judge(x)
             assert levels.min() > 1
-            np.testing.assert_allclose(say(x.numpy()), levels.numpy(), atol=1e-4)
+            np.testing.assert_allclose(say(x.numpy()), levels.numpy(), atol=1e-4, rtol=1e-4)
             white, both = 60 * torch.rand(batch, 1, *shape[2:]), 60 * torch.rand(batch, 2, *shape[2:])
             for sigma in (None, 25, -1, torch.linspace(5, 60, batch), white[0, 0], white, both, both[:1, :, :1, :1]):
                 answer = run(x.numpy(), sigma if sigma is None else np.asarray(sigma))
