@@ -14,7 +14,7 @@ from torch.fx.experimental import _config as tracing
 from rcnet.deploy.graphs import name_sides, once, text_of
 from rcnet.deploy.int8 import quantized
 from rcnet.deploy.packages import needed, quiet
-from rcnet.models.judge import MULTIPLE, Judge, levels_of
+from rcnet.models.judge import MULTIPLE, Judge
 from rcnet.runtime.levels import LEVELS
 from rcnet.runtime.onnx import KEY
 from rcnet.tasks import TASKS
@@ -54,7 +54,7 @@ def _judged(judge: Judge, image: Tensor) -> Tensor:
     sides = image.shape[-2:]
     whole = [torch.sym_max(side, MULTIPLE) // MULTIPLE * MULTIPLE for side in sides]  # type: ignore[no-untyped-call]
     places = [torch.minimum(torch.arange(count), _last(side)) for count, side in zip(whole, sides, strict=True)]
-    return levels_of(judge.of_multiples(_gather(image, places)))
+    return judge.levels(judge.of_multiples(_gather(image, places)))
 
 
 def _last(side: int) -> Tensor:

@@ -39,6 +39,7 @@ def train_judge(
     minutes: float = 12.0,
     batch: int = 4,
     width: int = 24,
+    lean: float = 2.0,
     overrides: dict[str, Any] | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -52,6 +53,7 @@ def train_judge(
         minutes: how long, of `clock`.
         batch: pictures per iteration.
         width: channels of the judge's features.
+        lean: by how much it tells more coarse noise than it learned; see `Judge`.
         overrides: keys of the recipe's section that differ from the denoiser's own training.
 
     Raises:
@@ -70,7 +72,7 @@ def train_judge(
     section = kind.section(**{**plain, **asked})
     task = kind.begin(section, Setup(Path(data), device, about, batch, seed, "auto"))
     torch.manual_seed(seed)
-    judge = Judge(about.channels, width).to(device)
+    judge = Judge(about.channels, width, lean).to(device)
     denoiser = channels_last(copy.deepcopy(model).to(device)).eval().requires_grad_(False)
     precision = resolve_precision("auto", device)
     optimizer = torch.optim.AdamW(judge.parameters(), RATE)
