@@ -28,7 +28,7 @@ def test_a_judge_is_counted_apart(run, tmp_path):
     model = two_levels()
     alone = create_model("r3_fast", steps=(1, 2), in_chans=3, width=16, noise_level=True, coarse_level=True)
     assert macs(model, 2, (24, 32)) == macs(alone, 2, (24, 32))
-    halves = 12 * 24 * 9 + 24 * 24 * 9  # of each place at half, a quarter and an eighth of the resolution
+    halves = 18 * 24 * 9 + 24 * 24 * 9  # of each place at half, a quarter and an eighth of the resolution
     by_hand = 24 * 32 * (halves / 4 + 2 * 24 * 24 * 9 * (1 / 16 + 1 / 64) + (72 * 48 + 48 * 4) / 64)
     assert judge_macs(model, (24, 32)) == by_hand
     assert judge_macs(alone, (24, 32)) == 0

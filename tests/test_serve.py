@@ -375,7 +375,7 @@ def test_the_openapi_document_is_complete(server):
     paths = {"/v1/denoise", "/v1/classify", "/v1/models", "/v1/load", "/healthz", "/readyz", "/metrics"}
     assert set(document["paths"]) == paths
     operation = document["paths"]["/v1/denoise"]["post"]
-    assert {p["name"] for p in operation["parameters"]} == {"model", "steps", "sigma", "strength", "deadline_ms"}
+    assert {p["name"] for p in operation["parameters"]} == {"model", "steps", "sigma", "strength", "levels", "deadline_ms"}
     assert set(operation["requestBody"]["content"]) >= {"image/png", "image/jpeg", "image/webp", "application/x-npy"}
     assert set(operation["responses"]) == {"200", "400", "401", "404", "406", "408", "413", "415", "422", "429", "503"}
     assert set(operation["responses"]["200"]["content"]) == {"image/png", "image/jpeg", "application/x-npy", "application/json"}

@@ -207,7 +207,7 @@ def test_a_form_of_many_parts_takes_little_memory():
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("/v1/denoise?sigmas=3", "sigmas: no such parameter; valid: model, steps, sigma, strength, deadline_ms"),
+        ("/v1/denoise?sigmas=3", "sigmas: no such parameter; valid: model, steps, sigma, strength, levels, deadline_ms"),
         ("/v1/denoise?steps=1&steps=2", "steps: given 2 times"),
         ("/v1/denoise?top=3", "top: no such parameter; valid: model, steps"),
     ],

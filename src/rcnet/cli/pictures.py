@@ -178,7 +178,7 @@ def run_picture(job: "Job", picture: "Picture", options: Options, sessions: "dic
     tiles = count_tiles(network.about, (1, 1, *shape[2:]), options.tile)
     sigma = options.sigma if options.sigma_map is None else read_map(options.sigma_map, pixels.shape[:2])
     session = TorchSession(model)
-    judged = judge_picture(session, pixels, picture.curve)
+    judged = judge_picture(session, pixels, picture.curve, picture.visible)
     work = Work(pixels, sigma, options.strength, picture.curve, picture.visible, judged)
     results, total = {}, len(runs) * tiles
     with tqdm(total=total, desc=job.file.name, unit="tile", disable=None if total > 4 else True, leave=False) as bar:

@@ -12,6 +12,8 @@ from rcnet.runtime.picture import Curve, without
 from rcnet.runtime.tiles import TILE, Place, check_tile, tiles
 from rcnet.setting import Setting
 
+BLOCK = 32  # pixels a side, of the visible parts that a judge sees: it looks at places of 8
+
 
 class Session(Protocol):
     """A denoiser ready to run.
@@ -89,13 +91,30 @@ def part_of(pixels: np.ndarray, place: Place, curve: Curve) -> np.ndarray:
     return np.ascontiguousarray(curve.encode(pixels[place]).transpose(2, 0, 1))[None]
 
 
-def judge_picture(session: Session, pixels: np.ndarray, curve: Curve | None = None) -> np.ndarray | None:
-    """What the network's judge says of a picture [H, W, C], noise levels [1, 2, KNOTS] in levels of 255; None without a judge."""
+def judge_picture(
+    session: Session, pixels: np.ndarray, curve: Curve | None = None, visible: np.ndarray | None = None
+) -> np.ndarray | None:
+    """What the network's judge says of a picture [H, W, C], noise levels [1, 2, KNOTS] in levels of 255; None without a judge.
+
+    visible: [H, W], where it may look; everywhere unless given. Colours that stand in for hidden ones have no noise.
+    """
     if session.about.levels < 2:
         return None
     curve = curve or usual_curve(pixels)
+    if visible is not None:
+        pixels = visible_blocks(pixels, visible)
     seen = look(lambda rows, columns: part_of(pixels, (rows, columns), curve), *pixels.shape[:2])
     return _judged(session, seen)
+
+
+def visible_blocks(pixels: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """The blocks of a picture [H, W, C] in which every pixel is visible, one above the other; all of it if there is none."""
+    height, width = (side // BLOCK * BLOCK for side in visible.shape)
+    blocks = visible[:height, :width].reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK).all((1, 3))
+    if not blocks.any():
+        return pixels
+    parts = pixels[:height, :width].reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK, -1).transpose(0, 2, 1, 3, 4)
+    return parts[blocks].reshape(-1, BLOCK, pixels.shape[2])
 
 
 def judge_image(session: Session, image: np.ndarray) -> np.ndarray | None:
@@ -121,7 +140,7 @@ def denoise_pixels(
     check_strength(work.strength)
     curve = work.curve or usual_curve(pixels)
     given = given_levels(work.sigma, about, 1, (height, width))
-    judged = judge_picture(session, pixels, curve) if work.judged is None else work.judged
+    judged = judge_picture(session, pixels, curve, work.visible) if work.judged is None else work.judged
     after = work.strength if about.levels < 2 else 1.0
     out, squares = np.empty_like(pixels), 0.0
     for rows, columns, seen, inner in tiles(about, setting, tile, height, width):
