@@ -166,7 +166,7 @@ def denoise_many(session: Session, works: Sequence[Work], setting: Setting, *, t
     x = np.concatenate([part_of(work.pixels, whole, curve) for work, curve in zip(works, curves, strict=True)])
     levels = []
     for i, work in enumerate(works):
-        judged = judge_picture(session, work.pixels, curves[i]) if work.judged is None else work.judged
+        judged = judge_picture(session, work.pixels, curves[i], work.visible) if work.judged is None else work.judged
         given = given_levels(work.sigma, about, 1, shape[:2])
         level = told(about, judged, given, x[i : i + 1], whole, work.strength)
         unknown = np.full((1, max(about.levels, 1), 1, 1), -1, np.float32)
