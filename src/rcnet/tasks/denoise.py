@@ -39,6 +39,9 @@ class Denoising:
     jpeg: float = number(0.0, 0, 1)  # this part of the batches goes through JPEG with its noise
     clean: float = number(0.0, 0, 1)  # this part of the patches has no noise
     camera: float = number(0.0, 0, 1)  # this part of the batches has the noise of a camera's file (data/camera.py) instead
+    # This part of the batches holds pairs of noisy and clean photographs, from `pairs/noisy` and `pairs/clean` beside `train`, or
+    # the noise of such pairs on other pictures.
+    pairs: float = number(0.0, 0, 1)
     gray: float = number(0.0, 0, 1)  # this part of the other batches has the same noise in all channels
     colours: float = number(0.0, 0, 1)  # this part of the patches has other colours, darks too (data/colours.py)
     drawn: float = number(0.0, 0, 0.9)  # this part of the images is drawn: flat areas, ramps and text
@@ -81,11 +84,18 @@ def begin(config: Denoising, setup: Setup) -> Task:
     seen = {"images": len(training)} | ({"drawn": len(drawn)} if drawn else {})
     training += drawn
     pixels = pixels_of(training, device)
+    pairs = _training_pairs(data, folder, channels, config.patch) if config.pairs else []
+    photographs = pixels_of(pairs, device) if pairs else None
+    seen |= {"pairs": len(pairs)} if pairs else {}
 
     def batch(rng: np.random.Generator, iteration: int) -> Batch:
         clean = vary_colours(random_patches(pixels, config.patch, setup.batch, rng), rng, config.colours)
         generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
-        noisy, target, level, coarse = noisy_patches(clean, config, rng, generator)
+        if photographs is not None and rng.random() < config.pairs:
+            noisy, target = real_noise(random_patches(photographs, config.patch, setup.batch, rng), clean, rng)
+            level, coarse = level_between(noisy, target), torch.ones(len(clean), dtype=torch.bool, device=device)
+        else:
+            noisy, target, level, coarse = noisy_patches(clean, config, rng, generator)
         if not told:
             return Batch(noisy, target, None, level)
         silent, over = (
@@ -120,7 +130,7 @@ def begin(config: Denoising, setup: Setup) -> Task:
         loss,
         lambda output: output.float(),
         evaluate,
-        {"folder": folder.resolve().name, **seen, "crc32": checksum(image.tobytes() for image in training)},
+        {"folder": folder.resolve().name, **seen, "crc32": checksum(image.tobytes() for image in [*training, *pairs])},
         {"noise": {"sigma": config.sigma, "as_8bit": config.as_8bit > 0.5, "camera": config.camera}},
     )
 
@@ -148,8 +158,49 @@ def noisy_patches(
             noisy = through_jpeg(noisy.cpu(), rng).to(clean.device)
     coarse = torch.full((len(clean),), by_camera or by_jpeg, device=clean.device)
     if by_camera or by_jpeg:
-        levels = 255 * (noisy - target).square().mean((1, 2, 3)).sqrt()
+        levels = level_between(noisy, target)
     return noisy, target, levels, coarse
+
+
+def level_between(noisy: Tensor, target: Tensor) -> Tensor:
+    """The root mean square of what differs, [B] in levels of 255, of pictures [B, C, H, W] in [0, 1]."""
+    return 255 * (noisy - target).square().mean((1, 2, 3)).sqrt()
+
+
+def real_noise(pairs: Tensor, clean: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Noisy patches and their targets, [B, C, H, W] in [0, 1], from patches of pairs.
+
+    In half of the calls they are the photographs themselves; otherwise their noise, 0.5 to 2 times as strong, is added to clean
+    patches, rounded to 8 bits. Two exposures of one scene differ a little in brightness, which is no noise: each channel of the
+    clean photograph gets the mean of the noisy one.
+
+    Args:
+        pairs: [B, 2 C, H, W], noisy and clean.
+        clean: [B, C, H, W].
+    """
+    noisy, target = pairs.chunk(2, 1)
+    if rng.random() < 0.5:  # other colours of the same light: any order of the channels
+        order = torch.from_numpy(rng.permutation(noisy.shape[1])).to(noisy.device)
+        noisy, target = noisy[:, order], target[:, order]
+    target = target + (noisy - target).mean((2, 3), keepdim=True)
+    if rng.random() < 0.5:
+        return noisy, target
+    strength = torch.from_numpy(2 ** rng.uniform(-1, 1, (len(clean), 1, 1, 1))).to(noisy)
+    return ((clean + strength * (noisy - target)).clamp(0, 1) * 255).round() / 255, clean
+
+
+def _training_pairs(data: str | Path, folder: Path, channels: int, patch: int) -> list[np.ndarray]:
+    """Noisy and clean photographs of `data/pairs`, uint8 [H, W, 2 channels]."""
+    place = Path(data) / "pairs"
+    if not place.is_dir() or folder == Path(data):
+        raise InputError(f"denoising.pairs asks for {place}/noisy and {place}/clean beside {Path(data) / 'train'}; or it is 0")
+    files = list_images(place / "noisy"), list_images(place / "clean")
+    if [file.stem for file in files[0]] != [file.stem for file in files[1]]:
+        raise InputError(f"{place}/noisy and {place}/clean hold files of different names: a pair has one name in both")
+    pairs = [np.concatenate(read_pair(a, b, channels), 2) for a, b in zip(*files, strict=True)]
+    if min(min(pair.shape[:2]) for pair in pairs) < patch:
+        raise InputError(f"{place} holds an image smaller than the training patch of {patch} pixels")
+    return pairs
 
 
 def measuring(
@@ -252,7 +303,7 @@ def _noisy(model: RecurrentNet, files: Sequence[Path]) -> Iterator[Fed]:
         coarse = rng.random() < camera and min(clean.shape[-2:]) >= SMALLEST
         if coarse:
             noisy, target = camera_file(clean, rng, generator)
-            level = 255 * (noisy - target).square().mean((1, 2, 3)).sqrt()
+            level = level_between(noisy, target)
         else:
             level = draw_levels(sigma, 1, generator) if isinstance(sigma, tuple) else torch.tensor([sigma])
             noisy = add_noise(clean, level, generator, as_8bit)
