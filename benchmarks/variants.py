@@ -220,8 +220,8 @@ def render_photo() -> str:
         "",
         "Rendered by `python -m benchmarks.variants photo` from the result files beside this page.",
         f"{comparison.measured}; one seed.",
-        "From fresh weights. PSNR in dB at three steps, fp32, noise neither clipped nor rounded. The base is the bundled recipe; each",
-        "variant changes what its name says.",
+        "From fresh weights. PSNR in dB at three steps, fp32, noise neither clipped nor rounded. The base is the bundled recipe;",
+        "each variant changes what its name says.",
         "",
         *table(
             ["variant", "minutes", "iterations", "commit"],
