@@ -1,8 +1,9 @@
 """Photographs and pages as files hold them: PSNR and time of a network beside denoisers that people use today.
 
     pip install 'rcnet[bench]'
-    python -m benchmarks.photos --bsd BSD/test [--images N] [--pairs DIR] [--model NAME_OR_FILE] [--threads N]
-    python -m benchmarks.photos --quick [--without CBM3D]  # minutes: one small picture of each group, fewer strengths
+    python -m benchmarks.photos --bsd BSD/test [--images N] [--pairs DIR] [--model NAME_OR_FILE] [--threads N] [--side N]
+    python -m benchmarks.photos --without CBM3D     # hours less: what it leaves out can be measured later
+    python -m benchmarks.photos --quick             # minutes: one picture per group, 128 pixels a side, fewer strengths
     python -m benchmarks.photos --large      # only 12 and 24 megapixels from file to file: time and memory; added to the results
     python -m benchmarks.photos --picture    # only draws the picture again, and
     python -m benchmarks.photos --render     # only the tables, from results/photos.json
@@ -11,7 +12,8 @@ Every picture is 8-bit RGB before and after. All run twice: as they come, told n
 which the best for a row of the table counts (`best`). The network is told nothing, then the sigmas of a short list. CBM3D,
 wavelets and non-local means get scikit-image's estimate of the noise, total variation what scikit-image calibrates, then the
 strengths of `benchmarks.classical`. One picture after the other goes through all of them in turns, with the same number of
-threads. results/photos.json is written after each; Ctrl-C keeps what is there.
+threads. What was measured before is kept, of the network only with the same weights: results/photos.json is written after each
+picture, Ctrl-C loses nothing, and the next run goes on. CBM3D takes most of the time, so `--side` takes the middle of pictures.
 
 DIR of --pairs holds pairs NAME_real.JPG and NAME_mean.JPG, the same scene with a camera's noise and without, as the PolyU set has
 them.
@@ -41,7 +43,8 @@ from tqdm import tqdm
 
 import rcnet
 from benchmarks import classical
-from benchmarks.classical import SHORT, Array, evenly, timed
+from benchmarks.classical import Array, evenly, timed
+from benchmarks.page import RESULTS, kept
 from rcnet.data.colourings import COLOURINGS, recoloured
 from rcnet.data.drawn import draw_page
 from rcnet.data.images import list_images, read_image, to_tensor
@@ -54,13 +57,14 @@ from rcnet.models.files import find
 from rcnet.replacing import replacing
 from rcnet.training.provenance import commit
 
-RESULTS = Path(__file__).parent.parent / "results"
 SHIPPED = ("astronaut", "chelsea", "coffee", "rocket")  # in scikit-image's package itself, CC0 or of the public domain
 COLOURED = SHIPPED[:3:2]  # in four colourings each
 PAGES, PAGE = 4, (480, 640)  # so many; rows and columns
 LARGE = ((3000, 4000), (4000, 6000))  # rows and columns of 12 and 24 megapixels
 SIGMAS = (3, 5, 10, 15, 25, 50)  # that the network is told, in levels of 255
 QUICK = 128  # pixels a side of the quick mode's pictures
+NETWORK = ("rcnet, 1 step", "rcnet, 2 steps", "rcnet, 3 steps")
+METHODS = dict.fromkeys(NETWORK, "told") | {"NLM, OpenCV": "h", "TV": "weight", "wavelets": "RMS x", "CBM3D": "RMS x"}  # units
 
 
 class Noise(NamedTuple):
@@ -230,8 +234,8 @@ def pairs_in(folder: Path) -> list[tuple[Path, Path]]:
 Plan = dict[tuple[str, str, str], Callable[[], Case]]
 
 
-def plan(bsd: Sequence[Path], pairs: Sequence[tuple[Path, Path]], quick: bool = False) -> Plan:
-    """How to make each case, by group, picture and noise, in order. `quick`: one picture per group, of which the middle."""
+def plan(bsd: Sequence[Path], pairs: Sequence[tuple[Path, Path]], side: int, number: int | None = None) -> Plan:
+    """How to make each case, by group, picture and noise, in order: `number` pictures per group, of each the middle."""
     coloured = {f"{name}, {version}": partial(in_colours, name, version) for name in COLOURED for version in COLOURINGS}
     groups: dict[str, tuple[dict[str, Callable[[], Array]], Sequence[Noise]]] = {
         "scikit-image": ({name: partial(shipped, name) for name in SHIPPED}, PHOTO_NOISES),
@@ -240,15 +244,14 @@ def plan(bsd: Sequence[Path], pairs: Sequence[tuple[Path, Path]], quick: bool = 
         "night": ({name: partial(dark, name) for name in SHIPPED}, [NIGHT]),
         "pages": ({f"page {k + 1}": partial(page, k) for k in range(PAGES)}, PAGE_NOISES),
     }
-    number = 1 if quick else None
     made: Plan = {
-        (group, picture, noise.name): partial(with_noise, load, noise, quick)
+        (group, picture, noise.name): partial(with_noise, load, noise, side)
         for group, (pictures, noises) in groups.items()
         for picture, load in list(pictures.items())[:number]
         for noise in noises
     }
     for noisy, clean in pairs[:number]:
-        made["pairs", noisy.stem.removesuffix("_real"), CAMERA] = partial(pair, noisy, clean, quick)
+        made["pairs", noisy.stem.removesuffix("_real"), CAMERA] = partial(pair, noisy, clean, side)
     return made
 
 
@@ -260,19 +263,19 @@ def dark(name: str) -> Array:
     return exposed(shipped(name))
 
 
-def with_noise(load: Callable[[], Array], noise: Noise, quick: bool) -> Case:
-    image = middle(load(), quick)
+def with_noise(load: Callable[[], Array], noise: Noise, side: int) -> Case:
+    image = middle(load(), side)
     return Case(image, spoiled(image, noise))
 
 
-def pair(noisy: Path, clean: Path, quick: bool) -> Case:
-    return Case(*(middle(read_image(path, 3), quick) for path in (clean, noisy)))
+def pair(noisy: Path, clean: Path, side: int) -> Case:
+    return Case(*(middle(read_image(path, 3), side) for path in (clean, noisy)))
 
 
-def middle(image: Array, quick: bool) -> Array:
-    """Of a quick run, the middle of a picture."""
-    top, left = (max(side - QUICK, 0) // 2 for side in image.shape[:2])
-    return image[top : top + QUICK, left : left + QUICK] if quick else image
+def middle(image: Array, side: int) -> Array:
+    """The middle of a picture, `side` pixels a side; all of it where `side` is 0."""
+    top, left = (max(there - side, 0) // 2 for there in image.shape[:2])
+    return image[top : top + side, left : left + side] if side else image
 
 
 def to_8bit(x: Array) -> Array:
@@ -284,66 +287,41 @@ def quality(image: Array, clean: Array) -> float:
     return psnr(to_tensor(image), to_tensor(clean))
 
 
-class Row(NamedTuple):
-    """What was measured of one group and noise, picture by picture.
-
-    `measured`: PSNR in dB and seconds, by method and strength; None: automatic.
-    """
-
-    pictures: list[str]
-    before: list[float]
-    measured: dict[tuple[str, float | None], list[tuple[float, float]]]
-
-
-def measure_case(picture: str, case: Case, methods: Sequence[Method], row: Row) -> None:
-    """Adds what the methods make of a picture, at every strength."""
+def measure_case(case: Case, method: Method) -> list[tuple[float | None, float | None, float]]:
+    """What a method makes of a picture: strength (None: automatic), PSNR in dB (None: infinite) and seconds."""
     x = np.float32(case.noisy) / 255
-    noise = math.sqrt(np.square(case.noisy - np.float64(case.clean)).mean())
-    row.pictures.append(picture)
-    row.before.append(quality(case.noisy, case.clean))
-    for method in methods:
-        twice = method.name.startswith("rcnet")
-        for strength in (None, *method.strengths):
-            found = row.measured[method.name, strength]
-            known = [seconds for _, seconds in found]
-            short = twice and strength is None and statistics.median(known or [0]) < SHORT
-            # Where there is no noise, half a level, the error of rounding.
-            level = strength * max(noise, 0.5) if method.relative and strength is not None else strength
-            output, seconds = timed(lambda method=method, level=level: method.call(x, level), short)
-            if not np.isfinite(output).all():
-                raise FloatingPointError(f"{method.name} gives numbers that are not finite: {picture}")
-            found.append((quality(to_8bit(output), case.clean), seconds))
+    # Where there is no noise, half a level, the error of rounding.
+    noise = max(0.5, math.sqrt(np.square(case.noisy - np.float64(case.clean)).mean()))
+    found = []
+    for strength in (None, *method.strengths):
+        level = strength * noise if method.relative and strength is not None else strength
+        output, seconds = timed(lambda level=level: method.call(x, level), strength is None and method.name in NETWORK)
+        if not np.isfinite(output).all():
+            raise FloatingPointError(f"{method.name} gives numbers that are not finite")
+        found.append((strength, finite(quality(to_8bit(output), case.clean)), round(seconds, 4)))
+    return found
 
 
-def summary(key: tuple[str, str], row: Row, methods: Sequence[Method]) -> dict[str, Any]:
-    """A row of the tables; an infinite PSNR is None."""
+def finite(value: float) -> float | None:
+    return round(value, 3) if math.isfinite(value) else None
 
-    def finite(value: float) -> float | None:
-        return round(value, 3) if math.isfinite(value) else None
 
-    def at(method: Method, strength: float | None) -> dict[str, Any]:
-        scores, seconds = zip(*row.measured[method.name, strength], strict=True)
-        return {
-            "psnr": finite(float(np.mean(scores))),
-            "ms": round(1000 * statistics.median(seconds), 2),
-            "each": [finite(score) for score in scores],
-        }
-
+def summary(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A row of the tables, of the methods that have measured all its pictures."""
     results = {}
-    for method in methods:
-        tried = {strength: at(method, strength) for strength in (None, *method.strengths)}
+    for name in METHODS:
+        if not all(name in case["measured"] for case in cases):
+            continue
+        tried = {}
+        for found in zip(*(case["measured"][name]["found"] for case in cases), strict=True):
+            psnr = finite(float(np.mean([comparable(score) for _, score, _ in found])))
+            tried[found[0][0]] = {"psnr": psnr, "ms": round(1000 * statistics.median(seconds for *_, seconds in found), 2)}
         best = max(tried, key=lambda strength: comparable(tried[strength]["psnr"]))
-        results[method.name] = {
-            "automatic": tried[None],
-            "best": {"strength": best, "unit": method.unit, **tried[best]},
-        }
-    return {
-        "group": key[0],
-        "noise": key[1],
-        "pictures": row.pictures,
-        "input": finite(float(np.mean(row.before))),
-        "methods": results,
-    }
+        results[name] = {"automatic": tried[None], "best": {"strength": best, "unit": METHODS[name], **tried[best]}}
+    group, _, noise = cases[0]["key"]
+    before = finite(float(np.mean([comparable(case["before"]) for case in cases])))
+    pictures = [case["key"][1] for case in cases]
+    return {"group": group, "noise": noise, "pictures": pictures, "input": before, "methods": results}
 
 
 def comparable(psnr: float | None) -> float:
@@ -354,51 +332,63 @@ def write(result: dict[str, Any], out: Path) -> None:
     """The results, and the page of them."""
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / "photos.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        temporary.write_text(json.dumps(result) + "\n")
     (out / "photos.md").write_text(render(result))
 
 
 def measure(methods: Sequence[Method], args: argparse.Namespace, about: dict[str, Any]) -> dict[str, Any]:
-    """All rows, written after each picture; what there is so far after Ctrl-C, and then `complete` is false."""
+    """All cases, written after each; what there is so far after Ctrl-C, and then `complete` is false."""
     files, pairs, planned = inputs(args)
     of = {"scikit-image": len(SHIPPED), "BSD": len(files), "colourings": len(COLOURED) * len(COLOURINGS), "night": len(SHIPPED)}
     of |= {"pages": PAGES, "pairs": len(pairs)}
     names = {"scikit-image": "scikit-image's", "BSD": "BSD test images", "colourings": "other colours", "night": "dark exposures"}
     names |= {"pages": "drawn pages", "pairs": args.pairs_name}
-    result = {**about, "of": of, "names": names, "quick": args.quick, "complete": False, "rows": []}
-    rows: dict[tuple[str, str], Row] = defaultdict(lambda: Row([], [], defaultdict(list)))
-    warm_up = np.random.default_rng(0).random((64, 64, 3), np.float32)
+    result = kept(args.out / "photos.json")
+    known = {tuple(case["key"]): case for case in result.get("cases", ()) if result["side"] == args.side}
+    weights = about["weights"]["crc32"]
+    for case in known.values():
+        case["measured"] = {k: v for k, v in case["measured"].items() if v["weights"] in (None, weights)}
+    result = {**about, "of": of, "names": names, "side": args.side, "large": result.get("large", []), "complete": False}
     for method in methods:
-        method.call(warm_up, None)
+        method.call(np.random.default_rng(0).random((64, 64, 3), np.float32), None)
     try:
         with tqdm(total=len(planned), unit="picture", disable=None) as bar:
-            for (group, picture, noise), make in planned.items():
-                bar.set_postfix_str(f"{picture}, {noise}")
-                row = Row([], [], defaultdict(list))
-                measure_case(picture, make(), methods, row)
-                merge(rows[group, noise], row)
-                result["rows"] = [summary(key, row, methods) for key, row in rows.items()]
-                write(result, args.out)
+            for key, make in planned.items():
+                bar.set_postfix_str(f"{key[1]}, {key[2]}")
+                made = make()
+                case = known.setdefault(key, {"key": key, "before": finite(quality(made.noisy, made.clean)), "measured": {}})
+                for method in methods:
+                    there = case["measured"].get(method.name, {"found": []})
+                    if [strength for strength, *_ in there["found"]] != [None, *method.strengths]:
+                        case["measured"][method.name] = {
+                            "hardware": about["hardware"],
+                            "commit": about["commit"],
+                            "weights": weights if method.name in NETWORK else None,
+                            "found": measure_case(made, method),
+                        }
+                write(result | tabled(known, planned), args.out)
                 bar.update()
         result["complete"] = True
-        write(result, args.out)
     except KeyboardInterrupt:
-        print("stopped: the results hold what was measured", file=sys.stderr)
+        print("stopped: the results hold what was measured, and the same command goes on", file=sys.stderr)
+    result |= tabled(known, planned)
+    write(result, args.out)
     return result
+
+
+def tabled(known: dict[tuple[str, ...], dict[str, Any]], planned: Plan) -> dict[str, Any]:
+    """Everything measured, and the rows of the planned cases that are."""
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for key in planned:
+        if known.get(key, {}).get("measured"):
+            rows[key[0], key[2]].append(known[key])
+    return {"rows": [summary(cases) for cases in rows.values()], "cases": list(known.values())}
 
 
 def inputs(args: argparse.Namespace) -> tuple[list[Path], list[tuple[Path, Path]], Plan]:
     """All images of BSD, all pairs, and the plan of those that are measured."""
     files, pairs = list_images(args.bsd) if args.bsd else [], pairs_in(args.pairs) if args.pairs else []
-    return files, pairs, plan(evenly(files, args.images), evenly(pairs, args.pair_images), args.quick)
-
-
-def merge(row: Row, new: Row) -> None:
-    """Adds a picture that is wholly measured."""
-    row.pictures.extend(new.pictures)
-    row.before.extend(new.before)
-    for key, found in new.measured.items():
-        row.measured[key].extend(found)
+    return files, pairs, plan(evenly(files, args.images), evenly(pairs, args.pair_images), args.side, 1 if args.quick else None)
 
 
 def title(result: dict[str, Any], row: dict[str, Any]) -> str:
@@ -413,11 +403,11 @@ def decibels(value: float | None) -> str:
 
 def above(result: dict[str, Any], kind: str) -> Iterator[str]:
     """In how many rows each step count is above each classical denoiser, of those that were measured so."""
-    names = list(result["rows"][0]["methods"])
+    names = [name for name in METHODS if any(name in row["methods"] for row in result["rows"])]
     for name in (name for name in names if name.startswith("rcnet")):
         counts = []
         for other in (other for other in names if not other.startswith("rcnet")):
-            both = [(row["methods"][name].get(kind), row["methods"][other].get(kind)) for row in result["rows"]]
+            both = [[row["methods"].get(n, {}).get(kind) for n in (name, other)] for row in result["rows"]]
             won = [comparable(ours["psnr"]) > comparable(theirs["psnr"]) for ours, theirs in both if ours and theirs]
             counts += [f"{other} in {sum(won)} of {len(won)}"] if won else []
         if counts:
@@ -434,13 +424,20 @@ def cell(found: dict[str, Any]) -> str:
 
 def table(result: dict[str, Any], kind: str, text: Callable[[dict[str, Any]], str], before: bool = True) -> Iterator[str]:
     """A line per row, a column per method; a dash where a method was not measured so."""
-    names = list(result["rows"][0]["methods"])
+    names = [name for name in METHODS if any(name in row["methods"] for row in result["rows"])]
     yield f"| pictures | noise |{' input |' * before} {' | '.join(names)} |"
     yield f"|---|---|{'---|' * (len(names) + before)}"
     for row in result["rows"]:
         cells = [title(result, row), row["noise"], *[decibels(row["input"])] * before]
-        cells += [text(found[kind]) if kind in found else "-" for found in row["methods"].values()]
+        cells += [text(row["methods"][name][kind]) if name in row["methods"] else "-" for name in names]
         yield f"| {' | '.join(cells)} |"
+
+
+def made(result: dict[str, Any]) -> str:
+    """The hardware and the commits of what is shown."""
+    entries = [entry for case in result["cases"] for entry in case["measured"].values()]
+    hardware, commits = ("; ".join(sorted({entry[key] for entry in entries})) for key in ("hardware", "commit"))
+    return f"{hardware}; commit {commits}"
 
 
 def render(result: dict[str, Any]) -> str:
@@ -450,15 +447,15 @@ def render(result: dict[str, Any]) -> str:
         "# Photographs and pages, as files hold them",
         "",
         f"Rendered by `python -m benchmarks.photos`: weights `{weights['name']}` (crc32 {weights['crc32']}),",
-        f"{result['precision']}; {result['hardware']}, torch {result['torch']}, {packages}; commit {result['commit']}.",
+        f"{result['precision']}; torch {result['torch']}, {packages}; {made(result)}.",
         "",
         "8-bit RGB pictures; noise is clipped and rounded. PSNR in dB of the 8-bit result over all channels, mean over the",
         "pictures; ∞: exactly the original; -: not measured so. NLM is OpenCV's, TV and wavelets are scikit-image's, CBM3D is",
         "bm3d's.",
         "",
     ]
-    if result.get("quick"):
-        lines += [f"A quick run: one picture of each group, {QUICK} pixels a side, and fewer strengths.", ""]
+    if result["side"]:
+        lines += [f"Of each picture the middle, {result['side']} pixels a side.", ""]
     if not result["complete"]:
         lines += ["Stopped before all pictures were measured.", ""]
     if result.get("picture"):
@@ -587,6 +584,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", default="auto", help="fp32, bf16 or auto: bf16 where the processor has it")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--without", nargs="*", default=[], help="methods to leave out, e.g. CBM3D, which takes most of the time")
+    parser.add_argument("--side", type=int, default=0, help="of each picture the middle, so many pixels a side; all unless given")
     parser.add_argument("--quick", action="store_true", help=f"one picture per group, {QUICK} pixels a side, fewer strengths")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     for mode, what in (
@@ -620,6 +618,7 @@ def main() -> None:
     model = rcnet.load(args.model)
     methods = [method for method in (*network(model, precision), *CLASSICAL) if method.name not in args.without]
     if args.quick:
+        args.side = args.side or QUICK
         methods = [method._replace(strengths=tuple(method.strengths[1::3])) for method in methods]
     if not args.picture:
         about = {

@@ -1,11 +1,13 @@
 """The benchmark of photographs and pages: what it measures, and what it says of it."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from benchmarks import photos
-from benchmarks.photos import CAMERA, CLEAN, Case, Method, Noise, Row, measure_case, pairs_in, plan, render, spoiled, summary
+from benchmarks.photos import CAMERA, CLEAN, Case, Method, Noise, measure_case, pairs_in, plan, render, spoiled, summary
 from rcnet.data.colourings import COLOURINGS, colourings
 from rcnet.errors import InputError
 
@@ -63,33 +65,43 @@ def test_colourings_are_far_from_gray_and_always_the_same():
 
 
 def test_the_automatic_and_the_best_strength_of_a_row_count():
-    row = Row([], [], photos.defaultdict(list))
-    measure_case("a", Case(FLAT, FLAT + np.uint8(1)), METHODS, row)
-    measure_case("b", Case(FLAT + np.uint8(2), FLAT), METHODS, row)
-    found = summary(("pairs", CAMERA), row, METHODS)
+    first, second = Case(FLAT, FLAT + np.uint8(1)), Case(FLAT + np.uint8(2), FLAT)
+    cases = [
+        {
+            "key": ["pairs", name, CAMERA],
+            "before": photos.finite(photos.quality(case.noisy, case.clean)),
+            "measured": {method.name: {"found": measure_case(case, method)} for method in METHODS},
+        }
+        for name, case in (("a", first), ("b", second))
+    ]
+    found = summary(cases)
     one, two, ten, twelve = (20 * np.log10(255 / error) for error in (1, 2, 10, 12))
     ours, nlm, cbm3d = found["methods"].values()
     assert found["pictures"] == ["a", "b"]
     assert found["input"] == pytest.approx((one + two) / 2, abs=1e-3)
-    assert ours["automatic"]["psnr"] == ours["best"]["psnr"] == found["input"]
-    assert nlm["automatic"]["each"] == pytest.approx([ten, twelve], abs=1e-3)
+    assert ours["automatic"]["psnr"] == ours["best"]["psnr"] == pytest.approx(found["input"], abs=1e-3)
+    assert nlm["automatic"]["psnr"] == pytest.approx((ten + twelve) / 2, abs=1e-3)
     assert (nlm["best"]["strength"], nlm["best"]["psnr"]) == (100, None)  # exact for the first
-    assert nlm["best"]["each"] == [None, pytest.approx(two, abs=1e-3)]
-    assert (cbm3d["best"]["strength"], cbm3d["best"]["each"]) == (None, [None, pytest.approx(two, abs=1e-3)])
-    at_once = row.measured["CBM3D", 1]  # told an RMS of 1, then of 2
-    assert [score for score, _ in at_once] == pytest.approx([one, np.inf])
+    assert (cbm3d["best"]["strength"], cbm3d["best"]["psnr"]) == (None, None)
+    at_once = [case["measured"]["CBM3D"]["found"][1] for case in cases]  # told an RMS of 1, then of 2
+    assert [score for _, score, _ in at_once] == [pytest.approx(one, abs=1e-3), None]
+    del cases[1]["measured"]["CBM3D"]
+    assert summary(cases)["methods"].keys() == {"rcnet, 1 step", "NLM, OpenCV"}
 
 
-def test_results_are_written_picture_by_picture_and_kept_when_stopped(tmp_path, monkeypatch):
+def test_results_are_written_picture_by_picture_and_go_on_when_stopped(tmp_path, monkeypatch):
     def stopped():
         raise KeyboardInterrupt
 
-    planned = {("pages", "page 1", "sigma 10"): lambda: Case(FLAT, FLAT), ("pages", "page 2", "sigma 10"): stopped}
-    monkeypatch.setattr(photos, "plan", lambda *_: planned)
+    keys = [("pages", f"page {k}", "sigma 10") for k in (1, 2)]
     args = photos.parser().parse_args(["--out", str(tmp_path)])
-    about = {"hardware": "", "torch": "", "packages": {}, "commit": "", "precision": "fp32"}
-    about |= {"weights": {"name": "some", "crc32": ""}}
-    result = photos.measure(METHODS, args, about)
+
+    def run(second, weights, methods=METHODS):
+        monkeypatch.setattr(photos, "plan", lambda *_: dict(zip(keys, (lambda: Case(FLAT, FLAT), second), strict=True)))
+        about = {"hardware": "one", "torch": "", "packages": {}, "commit": weights, "precision": "fp32"}
+        return photos.measure(methods, args, about | {"weights": {"name": "some", "crc32": weights}})
+
+    result = run(stopped, "a")
     assert not result["complete"]
     page = (tmp_path / "photos.md").read_text()
     assert page == render(result)
@@ -97,11 +109,16 @@ def test_results_are_written_picture_by_picture_and_kept_when_stopped(tmp_path, 
     assert "| drawn pages, 1 of 4 | sigma 10 | ∞ | ∞ (automatic) | ∞ (h 100) | ∞ (automatic) |" in page
     assert "rcnet, 1 step: above NLM, OpenCV in 1 of 1, CBM3D in 0 of 1." in page
     assert "Stopped" in page
+    # Other weights, and without CBM3D: what it made of the first picture is kept, and of the network nothing.
+    run(lambda: Case(FLAT, FLAT), "b", METHODS[:2])
+    first, second = (case["measured"] for case in json.loads((tmp_path / "photos.json").read_text())["cases"])
+    assert [first[name]["commit"] for name in ("rcnet, 1 step", "NLM, OpenCV", "CBM3D")] == ["b", "a", "a"]
+    assert second.keys() == {"rcnet, 1 step", "NLM, OpenCV"}
 
 
 def test_a_quick_plan_has_a_small_picture_of_each_group():
     cat = IMAGES / "cat.png"
-    quick, whole = plan([cat, cat], [(cat, cat)] * 3, quick=True), plan([cat], [(cat, cat)])
+    quick, whole = plan([cat, cat], [(cat, cat)] * 3, 128, 1), plan([cat], [(cat, cat)], 0)
     groups = {group: {picture for name, picture, _ in quick if name == group} for group, _, _ in quick}
     assert groups.keys() == {group for group, _, _ in whole} == {"scikit-image", "BSD", "colourings", "night", "pages", "pairs"}
     assert all(len(pictures) == 1 for pictures in groups.values())
