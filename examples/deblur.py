@@ -1,12 +1,13 @@
 """Deblurring with a denoiser that has never seen blur: plug-and-play half quadratic splitting, after Zhang et al. 2021 (DPIR).
 
 A photograph is blurred by a motion or by a Gaussian, noise of sigma 2 is added, and the picture is restored by turns: one step
-solves for the data, in the Fourier domain, the other calls r3_fast.color with a noise level that falls from call to call.
+solves for the data, in the Fourier domain, the other calls r3_fast.photo with a noise level that falls from call to call.
 `Plugged` follows deepinv's convention, `denoiser(x, sigma)` with sigma in [0, 1], and goes into its algorithms as it is:
 `deepinv.optim.DPIR(sigma=2 / 255, denoiser=Plugged(model))(y, physics)`.
 
     python examples/deblur.py                  # scikit-image's astronaut: PSNR before and after, for each kernel and step count
     python examples/deblur.py photo.jpg
+    python examples/deblur.py photo.jpg deblurred.png        # also the middle of it: blurred, restored at one step, clean
 """
 
 import sys
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 import rcnet
 from rcnet.data.images import read_image, to_tensor
 from rcnet.evaluation.denoise import psnr
+from rcnet.figures.side_by_side import save_picture, side_by_side
 
 NOISE = 2 / 255
 
@@ -81,13 +83,20 @@ def photograph(arguments: list[str]) -> Tensor:
 
 
 def main() -> None:
-    clean, model = photograph(sys.argv[1:]), rcnet.load("r3_fast.color")
+    clean, model, rows = photograph(sys.argv[1:2]), rcnet.load("r3_fast.photo"), []
     for name, kernel in {"gaussian": gaussian(), "motion": motion()}.items():
         y = blur(clean, kernel) + NOISE * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
-        print(f"{name}: blurred {psnr(y, clean):.2f} dB", end="")
-        for steps in model.choices:
-            print(f", steps {steps} {psnr(deblur(y, kernel, Plugged(model, steps)), clean):.2f}", end="")
-        print()
+        restored = {steps: deblur(y, kernel, Plugged(model, steps)) for steps in model.choices}
+        figures = ", ".join(f"steps {steps} {psnr(x, clean):.2f}" for steps, x in restored.items())
+        print(f"{name}: blurred {psnr(y, clean):.2f} dB, {figures}")
+        row = [
+            (f"blurred: {psnr(y, clean):.2f} dB", y),
+            (f"restored: {psnr(restored[1], clean):.2f} dB", restored[1]),
+            ("clean", clean),
+        ]
+        rows.append([(label, x[0].clamp(0, 1).permute(1, 2, 0).numpy()) for label, x in row])
+    if sys.argv[2:]:
+        save_picture(sys.argv[2], side_by_side(rows))
 
 
 if __name__ == "__main__":
