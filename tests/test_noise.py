@@ -1,11 +1,13 @@
 """Noise against statistics worked out by hand."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from rcnet.data.camera import (
     Camera,
@@ -22,7 +24,9 @@ from rcnet.data.camera import (
 from rcnet.data.drawn import draw_page, draw_pictures
 from rcnet.data.images import read_image, to_tensor
 from rcnet.data.noise import add_noise, draw_levels, estimate_sigma
-from rcnet.tasks.denoise import Denoising, noisy_patches
+from rcnet.errors import InputError
+from rcnet.tasks.denoise import Denoising, noisy_patches, real_noise
+from rcnet.training import read_recipe, train
 
 from .conftest import IMAGES
 
@@ -170,3 +174,40 @@ def test_the_noise_of_a_picture_is_estimated():
         assert estimate_sigma(cat + rng.normal(0, sigma / 255, cat.shape)) == pytest.approx(sigma, rel=0.12)
     assert estimate_sigma(np.full((40, 40, 1), 0.5)) == 0
     assert estimate_sigma(np.zeros((1, 5, 3))) == 0
+
+
+def test_noise_of_real_pairs():
+    rng, pixels = np.random.default_rng(0), generator(0)
+    photograph, clean = torch.rand((4, 3, 16, 16), generator=pixels), torch.rand((4, 3, 16, 16), generator=pixels)
+    noise = 0.05 * torch.randn((4, 3, 16, 16), generator=pixels)
+    pairs = torch.cat([photograph + noise + 0.1, photograph], 1)  # another exposure
+    seen = {"themselves": 0, "on others": 0}
+    for _ in range(40):
+        noisy, target = real_noise(pairs, clean, rng)
+        if torch.equal(target, clean):
+            seen["on others"] += 1
+            assert torch.equal(noisy, (noisy * 255).round() / 255)
+            ratio = (noisy - clean).square().mean((1, 2, 3)).sqrt() / 0.05
+            assert (ratio > 0.4).all()
+            assert (ratio < 2.2).all()
+        else:
+            seen["themselves"] += 1
+            torch.testing.assert_close((noisy - target).mean((2, 3)), torch.zeros(4, 3), atol=1e-6, rtol=0)
+            assert sorted(noisy.sum((0, 2, 3)).tolist()) == pytest.approx(sorted(pairs[:, :3].sum((0, 2, 3)).tolist()), rel=1e-5)
+    assert min(seen.values()) > 10
+
+
+def test_training_on_pairs(tmp_path):
+    recipe = read_recipe(
+        "r3_fast_photo", ["model.width=8", "iterations=2", "minutes=0", "batch=2", "denoising.patch=32", "denoising.pairs=1"]
+    )
+    shutil.copytree(IMAGES / "bsd" / "train", tmp_path / "train")
+    with pytest.raises(InputError, match=r"pairs/noisy and .*pairs/clean beside"):
+        train(recipe, tmp_path, tmp_path / "run", progress=False)
+    for part, added in (("noisy", 5), ("clean", 0)):
+        (tmp_path / "pairs" / part).mkdir(parents=True)
+        Image.fromarray(np.full((40, 48, 3), 100 + added, np.uint8)).save(tmp_path / "pairs" / part / "a.png")
+    assert train(recipe, tmp_path, tmp_path / "run", progress=False)["data"]["pairs"] == 1
+    (tmp_path / "pairs" / "clean" / "a.png").rename(tmp_path / "pairs" / "clean" / "b.png")
+    with pytest.raises(InputError, match="one name in both"):
+        train(recipe, tmp_path, tmp_path / "again", progress=False)

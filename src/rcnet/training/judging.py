@@ -69,6 +69,8 @@ def train_judge(
     plain = {key: tuple(value) if isinstance(value, list) else value for key, value in recorded.items() if key in known}
     # Clean pictures, flat areas and text are the judge's to protect, so it sees more of them.
     asked = {"patch": 96, "unknown": 0.0, "overstated": 0.0, "clean": 0.15, "drawn": 0.12, "holdout": 0, **(overrides or {})}
+    if not (Path(data) / "pairs").is_dir():
+        asked = {"pairs": 0.0, **asked}
     section = kind.section(**{**plain, **asked})
     task = kind.begin(section, Setup(Path(data), device, about, batch, seed, "auto"))
     torch.manual_seed(seed)
