@@ -49,6 +49,7 @@ NEAREST = {
     "evaluation/recalibrate": ["tests/test_classify.py", "-k", "recalibrat"],
     "evaluation/record": ["tests/test_evaluation.py", "-k", "record"],
     "serve/scheduler": ["tests/test_serve_engine.py", "-k", "not engine and not worker"],
+    "serve/demand": ["tests/test_serve_engine.py", "-k", "not engine and not worker"],
     "serve/policies": ["tests/test_serve_engine.py", "-k", "not engine and not worker"],
     "serve/costs": ["tests/test_serve_engine.py", "-k", "costs or hung"],
 }
