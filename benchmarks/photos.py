@@ -42,7 +42,7 @@ from tqdm import tqdm
 import rcnet
 from benchmarks import classical
 from benchmarks.classical import SHORT, Array, evenly, timed
-from rcnet.data.colourings import COLOURINGS, recoloured
+from benchmarks.colourings import COLOURINGS, recoloured
 from rcnet.data.drawn import draw_page
 from rcnet.data.images import list_images, read_image, to_tensor
 from rcnet.data.noise import protocol_noise

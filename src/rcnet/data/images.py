@@ -10,7 +10,6 @@ import torch
 from rcnet.data import imagefile
 from rcnet.errors import InputError
 
-SUFFIXES = imagefile.SUFFIXES
 SPLITS = ("train", "val", "test")
 # The gray version of BSD (BSD68) is this sum of the colour images, rounded; PIL's "L" differs by a level in a few pixels.
 GRAY_WEIGHTS = np.array([0.298936, 0.587043, 0.114021])
@@ -29,7 +28,7 @@ def list_images(folder: str | Path) -> list[Path]:
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")  # macOS writes ._NAME
+        if path.suffix.lower() in imagefile.SUFFIXES and path.is_file() and not path.name.startswith(".")  # macOS writes ._NAME
     )
     if not files:
         raise InputError(f"{folder} contains no images: looked for {imagefile.NAMES}, also in subfolders")

@@ -19,7 +19,7 @@ from rcnet.deploy.optimize import Optimized
 from rcnet.device import resolve_precision
 from rcnet.errors import InputError
 from rcnet.models.denoise import Sigma, filling
-from rcnet.models.judge import is_untold
+from rcnet.models.judge import needs_level
 from rcnet.models.results import setting_quality
 from rcnet.runtime.denoise import Denoised, Work, check_channels, check_strength, denoise_images, judge_image, told
 from rcnet.runtime.denoise import denoise_pixels as on_pixels
@@ -226,7 +226,7 @@ def denoise_setting_for(
     session, first = isinstance(model, Optimized), net.settings[0]
     what = {"network": fingerprint(net), "tiles": list(largest.values()), "session": session, "precision": how}
     what |= {"judge": True} if net.judge is not None else {}
-    sigma = 25.0 if is_untold(net) else None  # any level takes the same time
+    sigma = 25.0 if needs_level(net) else None  # any level takes the same time
 
     def measure() -> dict[str, float]:
         calls = {

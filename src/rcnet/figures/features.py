@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rcnet.cell import RecurrentCell, RecurrentNet, StandardCell, evaluating, unroll
 from rcnet.errors import InputError
 from rcnet.figures.plots import page, to_image
-from rcnet.models.judge import check_told
+from rcnet.models.judge import check_level
 
 
 @torch.inference_mode()
@@ -21,7 +21,7 @@ def evolution(model: RecurrentNet, x: Tensor, names: Sequence[str]) -> dict[str,
         InputError: a name that is not a recurrent cell's, a cell whose output is not [B, C, H, W], or a denoiser of two noise
             levels that has no judge.
     """
-    check_told(model, None)
+    check_level(model, None)
     net = evaluating(unroll(model))
     outputs: dict[str, list[Tensor]] = {name: [] for name in names}
     hooks = []

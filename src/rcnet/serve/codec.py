@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from rcnet.data import imagefile, limits
+from rcnet.data.formats import kind_of
 from rcnet.data.imagefile import ImageFile
 from rcnet.data.images import in_8_bits
 from rcnet.errors import InputError
@@ -19,7 +20,6 @@ from rcnet.serve.served import Work
 
 TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WebP": "image/webp", "npy": "application/x-npy"}
 ANSWERS = {TYPES["PNG"]: "PNG", TYPES["JPEG"]: "JPEG", TYPES["npy"]: "npy", "application/json": "JSON"}  # for an image
-NPY = b"\x93NUMPY"
 
 
 class TooLarge(InputError):
@@ -34,19 +34,6 @@ class NotAcceptable(InputError):
     """The Accept header names no format that the server offers."""
 
 
-def kind_of(data: bytes) -> str:
-    """The format by the first bytes, a key of `TYPES`, or `UnknownFormat`."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WebP"
-    if data.startswith(NPY):
-        return "npy"
-    raise UnknownFormat(f"the body is {'not an image of a known format' if data else 'empty'}; valid: {', '.join(TYPES)}")
-
-
 def header(data: bytes, most: int) -> tuple[str, int, int]:
     """The format of a body, a key of `TYPES`, and its image's width and height from the header, without decoding.
 
@@ -56,6 +43,8 @@ def header(data: bytes, most: int) -> tuple[str, int, int]:
         InputError: a damaged header.
     """
     kind = kind_of(data)
+    if kind not in TYPES:
+        raise UnknownFormat(f"the body is {'not an image of a known format' if data else 'empty'}; valid: {', '.join(TYPES)}")
     if kind == "npy":
         shape = _read_npy_header(io.BytesIO(data))[0]
         size: tuple[int, int] | None = (shape[1], shape[0])
