@@ -32,6 +32,7 @@ RESULTS = ROOT / "results"
 # Module: the nearest tests, as pytest takes them.
 NEAREST = {
     "cell": ["tests/test_cell.py", "-m", "not slow"],
+    "network": ["tests/test_cell.py", "-m", "not slow"],
     "calling": ["tests/test_denoise.py", "tests/test_evaluation.py", "tests/test_cell.py", "-m", "not slow"],
     "training/steps": [
         "tests/test_training.py",

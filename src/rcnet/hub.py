@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rcnet.cell import RecurrentNet
 from rcnet.cost import macs, parameters
 from rcnet.errors import InputError, unknown
 from rcnet.figures.dial import dial
@@ -14,6 +13,7 @@ from rcnet.models.files import load, save, trainings
 from rcnet.models.huggingface import PREFIX, WEIGHTS, hub
 from rcnet.models.judge import needs_level
 from rcnet.models.results import result_name, rows_of
+from rcnet.network import RecurrentNet
 from rcnet.replacing import replacing
 from rcnet.tasks import TASKS, usual_size
 from rcnet.tasks.dial import best_settings

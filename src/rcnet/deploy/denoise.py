@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rcnet.about import About
 from rcnet.calling import Call, check_range, device_of, ready
-from rcnet.cell import RecurrentNet
 from rcnet.cost.budget import choose_setting, fingerprint, parse_budget, refuse_at_once
 from rcnet.cost.counting import macs
 from rcnet.cost.latency import interleaved, measured_once, summary
@@ -21,6 +20,7 @@ from rcnet.errors import InputError
 from rcnet.models.denoise import Sigma, filling
 from rcnet.models.judge import needs_level
 from rcnet.models.results import setting_quality
+from rcnet.network import RecurrentNet
 from rcnet.runtime.denoise import Denoised, Work, check_channels, check_strength, denoise_images, judge_image, told
 from rcnet.runtime.denoise import denoise_pixels as on_pixels
 from rcnet.runtime.levels import given_levels

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rcnet.calling import device_of, ready
-from rcnet.cell import RecurrentNet
 from rcnet.data.images import to_tensor
 from rcnet.data.noise import protocol_noise
 from rcnet.errors import InputError
 from rcnet.models.denoise import filling
 from rcnet.models.judge import check_level
+from rcnet.network import RecurrentNet
 from rcnet.setting import Steps
 
 

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from rcnet.cell import RecurrentNet
 from rcnet.data.images import to_tensor
 from rcnet.data.noise import protocol_noise
 from rcnet.deploy.denoise import denoise
 from rcnet.evaluation.denoise import psnr, to_uint8_levels
 from rcnet.figures.side_by_side import Panel, centre, in_rows, side_by_side
 from rcnet.models.judge import needs_level
+from rcnet.network import RecurrentNet
 from rcnet.setting import Steps
 
 SHOWN = 160  # side in pixels of the part that is shown, enlarged

@@ -7,10 +7,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rcnet.cell import RecurrentCell, RecurrentNet, StandardCell, evaluating, unroll
+from rcnet.cell import RecurrentCell, StandardCell
 from rcnet.errors import InputError
 from rcnet.figures.plots import page, to_image
 from rcnet.models.judge import check_level
+from rcnet.network import RecurrentNet, evaluating, unroll
 
 
 @torch.inference_mode()
