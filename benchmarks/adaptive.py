@@ -28,12 +28,12 @@ import rcnet
 from benchmarks.classical import evenly
 from benchmarks.page import RESULTS, kept, options, record, table
 from rcnet.calling import ready
-from rcnet.cell import RecurrentNet
 from rcnet.cost import macs
 from rcnet.data.images import list_images, read_image
 from rcnet.data.noise import protocol_noise
 from rcnet.evaluation.adaptive import adaptive_results
 from rcnet.evaluation.denoise import to_uint8_levels
+from rcnet.network import RecurrentNet
 from rcnet.runtime.tiles import size_of, tiles
 from rcnet.setting import Setting, Steps
 from rcnet.tasks.classify import read_matching

@@ -31,10 +31,10 @@ from skimage import data
 
 import rcnet
 from benchmarks.page import RESULTS, options, record, table
-from rcnet.cell import RecurrentNet
 from rcnet.cost.counting import macs
 from rcnet.deploy.export import export, load_exported
 from rcnet.device import hardware
+from rcnet.network import RecurrentNet
 from rcnet.setting import Setting
 from rcnet.training.provenance import commit
 

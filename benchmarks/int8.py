@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 import rcnet
 from benchmarks.page import RESULTS, kept, options, record, table
-from rcnet.cell import RecurrentNet
 from rcnet.data.images import read_folder
 from rcnet.data.labelled import Labelled
 from rcnet.deploy.export import Exported, export, load_exported, read_exported
@@ -29,6 +28,7 @@ from rcnet.deploy.graphs import cut
 from rcnet.deploy.int8 import calibration_images
 from rcnet.evaluation import denoising_scores
 from rcnet.models import bundled, read_metadata
+from rcnet.network import RecurrentNet
 from rcnet.setting import Setting
 from rcnet.tasks.classify import read_matching
 from rcnet.training.provenance import commit, made_here

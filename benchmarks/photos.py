@@ -44,8 +44,8 @@ from tqdm import tqdm
 import rcnet
 from benchmarks import classical
 from benchmarks.classical import Array, evenly, timed
+from benchmarks.colourings import COLOURINGS, recoloured
 from benchmarks.page import RESULTS, kept
-from rcnet.data.colourings import COLOURINGS, recoloured
 from rcnet.data.drawn import draw_page
 from rcnet.data.images import list_images, read_image, to_tensor
 from rcnet.data.noise import protocol_noise

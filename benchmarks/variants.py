@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.colourings import colourings
 from benchmarks.page import RESULTS, options, table
 from rcnet import denoise, load, optimize
-from rcnet.data.colourings import colourings
 from rcnet.data.images import read_folder, read_pair, to_tensor
 from rcnet.data.noise import protocol_noise
 from rcnet.setting import Setting

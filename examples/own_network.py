@@ -37,7 +37,7 @@ class Depthwise(nn.Module):
 class Residual(rcnet.RecurrentNet):
     """A chain that estimates the noise."""
 
-    def forward(self, x: Tensor, steps: rcnet.cell.Steps = None) -> Tensor:
+    def forward(self, x: Tensor, steps: rcnet.setting.Steps = None) -> Tensor:
         return x - super().forward(x, steps)
 
 

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from rcnet.cell import RecurrentCell, RecurrentNet
+from rcnet.cell import RecurrentCell
 from rcnet.models.classify import r2
 from rcnet.models.registry import register
+from rcnet.network import RecurrentNet
 
 
 @register(task="classify", steps=(1, 2, 3, 4))

@@ -13,11 +13,11 @@ from torch import nn
 from paper.runs import Folders, Run
 from paper.scales import find_scale, model_config
 from rcnet.calling import ready
-from rcnet.cell import RecurrentNet
 from rcnet.cost.counting import macs, parameters
 from rcnet.data.cifar import RECORDS
 from rcnet.device import autocast, best_device, channels_last, hardware, resolve_precision
 from rcnet.models.registry import create_model
+from rcnet.network import RecurrentNet
 from rcnet.training.recipe import Recipe
 from rcnet.training.steps import check_probabilities, expected_cost, offer
 

@@ -6,9 +6,9 @@ from itertools import pairwise
 import numpy as np
 from torch import nn
 
-from rcnet.cell import RecurrentNet
 from rcnet.figures.features import as_batch, evolution, most_active
 from rcnet.figures.norms import VARIABLES, check_norms, values_of
+from rcnet.network import RecurrentNet
 
 
 def norm_distances(norms: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:

@@ -6,11 +6,12 @@ from typing import Self
 from torch import Tensor, nn
 
 from rcnet.about import About
-from rcnet.cell import Cell, RecurrentNet, supported_steps
+from rcnet.cell import Cell, supported_steps
 from rcnet.errors import InputError
 from rcnet.models.classify import r4, s4
 from rcnet.models.layers import init_weights
 from rcnet.models.registry import register
+from rcnet.network import RecurrentNet
 from rcnet.setting import Setting, Steps
 
 CELLS = ("cell2", "cell3", "cell4")  # where the exits are

@@ -22,7 +22,6 @@ import torch
 from paper.costs import planned_iterations
 from paper.runs import Folders, Run
 from paper.scales import find_scale
-from rcnet.cell import RecurrentNet
 from rcnet.data.images import read_folder
 from rcnet.data.labelled import Labelled, read_labelled
 from rcnet.device import best_device
@@ -32,6 +31,7 @@ from rcnet.evaluation.denoise import denoising_results
 from rcnet.figures.side_by_side import centre
 from rcnet.models.files import load
 from rcnet.models.registry import create_model
+from rcnet.network import RecurrentNet
 from rcnet.replacing import replacing
 from rcnet.training.checkpoint import cut_log
 

@@ -24,7 +24,6 @@ from paper.runner import write_json
 from paper.runs import Folders, Run
 from paper.scales import SCALES
 from paper.tables import BSD, DATA, FIGURES, NETWORKS, R3, S3, Key, published
-from rcnet.cell import RecurrentNet
 from rcnet.data.images import read_folder
 from rcnet.data.labelled import read_labelled
 from rcnet.errors import InputError
@@ -35,6 +34,7 @@ from rcnet.figures.features import features
 from rcnet.figures.norms import draw_norms
 from rcnet.figures.side_by_side import save_picture
 from rcnet.models.files import load
+from rcnet.network import RecurrentNet
 
 MISSING = "not yet measured"
 Distances = Mapping[str, Mapping[str, float]]  # from where to where -> of what -> relative distance

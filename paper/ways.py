@@ -15,12 +15,12 @@ from torch import Tensor
 
 from paper.measure import exact, network_at, test_of
 from paper.runs import Folders, Run
-from rcnet.cell import RecurrentNet
 from rcnet.data.labelled import read_labelled
 from rcnet.device import best_device
 from rcnet.evaluation.classify import classification_results
 from rcnet.evaluation.recalibrate import recalibrate
 from rcnet.models.registry import create_model
+from rcnet.network import RecurrentNet
 from rcnet.training.recipe import Recipe
 
 SHARED = ("r2-4-shared", "r2-4-shared-slow")

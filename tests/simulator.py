@@ -6,7 +6,7 @@ import random
 from itertools import pairwise
 from typing import NamedTuple
 
-from rcnet.serve.scheduler import Batch, Refused, Request
+from rcnet.serve.requests import Batch, Refused, Request
 from rcnet.setting import Setting
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import rcnet
 from rcnet import InputError, RecurrentCell, RecurrentNet, Transition, create_model, save, unroll, untie
 from rcnet.cell import batch_norms, shared_kernels, supported_steps
 
@@ -581,3 +582,9 @@ def test_a_cell_that_takes_no_step_is_left_out():
         torch.testing.assert_close(untie(plain)(x), model(x, own))
     assert (0, 1, 1) not in model.possible_settings()  # the second cell has no norms for nothing upstream
     assert not create_model("r2", steps=(2, 3)).holds((2, 0))  # a cell that pools
+
+
+def test_names_that_moved_to_the_module_of_networks_are_still_found_in_that_of_cells():
+    assert (rcnet.cell.RecurrentNet, rcnet.cell.unroll, rcnet.cell.untie) == (RecurrentNet, unroll, untie)
+    with pytest.raises(AttributeError, match=r"'rcnet.cell' has no attribute 'replace'"):
+        rcnet.cell.replace  # noqa: B018

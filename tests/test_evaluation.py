@@ -7,7 +7,6 @@ from PIL import Image, ImageOps
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import rcnet
-from rcnet.cell import RecurrentNet
 from rcnet.data import imagefile
 from rcnet.data.images import list_images, read_folder, read_image, read_pair, split_folder, to_gray, to_tensor
 from rcnet.data.noise import add_noise, check_sigma, protocol_noise
@@ -18,6 +17,7 @@ from rcnet.evaluation.record import record_result
 from rcnet.models import create_model
 from rcnet.models.files import bundled, find, read_metadata
 from rcnet.models.judge import attach_judge, level_map
+from rcnet.network import RecurrentNet
 
 from . import cifar
 from .conftest import IMAGES, two_levels

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rcnet.cell import batch_norms, unroll
+from rcnet.cell import batch_norms
 from rcnet.cli.figures import figures
 from rcnet.data.images import read_image
 from rcnet.data.labelled import read_labelled
@@ -20,6 +20,7 @@ from rcnet.figures.denoised import denoised, denoised_by_steps
 from rcnet.figures.features import cell_names, evolution, features, most_active
 from rcnet.models import create_model, load, save
 from rcnet.models.judge import attach_judge
+from rcnet.network import unroll
 from rcnet.training import read_recipe, train
 
 from .conftest import IMAGES, two_levels

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from benchmarks import photos
+from benchmarks.colourings import COLOURINGS, colourings
 from benchmarks.photos import CAMERA, CLEAN, Case, Method, Noise, measure_case, pairs_in, plan, render, spoiled, summary
-from rcnet.data.colourings import COLOURINGS, colourings
 from rcnet.errors import InputError
 
 from .conftest import IMAGES

@@ -26,7 +26,8 @@ from rcnet.serve.handler import Failure, Limits, RequestHandler, RequestInfo
 from rcnet.serve.middleware import MetricsMiddleware
 from rcnet.serve.models import denoise
 from rcnet.serve.policies import Ask, Dial, State, Stream, fixed, hysteresis, least, policy, slack
-from rcnet.serve.scheduler import Dials, Refused, Request, Scheduler
+from rcnet.serve.requests import Dials, Refused, Request
+from rcnet.serve.scheduler import Scheduler
 from rcnet.serve.served import Served, Work
 from rcnet.serve.worker import Plan
 from rcnet.setting import Setting
@@ -237,7 +238,7 @@ def test_what_is_refused_and_why():
     with pytest.raises(Refused, match="too late even at the least") as busy:
         fill(scheduler, *(Request("a", (1,), PIXELS, 0.15) for _ in range(3)))
     assert busy.value.reason == "busy"
-    with pytest.raises(Refused, match=r"takes about 1[0-9]{3} ms of a here and has 150 in all") as large:
+    with pytest.raises(Refused, match=r"a needs about 1[0-9]{3} ms for this image here, and its deadline allows 150:") as large:
         fill(scheduler, Request("a", (1,), 40 * PIXELS, 0.15))
     assert large.value.reason == "large"
     scheduler.free = [math.inf]
@@ -473,7 +474,7 @@ def test_a_cancelled_task_leaves_the_queue(engine, loop):
 def test_the_engine_says_what_cannot_be_served(loop, engine):
     for names, says in [
         (("r3_fast.phot",), "did you mean 'r3_fast.photo'"),
-        (("r2.cifar10", "x/r2.cifar10.safetensors"), "one name"),
+        (("r2.cifar10", "x/r2.cifar10.safetensors"), "same name"),
     ]:
         broken = Engine([Plan(names)], slack, 1.0)
         with pytest.raises(InputError, match=says):

@@ -19,7 +19,7 @@ from rcnet.errors import InputError
 from rcnet.serve import decoder
 from rcnet.serve.codec import file_of
 from rcnet.serve.decoder import Decoders
-from rcnet.serve.scheduler import Refused
+from rcnet.serve.requests import Refused
 
 from .test_serve import STARTING, Server, burst, encoded, metric, picture, wait
 
@@ -88,7 +88,7 @@ def test_decoders_are_ended_by_their_processor_time_and_for_files_that_wait(monk
         finally:
             await decoders.stop()
 
-    assert "the image takes long to decode, and others wait" in map(str, asyncio.run(decode()))
+    assert "this image takes long to decode, and others wait" in map(str, asyncio.run(decode()))
 
 
 def test_a_decoder_that_is_killed_is_replaced_and_none_outlives_the_server(monkeypatch):
@@ -103,7 +103,7 @@ def test_a_decoder_that_is_killed_is_replaced_and_none_outlives_the_server(monke
             until = time.perf_counter() + STARTING
             os.kill(started[0].pid, signal.SIGKILL)
             decoders._ready.sort(key=lambda process: process.pid != started[0].pid)
-            with pytest.raises(Refused, match="the decoder ended over this image"):
+            with pytest.raises(Refused, match="the decoder died over this image"):
                 await decoders.decode(quick, 64 * 64, "a", until)
             assert (await decoders.decode(quick, 64 * 64, "a", until)).pixels.shape == (64, 64, 3)
             while len(started) == decoder.AT_ONCE + decoder.SPARE:
@@ -118,7 +118,7 @@ def test_a_decoder_that_is_killed_is_replaced_and_none_outlives_the_server(monke
 def test_what_cannot_fit_is_refused_by_its_header(server):
     damaged = hostile.png(1999, 1999)[:60] + bytes(1000)
     answer = server.post("/v1/denoise?deadline_ms=1", damaged)
-    assert (answer.status_code, "1 in all" in answer.json()["detail"]) == (413, True)
+    assert (answer.status_code, "allows 1:" in answer.json()["detail"]) == (413, True)
     assert server.post("/v1/denoise", damaged).status_code in (413, 422)  # 413 where even 10 s are too short
 
 

@@ -32,6 +32,7 @@ RESULTS = ROOT / "results"
 # Module: the nearest tests, as pytest takes them.
 NEAREST = {
     "cell": ["tests/test_cell.py", "-m", "not slow"],
+    "network": ["tests/test_cell.py", "-m", "not slow"],
     "calling": ["tests/test_denoise.py", "tests/test_evaluation.py", "tests/test_cell.py", "-m", "not slow"],
     "training/steps": [
         "tests/test_training.py",
@@ -49,6 +50,7 @@ NEAREST = {
     "evaluation/recalibrate": ["tests/test_classify.py", "-k", "recalibrat"],
     "evaluation/record": ["tests/test_evaluation.py", "-k", "record"],
     "serve/scheduler": ["tests/test_serve_engine.py", "-k", "not engine and not worker"],
+    "serve/demand": ["tests/test_serve_engine.py", "-k", "not engine and not worker"],
     "serve/policies": ["tests/test_serve_engine.py", "-k", "not engine and not worker"],
     "serve/costs": ["tests/test_serve_engine.py", "-k", "costs or hung"],
 }

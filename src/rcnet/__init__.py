@@ -8,7 +8,7 @@ from rcnet.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from rcnet.about import About
-    from rcnet.cell import Cell, RecurrentCell, RecurrentNet, Transition, unroll, untie
+    from rcnet.cell import Cell, RecurrentCell, Transition
     from rcnet.cost.budget import steps_for
     from rcnet.deploy.classify import classify
     from rcnet.deploy.denoise import denoise
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rcnet.hub import from_pretrained, push_to_hub, save_pretrained
     from rcnet.models import create_model, list_models, load, register, save
     from rcnet.models.converted import convert
+    from rcnet.network import RecurrentNet, unroll, untie
     from rcnet.tasks.dial import best_settings
 
 __all__ = [
@@ -50,7 +51,8 @@ __all__ = [
 ]
 
 _HOME = {
-    **dict.fromkeys(("Cell", "RecurrentCell", "RecurrentNet", "Transition", "unroll", "untie"), "rcnet.cell"),
+    **dict.fromkeys(("Cell", "RecurrentCell", "Transition"), "rcnet.cell"),
+    **dict.fromkeys(("RecurrentNet", "unroll", "untie"), "rcnet.network"),
     **dict.fromkeys(("create_model", "list_models", "load", "register", "save"), "rcnet.models"),
     **dict.fromkeys(("from_pretrained", "push_to_hub", "save_pretrained"), "rcnet.hub"),
     "About": "rcnet.about",

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from rcnet.cell import Net, RecurrentNet, evaluating, unroll
 from rcnet.device import autocast, resolve_precision
 from rcnet.errors import InputError
+from rcnet.network import Net, RecurrentNet, evaluating, unroll
 from rcnet.setting import Steps
 
 Call = Callable[..., Tensor]

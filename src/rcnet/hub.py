@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rcnet.cell import RecurrentNet
 from rcnet.cost import macs, parameters
 from rcnet.errors import InputError, unknown
 from rcnet.figures.dial import dial
 from rcnet.figures.side_by_side import save_picture
 from rcnet.models.files import load, save, trainings
 from rcnet.models.huggingface import PREFIX, WEIGHTS, hub
-from rcnet.models.judge import is_untold
+from rcnet.models.judge import needs_level
 from rcnet.models.results import result_name, rows_of
+from rcnet.network import RecurrentNet
 from rcnet.replacing import replacing
 from rcnet.tasks import TASKS, usual_size
 from rcnet.tasks.dial import best_settings
@@ -122,7 +122,7 @@ def model_card(model: RecurrentNet, name: str, pictured: bool = False) -> str:
     task = TASKS.get(about.task)
     header = {"library_name": "rcnet", "pipeline_tag": task.pipeline if task else "", "license": card.get("license")}
     call = (task or Kind).use
-    told = ", sigma=25" * is_untold(model)
+    told = ", sigma=25" * needs_level(model)
     what = f"`{model.metadata['architecture']['name']}`" + f", made to {about.task}" * bool(about.task)
     sections = {
         f"# {Path(name).name}": [

@@ -74,7 +74,6 @@ def convert(
     import torch
 
     from rcnet.about import About
-    from rcnet.cell import unroll
     from rcnet.cli.text import count, table
     from rcnet.conversion.convert import SIDE
     from rcnet.cost import macs, parameters
@@ -82,6 +81,7 @@ def convert(
     from rcnet.models import save
     from rcnet.models.converted import LIBRARIES, about_of, read_original
     from rcnet.models.converted import convert as run
+    from rcnet.network import unroll
     from rcnet.setting import parse_numbers
     from rcnet.tasks import TASKS, find_task
     from rcnet.training.recipe import read_overrides

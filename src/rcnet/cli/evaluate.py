@@ -9,7 +9,7 @@ from rcnet.cli.text import Budget, Json
 from rcnet.errors import InputError
 
 if TYPE_CHECKING:
-    from rcnet.cell import RecurrentNet
+    from rcnet.network import RecurrentNet
 
 
 def evaluate(

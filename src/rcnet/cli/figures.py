@@ -10,7 +10,7 @@ from rcnet.errors import InputError, unknown
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from rcnet.cell import RecurrentNet
+    from rcnet.network import RecurrentNet
 
 ALONE = ("bn-steps", "bn-upstream")  # of a network alone, each by the function of its name in the file of its name
 NAMES = (*ALONE, "denoised", "features", "dial")

@@ -8,7 +8,7 @@ from rcnet.cli.text import Json
 from rcnet.errors import InputError
 
 if TYPE_CHECKING:
-    from rcnet.cell import RecurrentNet
+    from rcnet.network import RecurrentNet
 
 
 def profile(

@@ -11,7 +11,7 @@ from rcnet.errors import InputError
 from rcnet.setting import Setting
 
 if TYPE_CHECKING:
-    from rcnet.cell import RecurrentNet
+    from rcnet.network import RecurrentNet
 
 Budget = Annotated[str | None, Parameter(allow_leading_hyphen=True)]  # -5ms is a bad budget, not an option
 Json = Annotated[bool, Parameter(name="--json")]

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from rcnet.about import About
-from rcnet.cell import NORM_MODES, NormMode, RecurrentNet, Transition, supported_steps
+from rcnet.cell import NORM_MODES, NormMode, Transition, supported_steps
 from rcnet.conversion.cells import RelaxedCell, add_differences, own_part, take_out, tensor_of
 from rcnet.conversion.fit import INITS, difference, groups_of, largest_rank, set_difference, shared_kernel
 from rcnet.conversion.record import device_of_input, first_tensor, is_leaf, record
 from rcnet.conversion.runs import Run, count_parameters, find_runs
 from rcnet.errors import InputError, unknown
+from rcnet.network import RecurrentNet
 
 Init = Literal["first", "mean", "low-rank"]
 SIDE = 64  # default side of the example in pixels: five halvings still leave 2x2

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import torch
 
 from rcnet.calling import device_of, ready
-from rcnet.cell import RecurrentNet
 from rcnet.cost.counting import macs
 from rcnet.cost.latency import interleaved, measured_once, summary
 from rcnet.device import resolve_precision
 from rcnet.errors import InputError
 from rcnet.models.judge import without_judge
 from rcnet.models.results import best_of, setting_quality
+from rcnet.network import RecurrentNet
 from rcnet.setting import Setting
 
 UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "MAC": 1.0, "kMAC": 1e3, "MMAC": 1e6, "GMAC": 1e9, "TMAC": 1e12}

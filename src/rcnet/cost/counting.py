@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rcnet.calling import plain, ready, refused
-from rcnet.cell import RecurrentNet, unroll
 from rcnet.models.judge import without_judge
+from rcnet.network import RecurrentNet, unroll
 from rcnet.setting import Steps
 
 

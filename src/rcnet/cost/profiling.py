@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from rcnet.calling import device_of, ready
-from rcnet.cell import RecurrentNet, unroll
 from rcnet.cost.budget import latencies
 from rcnet.cost.counting import macs, parameters
 from rcnet.cost.memory import peak_memory
 from rcnet.models.judge import without_judge
+from rcnet.network import RecurrentNet, unroll
 
 
 def profile(

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from rcnet.data.colours import gray_of
+
 # Malvar, He & Cutler 2004, "High-quality linear interpolation for demosaicing of Bayer-patterned color images", in eighths:
 # green at red or blue; red at green in a row of reds; red at green in a column of reds (its transpose); red at blue.
 _GREEN = [[0, 0, -1, 0, 0], [0, 0, 2, 0, 0], [-1, 2, 4, 2, -1], [0, 0, 2, 0, 0], [0, 0, -1, 0, 0]]
@@ -176,6 +178,12 @@ def _strength(noise: Tensor) -> Tensor:
     return noise.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-8)
 
 
+def _scaled(noise: Tensor, rng: np.random.Generator, most: float) -> Tensor:
+    """The noise with a strength drawn per image, from 1 to `most` levels of 255, evenly in the logarithm."""
+    wanted = torch.from_numpy(np.exp(rng.uniform(0, math.log(most), (len(noise), 1, 1, 1))) / 255).float()
+    return noise * wanted / _strength(noise)
+
+
 def _blur(x: Tensor, sigma: float) -> Tensor:
     """A Gaussian blur; `sigma` in pixels."""
     radius = max(1, math.ceil(2.5 * sigma))
@@ -202,12 +210,10 @@ def photograph(
     noise = develop(sensor_noise(raw, camera, generator), camera) - target
     if rng.random() < coarse:
         noise = coarsen(noise, rng)
-        wanted = torch.from_numpy(np.exp(rng.uniform(0, math.log(14), (len(clean), 1, 1, 1))) / 255).float()
-        noise = noise * wanted / _strength(noise)
+        noise = _scaled(noise, rng, 14)
     noisy = target + noise
     if clean.shape[1] == 1:
-        luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-        noisy, target = ((picture * luma).sum(1, keepdim=True) for picture in (noisy, target))
+        noisy, target = gray_of(noisy), gray_of(target)
     return noisy, target
 
 
@@ -224,8 +230,7 @@ def camera_file(
         if rng.random() < 0.35:
             target = _blur(clean, rng.uniform(0.3, 0.9))
         noise = shaped_noise(target, rng, generator)
-        wanted = torch.from_numpy(np.exp(rng.uniform(0, math.log(16), (len(clean), 1, 1, 1))) / 255).float()
-        noisy = target + noise * wanted / _strength(noise)
+        noisy = target + _scaled(noise, rng, 16)
         if rng.random() < 0.2:  # additional white noise, as from a scanner
             noisy = noisy + torch.randn(noisy.shape, generator=generator) * rng.uniform(0, 6) / 255
     else:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, JpegImagePlugin, TiffImagePlugin
 
 from rcnet.data import encoding, limits
-from rcnet.data.formats import CHUNKS, FORMATS, KINDS, OWN_TAGS, ImageFile, load_heif, missing_package, unreadable
+from rcnet.data.formats import CHUNKS, FORMATS, KINDS, OWN_TAGS, ImageFile, kind_of, load_heif, missing_package, unreadable
 from rcnet.errors import InputError
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "YCbCr", "I;16", "I;16B", "CMYK")
@@ -27,7 +27,7 @@ _UNITS = {1: "", 2: "inch", 3: "cm"}  # of TIFF
 def decode(name: str, data: bytes) -> ImageFile:
     """Decodes a file with one picture."""
     limits.check(name, data)
-    if is_tiff(data):
+    if kind_of(data) == "TIFF":
         return decode_tiff(name, data)[0]
     if deep := re.match(rb"P([2356])#\s(\d+)#\s(\d+)#\s(\d+)\s".replace(rb"#\s", rb"(?:\s|#[^\n]*\n)+"), data):
         gray, plain, width, height, top = deep[1] in b"25", deep[1] in b"23", *map(int, deep.groups()[1:])
@@ -88,18 +88,12 @@ def decode(name: str, data: bytes) -> ImageFile:
         )
 
 
-def is_tiff(data: bytes) -> bool:
-    """Whether a file is a TIFF or a BigTIFF, by its first bytes."""
-    return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
 def plugins(name: str, data: bytes) -> list[str]:
     """Pillow's names of the readable formats; `InputError` if that of this file needs another package."""
     load_heif()
     brand = data[8:12] if data[4:8] == b"ftyp" else b""
-    if brand in (b"heic", b"heix", b"mif1", b"msf1", b"hevc") and (needed := missing_package("HEIC")):
-        raise InputError(f"{name} cannot be read: {needed}")
-    if brand in (b"avif", b"avis") and (needed := missing_package("AVIF")):
+    kind = "HEIC" if brand in (b"heic", b"heix", b"mif1", b"msf1", b"hevc") else "AVIF" if brand in (b"avif", b"avis") else ""
+    if needed := missing_package(kind):
         raise InputError(f"{name} cannot be read: {needed}")
     return [form.plugin or kind for kind, form in FORMATS.items() if (form.plugin or kind.upper()) in Image.OPEN]
 

@@ -50,6 +50,13 @@ FORMATS = {
     "AVIF": Format((".avif",), _8BIT, _COMMON, side=65536, options={"quality": 95, "subsampling": "4:4:4"}),
     "HEIC": Format((".heic", ".heif"), _8BIT, _COMMON, "HEIF", 16384, {"quality": 95, "subsampling": "4:4:4"}),
 }
+# What a file starts with; TIFF: of either byte order, BigTIFF too.
+SIGNATURES: dict[str, tuple[bytes, ...]] = {
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "JPEG": (b"\xff\xd8\xff",),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "npy": (b"\x93NUMPY",),
+}
 SUFFIXES = {suffix: kind for kind, form in FORMATS.items() for suffix in form.suffixes}
 KINDS = {form.plugin or kind.upper(): kind for kind, form in FORMATS.items()} | {"MPO": "JPEG"}
 NAMES = f"{', '.join([*FORMATS][:-1])} and {[*FORMATS][-1]}"
@@ -102,6 +109,18 @@ class ImageFile:
         mode = ("L" if self.pixels.shape[2] == 1 else "RGB") + ("" if self.alpha is None else "A")
         deep = {"u1": "", "u2": ";16", "f2": ";F16", "f4": ";F"}[self.pixels.dtype.str[1:]]
         return {"L;16": "I;16", "L;F": "F", "L;F16": "F16"}.get(mode + deep, mode + deep)
+
+
+def kind_of(data: bytes) -> str:
+    """PNG, JPEG, WebP, TIFF or npy by the first bytes of a file; empty for all others.
+
+    Example:
+        >>> kind_of(b"II*\0..."), kind_of(b"GIF89a")
+        ('TIFF', '')
+    """
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP"
+    return next((kind for kind, starts in SIGNATURES.items() if data.startswith(starts)), "")
 
 
 def unreadable(name: str, problem: str) -> InputError:

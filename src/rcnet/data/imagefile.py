@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from rcnet.data import encoding
-from rcnet.data.decoding import decode, decode_tiff, is_tiff
+from rcnet.data.decoding import decode, decode_tiff
 from rcnet.data.formats import (
     CHUNKS,
     FORMATS,
@@ -24,6 +24,7 @@ from rcnet.data.formats import (
     SEGMENTS,
     SUFFIXES,
     ImageFile,
+    kind_of,
     missing_package,
     unreadable,
 )
@@ -67,7 +68,11 @@ def read(source: Source) -> ImageFile:
 
 def read_pages(source: Source) -> list[ImageFile]:
     """As `read`, for all pages of a TIFF except reduced copies; other files have one image."""
-    return _read(source, lambda name, data: decode_tiff(name, data, every=True) if is_tiff(data) else [decode(name, data)])
+
+    def pages(name: str, data: bytes) -> list[ImageFile]:
+        return decode_tiff(name, data, every=True) if kind_of(data) == "TIFF" else [decode(name, data)]
+
+    return _read(source, pages)
 
 
 def _read(source: Source, decoded: Callable[[str, bytes], list[ImageFile]]) -> list[ImageFile]:

@@ -10,7 +10,6 @@ import torch
 from rcnet.data import imagefile
 from rcnet.errors import InputError
 
-SUFFIXES = imagefile.SUFFIXES
 SPLITS = ("train", "val", "test")
 # The gray version of BSD (BSD68) is this sum of the colour images, rounded; PIL's "L" differs by a level in a few pixels.
 GRAY_WEIGHTS = np.array([0.298936, 0.587043, 0.114021])
@@ -29,7 +28,7 @@ def list_images(folder: str | Path) -> list[Path]:
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")  # macOS writes ._NAME
+        if path.suffix.lower() in imagefile.SUFFIXES and path.is_file() and not path.name.startswith(".")  # macOS writes ._NAME
     )
     if not files:
         raise InputError(f"{folder} contains no images: looked for {imagefile.NAMES}, also in subfolders")
@@ -45,7 +44,7 @@ def read_image(path: str | Path, channels: int) -> np.ndarray:
         InputError: what `imagefile.read` raises.
     """
     image = imagefile.read(path)
-    return _in_8_bits(image, imagefile.white_level(image), channels)
+    return in_channels(in_8_bits(image, imagefile.white_level(image)), channels)
 
 
 def read_pair(first: str | Path, second: str | Path, channels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,14 +53,16 @@ def read_pair(first: str | Path, second: str | Path, channels: int) -> tuple[np.
     whites = imagefile.white_level(a), imagefile.white_level(b)
     if a.pixels.dtype == b.pixels.dtype:
         whites = (max(whites),) * 2
-    return _in_8_bits(a, whites[0], channels), _in_8_bits(b, whites[1], channels)
+    a_pixels, b_pixels = (in_channels(in_8_bits(*pair), channels) for pair in zip((a, b), whites, strict=True))
+    return a_pixels, b_pixels
 
 
-def _in_8_bits(image: imagefile.ImageFile, white: int, channels: int) -> np.ndarray:
+def in_8_bits(image: imagefile.ImageFile, white: int) -> np.ndarray:
+    """The pixels upright and as uint8 [H, W, C]; `white` becomes 255."""
     pixels = np.ascontiguousarray(imagefile.upright(image, image.pixels))
     if pixels.dtype != np.uint8:
         pixels = np.rint(255 * (pixels / white).clip(0, 1)).astype(np.uint8)
-    return in_channels(pixels, channels)
+    return pixels
 
 
 def in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:

@@ -4,7 +4,7 @@ import re
 import struct
 from typing import NamedTuple
 
-from rcnet.data.formats import unreadable
+from rcnet.data.formats import kind_of, unreadable
 
 MAX_SCANS = 100  # of a JPEG: encoders write about 10, mozjpeg up to 20; each makes libjpeg pass over the whole picture once more
 MAX_SEGMENTS = (
@@ -38,15 +38,16 @@ def check(name: str, data: bytes) -> None:
     Raises:
         InputError: the structure exceeds the limits above.
     """
-    if data.startswith(b"\xff\xd8\xff"):
+    kind = kind_of(data)
+    if kind == "JPEG":
         found = read_jpeg(data)
         if found.scans > MAX_SCANS:
             raise unreadable(name, f"has more than {MAX_SCANS} scans: save it as an ordinary JPEG")
         if found.segments > MAX_SEGMENTS:
             raise unreadable(name, f"has more than {MAX_SEGMENTS} segments: save it without its metadata")
-    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+    elif kind == "PNG":
         _check_png(name, data)
-    elif data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    elif kind == "TIFF":
         _check_tiff(name, data)
 
 
@@ -73,21 +74,18 @@ def read_jpeg(data: bytes, scans: bool = True) -> Jpeg:
 
 def size_of(data: bytes) -> tuple[int, int] | None:
     """Width and height from the header of a PNG, JPEG or WebP; None for other files or if the header has none."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR" and len(data) >= 24:
+    kind, chunk = kind_of(data), data[12:16]
+    if kind == "PNG" and chunk == b"IHDR" and len(data) >= 24:
         width, height = struct.unpack_from(">II", data, 16)
         return width, height
-    if data.startswith(b"\xff\xd8\xff"):
+    if kind == "JPEG":
         found = read_jpeg(data, scans=False)
         return (found.width, found.height) if found.width else None
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) >= 30:
-        return _webp_size(data)
-    return None
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    if data[12:16] == b"VP8X":
+    if kind != "WebP" or len(data) < 30:
+        return None
+    if chunk == b"VP8X":
         return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
-    if data[12:16] == b"VP8L":
+    if chunk == b"VP8L":
         bits = int.from_bytes(data[21:25], "little")
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from rcnet.calling import check_range, device_of, ready
-from rcnet.cell import RecurrentNet
 from rcnet.cost.counting import macs
 from rcnet.data.images import read_image
 from rcnet.data.labelled import fit
 from rcnet.errors import InputError
 from rcnet.evaluation.adaptive import Cascade, mean_macs
+from rcnet.network import RecurrentNet
 from rcnet.setting import Setting, Steps
 from rcnet.tasks.classify import image_size
 

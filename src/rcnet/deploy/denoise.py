@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rcnet.about import About
 from rcnet.calling import Call, check_range, device_of, ready
-from rcnet.cell import RecurrentNet
 from rcnet.cost.budget import choose_setting, fingerprint, parse_budget, refuse_at_once
 from rcnet.cost.counting import macs
 from rcnet.cost.latency import interleaved, measured_once, summary
@@ -19,8 +18,9 @@ from rcnet.deploy.optimize import Optimized
 from rcnet.device import resolve_precision
 from rcnet.errors import InputError
 from rcnet.models.denoise import Sigma, filling
-from rcnet.models.judge import is_untold
+from rcnet.models.judge import needs_level
 from rcnet.models.results import setting_quality
+from rcnet.network import RecurrentNet
 from rcnet.runtime.denoise import Denoised, Work, check_channels, check_strength, denoise_images, judge_image, told
 from rcnet.runtime.denoise import denoise_pixels as on_pixels
 from rcnet.runtime.levels import given_levels
@@ -226,7 +226,7 @@ def denoise_setting_for(
     session, first = isinstance(model, Optimized), net.settings[0]
     what = {"network": fingerprint(net), "tiles": list(largest.values()), "session": session, "precision": how}
     what |= {"judge": True} if net.judge is not None else {}
-    sigma = 25.0 if is_untold(net) else None  # any level takes the same time
+    sigma = 25.0 if needs_level(net) else None  # any level takes the same time
 
     def measure() -> dict[str, float]:
         calls = {

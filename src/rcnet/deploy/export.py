@@ -17,7 +17,6 @@ from torch import nn
 
 from rcnet.about import SMOOTH
 from rcnet.calling import plain, ready, refused
-from rcnet.cell import RecurrentNet, evaluating, unroll
 from rcnet.deploy import running, writing
 from rcnet.deploy.graphs import text_of
 from rcnet.deploy.optimize import chosen, optimize
@@ -26,6 +25,7 @@ from rcnet.deploy.writing import Calibration, EveryStep
 from rcnet.device import sums_8_bits
 from rcnet.errors import InputError, unknown
 from rcnet.models.judge import KNOTS
+from rcnet.network import RecurrentNet, evaluating, unroll
 from rcnet.replacing import naming
 from rcnet.runtime.levels import LEVELS, Level, level_map, sigma_input
 from rcnet.setting import Setting, Steps, listed

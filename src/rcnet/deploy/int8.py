@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from rcnet.cell import RecurrentNet
 from rcnet.deploy.graphs import reached
 from rcnet.deploy.packages import needed, quiet
+from rcnet.network import RecurrentNet
 from rcnet.runtime.levels import LEVELS
 from rcnet.tasks import find_task
 from rcnet.tasks.task import Fed

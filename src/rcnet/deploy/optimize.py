@@ -9,10 +9,10 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rcnet.calling import Call, caller, check_range, device_of, plain
-from rcnet.cell import RecurrentNet, evaluating, unroll
 from rcnet.device import channels_last, resolve_precision
 from rcnet.errors import InputError
 from rcnet.models.denoise import Sigma
+from rcnet.network import RecurrentNet, evaluating, unroll
 from rcnet.setting import Setting, Steps, listed
 
 LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)  # what a session in bf16 casts by itself

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from rcnet.calling import device_of, ready
-from rcnet.cell import RecurrentNet
 from rcnet.cost.counting import macs
 from rcnet.errors import InputError
+from rcnet.network import RecurrentNet
 from rcnet.setting import Setting
 
 # The thresholds that are tested, safest first, as 1 - the probability of the likeliest class from which an answer is accepted.

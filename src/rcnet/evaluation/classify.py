@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rcnet.calling import device_of, ready
-from rcnet.cell import RecurrentNet
+from rcnet.network import RecurrentNet
 from rcnet.setting import Steps
 
 

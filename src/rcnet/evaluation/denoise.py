@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rcnet.calling import device_of, ready
-from rcnet.cell import RecurrentNet
 from rcnet.data.images import to_tensor
 from rcnet.data.noise import protocol_noise
 from rcnet.errors import InputError
 from rcnet.models.denoise import filling
-from rcnet.models.judge import check_told
-from rcnet.setting import Setting, Steps
+from rcnet.models.judge import check_level
+from rcnet.network import RecurrentNet
+from rcnet.setting import Steps
 
 
 def psnr(image: Tensor, reference: Tensor) -> float:
@@ -71,7 +71,20 @@ def to_uint8_levels(x: Tensor) -> Tensor:
     return (x.float().clamp(0, 1) * 255).round() / 255
 
 
-@torch.inference_mode()
+Pairs = Iterable[tuple[Tensor, Tensor]]  # noisy and clean, float [1, C, H, W] in [0, 1]
+
+
+def protocol_pairs(images: Sequence[np.ndarray], sigma: float, as_8bit: bool = False, own_noise: bool = False) -> Pairs:
+    """Noisy and clean images, float [1, C, H, W] in [0, 1], of images uint8 [H, W, C].
+
+    Args:
+        as_8bit: clip and round the noisy images, as in 8-bit files.
+        own_noise: the seed of an image's noise is its index; the protocol draws all noise from seed 0.
+    """
+    for seed, image in enumerate(images):
+        yield protocol_noise(image, sigma, as_8bit, seed * own_noise), to_tensor(image)
+
+
 def denoising_scores(
     network: Callable[[Tensor], Tensor],
     images: Sequence[np.ndarray],
@@ -80,34 +93,32 @@ def denoising_scores(
     as_8bit: bool = False,
     device: torch.device | str = "cpu",
     each: Callable[[], object] = lambda: None,
-    own_noise: bool = False,
-    keep: Callable[[list[float]], object] = lambda psnrs: None,
 ) -> tuple[float, float]:
     """Mean PSNR in dB and mean SSIM over images (uint8 [H, W, C]) of a function that denoises float [1, C, H, W].
 
     Args:
         as_8bit: clip and round the noisy images first, as in 8-bit files.
         each: called after each image, for a progress bar.
-        own_noise: the noise of each image is drawn from a seed of its own, its number; the protocol draws all from seed 0.
-        keep: is given the PSNR of each image.
+
+    Example:
+        >>> import numpy as np
+        >>> image = np.full((16, 16, 1), 128, np.uint8)
+        >>> psnr_in_db, _ = denoising_scores(lambda noisy: noisy, [image], sigma=25)
+        >>> round(psnr_in_db)
+        20
     """
-    seeds = range(len(images)) if own_noise else [0] * len(images)
-    noisy = (protocol_noise(image, sigma, as_8bit, seed) for image, seed in zip(images, seeds, strict=True))
-    return pair_scores(network, zip(noisy, map(to_tensor, images), strict=True), device, each, keep)
+    return pair_scores(network, protocol_pairs(images, sigma, as_8bit), device, each)
 
 
 @torch.inference_mode()
 def pair_scores(
     network: Callable[[Tensor], Tensor],
-    pairs: Iterable[tuple[Tensor, Tensor]],
+    pairs: Pairs,
     device: torch.device | str = "cpu",
     each: Callable[[], object] = lambda: None,
     keep: Callable[[list[float]], object] = lambda psnrs: None,
 ) -> tuple[float, float]:
-    """Mean PSNR in dB and mean SSIM over pairs of noisy and clean images, float [1, C, H, W], of a denoising function.
-
-    `each` is called after each pair, `keep` with the PSNR of all.
-    """
+    """As `denoising_scores`, for pairs of noisy and clean images. `each` is called after each pair, `keep` with all PSNRs."""
     scores = []
     for noisy, clean in pairs:
         reference = clean.to(device)
@@ -119,7 +130,6 @@ def pair_scores(
     return float(mean[0]), float(mean[1])
 
 
-@torch.inference_mode()
 def denoising_results(
     model: RecurrentNet,
     images: Sequence[np.ndarray],
@@ -133,30 +143,32 @@ def denoising_results(
     own_noise: bool = False,
     keep: Callable[[Any, list[float]], object] = lambda steps, psnrs: None,
 ) -> list[dict[str, Any]]:
-    """One row per setting: `steps`, `psnr` in dB and `ssim`, as `denoising_scores` measures them.
+    """One row per setting: `steps`, `psnr` in dB and `ssim`, means over images uint8 [H, W, C].
 
     A network that takes the noise level is given it as the level of white noise, unless `blind`: then its judge estimates it, if
-    it has one. `each` is called after each image at each setting, `keep` with the steps of each row and the PSNR of each image.
+    it has one.
+
+    Args:
+        as_8bit, own_noise: see `protocol_pairs`.
+        each: called after each image at each setting, for a progress bar.
+        keep: called with the steps of each row and the PSNR of each image.
 
     Raises:
         InputError: steps that the model does not support, an image smaller than 11x11 pixels, or `blind` for a network that
             takes both levels and has no judge.
+
+    Example:
+        >>> import numpy as np, rcnet
+        >>> image = np.full((16, 16, 1), 128, np.uint8)
+        >>> rows = denoising_results(rcnet.load("r3_fast.bsd-gray-25"), [image], 25, steps=[1, 3])
+        >>> [row["steps"] for row in rows]
+        [1, 3]
     """
     check_sizes(images)
     level = sigma if model.about.takes_level and not blind else None
-    device = device_of(model)
-    return _rows(
-        model,
-        steps,
-        level,
-        precision,
-        lambda n, call: denoising_scores(
-            call, images, sigma, as_8bit=as_8bit, device=device, each=each, own_noise=own_noise, keep=partial(keep, n.to_json())
-        ),
-    )
+    return _rows(model, steps, level, precision, lambda: protocol_pairs(images, sigma, as_8bit, own_noise), each, keep)
 
 
-@torch.inference_mode()
 def pair_results(
     model: RecurrentNet,
     pairs: Sequence[tuple[np.ndarray, np.ndarray]],
@@ -173,20 +185,24 @@ def pair_results(
 
     Raises:
         InputError: unsupported steps, or a pair of different sizes or smaller than 11x11 pixels.
+
+    Example:
+        >>> import numpy as np, rcnet
+        >>> clean, noisy = np.full((16, 16, 1), 128, np.uint8), np.full((16, 16, 1), 153, np.uint8)
+        >>> pair_results(rcnet.load("r3_fast.bsd-gray-25"), [(noisy, clean)], steps=[2])[0]["psnr"]
+        20.172
     """
     check_sizes([clean for _, clean in pairs])
     for noisy, clean in pairs:
         if noisy.shape != clean.shape:
             sizes = f"{noisy.shape[1]}x{noisy.shape[0]} and {clean.shape[1]}x{clean.shape[0]} pixels"
             raise InputError(f"the images of a pair differ in size: {sizes}")
-    device = device_of(model)
 
-    def scores(call: Callable[[Tensor], Tensor], each: Callable[[], object] = each) -> tuple[float, float]:
-        return pair_scores(call, ((to_tensor(noisy), to_tensor(clean)) for noisy, clean in pairs), device, each)
+    def tensors() -> Pairs:
+        return ((to_tensor(noisy), to_tensor(clean)) for noisy, clean in pairs)
 
-    db, similarity = scores(lambda x: x, lambda: None)
-    before = {"steps": 0, "psnr": round(db, 4), "ssim": round(similarity, 5)}
-    return [before, *_rows(model, steps, sigma, precision, lambda n, call: scores(call))]
+    before = _row(0, pair_scores(lambda x: x, tensors()))
+    return [before, *_rows(model, steps, sigma, precision, tensors, each)]
 
 
 def _rows(
@@ -194,13 +210,19 @@ def _rows(
     steps: Sequence[Steps],
     sigma: float | None,
     precision: str,
-    scores: Callable[[Setting, Callable[[Tensor], Tensor]], tuple[float, float]],
+    pairs: Callable[[], Pairs],
+    each: Callable[[], object],
+    keep: Callable[[Any, list[float]], object] = lambda steps, psnrs: None,
 ) -> list[dict[str, Any]]:
-    """One row per setting with the `scores` of the network."""
-    check_told(model, sigma)
+    """One row per setting with the scores of the network on `pairs()`."""
+    check_level(model, sigma)
     kwargs = {} if sigma is None else {"sigma": sigma}
     rows = []
     for n in map(model.per_cell, steps):
-        db, similarity = scores(n, partial(filling(ready(model, n, precision), model.about.multiple), **kwargs))
-        rows.append({"steps": n.to_json(), "psnr": round(db, 4), "ssim": round(similarity, 5)})
+        call = partial(filling(ready(model, n, precision), model.about.multiple), **kwargs)
+        rows.append(_row(n.to_json(), pair_scores(call, pairs(), device_of(model), each, partial(keep, n.to_json()))))
     return rows
+
+
+def _row(steps: Any, scores: tuple[float, float]) -> dict[str, Any]:
+    return {"steps": steps, "psnr": round(scores[0], 4), "ssim": round(scores[1], 5)}

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from rcnet.calling import device_of, ready
-from rcnet.cell import RecurrentNet
 from rcnet.data.images import to_tensor
 from rcnet.evaluation.cards import SIGMA, flat_cards, noisy_cards, picture_cards
 from rcnet.evaluation.denoise import psnr, to_uint8_levels
 from rcnet.models.denoise import filling
-from rcnet.models.judge import check_told
+from rcnet.models.judge import check_level
+from rcnet.network import RecurrentNet
 from rcnet.setting import Steps
 
 UNCHANGED = 99.0  # dB, instead of infinity, so that means and JSON stay finite; one level in one pixel of 1e5 is 98 dB
@@ -54,7 +54,7 @@ def harm_results(
         sigma: the noise level for a network that takes one (the noisy areas use their own); None: unknown.
         each: called after each photograph at each setting.
     """
-    check_told(model, sigma)
+    check_level(model, sigma)
     channels, rows = model.about.channels, []
     flat_areas, noisy_areas, pictures = flat_cards(channels), noisy_cards(channels), picture_cards(channels)
     for n in map(model.per_cell, steps):

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcnet.cell import RecurrentNet, batch_norms, unroll
+from rcnet.cell import batch_norms
+from rcnet.network import RecurrentNet, unroll
 
 
 @torch.no_grad()

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from rcnet.cell import RecurrentNet
 from rcnet.errors import InputError
 from rcnet.models.files import bundled, read_metadata, save
 from rcnet.models.huggingface import PREFIX
+from rcnet.network import RecurrentNet
 
 
 def record_result(model: RecurrentNet, name_or_path: str | Path, result: dict[str, Any]) -> Path:

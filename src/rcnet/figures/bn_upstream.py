@@ -5,9 +5,10 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from rcnet.cell import RecurrentCell, RecurrentNet
+from rcnet.cell import RecurrentCell
 from rcnet.errors import InputError
 from rcnet.figures.norms import draw_norms
+from rcnet.network import RecurrentNet
 
 
 def bn_upstream(model: RecurrentNet) -> Image.Image:

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from rcnet.cell import RecurrentNet
 from rcnet.data.images import to_tensor
 from rcnet.data.noise import protocol_noise
 from rcnet.deploy.denoise import denoise
 from rcnet.evaluation.denoise import psnr, to_uint8_levels
 from rcnet.figures.side_by_side import Panel, centre, in_rows, side_by_side
-from rcnet.models.judge import is_untold
+from rcnet.models.judge import needs_level
+from rcnet.network import RecurrentNet
 from rcnet.setting import Steps
 
 SHOWN = 160  # side in pixels of the part that is shown, enlarged
@@ -35,7 +35,7 @@ def denoised(networks: Mapping[str, tuple[RecurrentNet, Steps]], images: Sequenc
         clean, noisy = to_tensor(image), protocol_noise(image, sigma)
         row = [_panel(f"noisy: {psnr(to_uint8_levels(noisy), clean):.2f} dB", noisy[0].permute(1, 2, 0).numpy())]
         for label, (network, steps) in networks.items():
-            output = denoise(network, noisy, steps, sigma=sigma if is_untold(network) else None)
+            output = denoise(network, noisy, steps, sigma=sigma if needs_level(network) else None)
             row.append(_panel(f"{label}: {psnr(to_uint8_levels(output), clean):.2f} dB", output[0].permute(1, 2, 0).numpy()))
         row.append(_panel("clean", image / 255))
         rows += in_rows(row, COLUMNS)

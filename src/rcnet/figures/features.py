@@ -7,10 +7,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rcnet.cell import RecurrentCell, RecurrentNet, StandardCell, evaluating, unroll
+from rcnet.cell import RecurrentCell, StandardCell
 from rcnet.errors import InputError
 from rcnet.figures.plots import page, to_image
-from rcnet.models.judge import check_told
+from rcnet.models.judge import check_level
+from rcnet.network import RecurrentNet, evaluating, unroll
 
 
 @torch.inference_mode()
@@ -21,7 +22,7 @@ def evolution(model: RecurrentNet, x: Tensor, names: Sequence[str]) -> dict[str,
         InputError: a name that is not a recurrent cell's, a cell whose output is not [B, C, H, W], or a denoiser of two noise
             levels that has no judge.
     """
-    check_told(model, None)
+    check_level(model, None)
     net = evaluating(unroll(model))
     outputs: dict[str, list[Tensor]] = {name: [] for name in names}
     hooks = []

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from torch import nn
 
 from rcnet.about import About
-from rcnet.cell import NormMode, RecurrentCell, RecurrentNet, Transition, supported_steps, untie
+from rcnet.cell import NormMode, RecurrentCell, Transition, supported_steps
 from rcnet.models.layers import Normalize, PreActBody, conv3x3, init_weights
 from rcnet.models.registry import register
+from rcnet.network import RecurrentNet, untie
 
 # Mean and standard deviation of the CIFAR-10 training pixels in [0, 1]; weights carry their own as buffers.
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

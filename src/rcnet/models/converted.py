@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from rcnet import conversion
 from rcnet.about import About
 from rcnet.calling import device_of
-from rcnet.cell import NormMode, RecurrentNet, supported_steps
+from rcnet.cell import NormMode, supported_steps
 from rcnet.conversion import ConvertedNet, Init
 from rcnet.errors import InputError
 from rcnet.models.layers import Normalize
 from rcnet.models.registry import entry, find_builder, register_as, trusted
+from rcnet.network import RecurrentNet
 
 NAME = "converted:"  # in the registry; the configuration tells the task
 LIBRARIES = ("transformers", "torchvision", "timm")  # whose networks a file of weights may name

@@ -8,11 +8,12 @@ from torch import Tensor, fx, nn
 
 from rcnet.about import INPUTS, SMOOTH, About
 from rcnet.calling import Call
-from rcnet.cell import NormMode, RecurrentCell, RecurrentNet, supported_steps, untie
+from rcnet.cell import NormMode, RecurrentCell, supported_steps
 from rcnet.errors import InputError
 from rcnet.models.judge import level_map
 from rcnet.models.layers import ConvBody, conv3x3, init_weights
 from rcnet.models.registry import register
+from rcnet.network import RecurrentNet, untie
 from rcnet.setting import Steps
 
 UNKNOWN = -0.25  # an unknown noise level in the input plane: outside the known levels, [0, 1], and of their magnitude

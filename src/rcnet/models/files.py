@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from rcnet.cell import RecurrentNet
 from rcnet.errors import InputError, unknown
 from rcnet.models.huggingface import PREFIX, fetch
 from rcnet.models.judge import Judge, attach_judge
 from rcnet.models.registry import architecture_of, build_model, build_shapes, entry
+from rcnet.network import RecurrentNet
 from rcnet.replacing import replacing
 
 KEY = "rcnet"  # the one metadata key, holding JSON

@@ -1,6 +1,6 @@
 """A judge in front of a denoiser: a small network that estimates the white and the coarse noise of a picture at each brightness.
 
-A denoiser that takes the noise level needs to be told it; the judge does so if the user does not. It sees the whole picture and
+A denoiser that takes the noise level needs one; if the user gives none, the judge estimates it. It sees the whole picture and
 returns a noise level function (Liu et al. 2006, "Noise estimation from a single image"): the level as a function of brightness,
 on which sensors and tone curves make noise depend. It is trained through the frozen denoiser, on the denoised output
 (`rcnet.training.judging`).
@@ -18,9 +18,9 @@ from rcnet.about import SMOOTH
 from rcnet.errors import InputError
 
 KNOTS = 4  # brightnesses at which a level is estimated, evenly spaced from black to white
-SLOPE = 0.1  # of its units below 0, so that none dies: of plain ReLUs all did in two trainings of three
+SLOPE = 0.1  # of its units below 0, so that none dies: with plain ReLUs all did in two of three trainings
 GAIN = 64.0  # of detail before asinh: noise of sigma 1 (of 255) is where that turns from linear to logarithmic
-SHARE = 0.05  # weight of pixels of any brightness at each knot: a picture without dark areas still has a level for them
+SHARE = 0.05  # the least weight of a pixel at each knot, so that a picture without dark areas still gets a level for them
 MULTIPLE = 8  # side in pixels of a position for which a level is estimated
 
 
@@ -72,18 +72,18 @@ class Judge(nn.Module):
         return self.levels(self.logarithms(x))
 
     def levels(self, logarithms: Tensor) -> Tensor:
-        """The levels that it says, of what `logarithms` gives."""
+        """The levels, [B, 2, KNOTS], of the output of `logarithms`."""
         return (levels_of(logarithms) * self.lean).clamp(max=255.0)
 
     def logarithms(self, x: Tensor) -> Tensor:
-        """log(level + 1), [B, 2, KNOTS]; below 0 where there is less than none."""
+        """log(level + 1), [B, 2, KNOTS]; values below 0 mean no noise."""
         height, width = x.shape[-2:]
         x = F.pad(x, (0, max(MULTIPLE - width, 0), 0, max(MULTIPLE - height, 0)), mode="replicate")
         height, width = (side // MULTIPLE * MULTIPLE for side in x.shape[-2:])
         return self.of_multiples(x[..., :height, :width])
 
     def of_multiples(self, x: Tensor) -> Tensor:
-        """As `logarithms`, of pictures whose sides are multiples of `MULTIPLE`."""
+        """As `logarithms`, for pictures whose sides are multiples of `MULTIPLE`."""
         x = x.clamp(0, 1)
         low = F.avg_pool2d(x, 2)
         around = F.avg_pool2d(F.pad(low, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
@@ -99,45 +99,45 @@ class Judge(nn.Module):
 
 
 def levels_of(logarithms: Tensor) -> Tensor:
-    """Levels in [0, 255] of log(level + 1) of any size."""
+    """Levels in [0, 255] from log(level + 1), of any shape."""
     return logarithms.clamp(0.0, 8 * math.log(2)).exp() - 1
 
 
 def hats(brightness: Tensor) -> Tensor:
-    """How near values [B, 1, ...] in [0, 1] are to each knot, [B, KNOTS, 1, ...], summing to 1: linear interpolation."""
+    """Weights [B, KNOTS, 1, ...] of the knots for brightness [B, 1, ...] in [0, 1]: linear interpolation, the sum is 1."""
     knots = torch.linspace(0, 1, KNOTS, device=brightness.device, dtype=brightness.dtype)
     shape = (1, KNOTS, *(1,) * (brightness.ndim - 1))
     return (1 - (KNOTS - 1) * (brightness[:, None] - knots.view(shape)).abs()).clamp(min=0)
 
 
 def level_map(levels: Tensor, x: Tensor) -> Tensor:
-    """The levels at each pixel, [B, 2, H, W], of a judge's [B, 2, KNOTS] for pictures [B, C, H, W] in [0, 1]."""
+    """The levels at each pixel, [B, 2, H, W], from a judge's levels [B, 2, KNOTS] for pictures [B, C, H, W] in [0, 1]."""
     gray = x.clamp(0, 1).mean(1, keepdim=True)
     gray = F.avg_pool2d(F.pad(gray, (SMOOTH // 2,) * 4, mode="replicate"), SMOOTH, stride=1)
     return torch.einsum("bkj,bjhw->bkhw", levels, hats(gray)[:, :, 0])
 
 
 def attach_judge(model: nn.Module, judge: Judge | None) -> None:
-    """Makes it the judge of a network that takes both levels, which then needs not be told: `model(x)`.
+    """Makes it the judge of a network that takes both levels, so that `model(x)` needs no sigma.
 
-    It is no module of the network: it is not trained with it, and kept apart in its file.
+    It is not a submodule of the network: it is not trained with it, and its tensors are separate in the file.
     """
     model.__dict__["judge"] = judge
 
 
 def without_judge(model: M) -> M:
-    """A shallow copy that has no judge: a call of it is of the network alone."""
+    """A shallow copy without the judge."""
     other = copy.copy(model)
     other.__dict__["judge"] = None
     return other
 
 
-def is_untold(model: Any) -> bool:
-    """Whether a network takes both levels and has no judge that says them: each call then has to."""
+def needs_level(model: Any) -> bool:
+    """Whether every call needs a noise level: the network takes both levels and has no judge."""
     return bool(model.about.levels == 2 and model.judge is None)
 
 
-def check_told(model: Any, sigma: object) -> None:
-    """`InputError` where nobody says how much noise there is to a network that takes both levels."""
-    if sigma is None and is_untold(model):
-        raise InputError("this network has no judge of noise: say how much there is, sigma=..., or train one, rcnet judge")
+def check_level(model: Any, sigma: object) -> None:
+    """`InputError` if there is no `sigma` for a network that needs one."""
+    if sigma is None and needs_level(model):
+        raise InputError("this network has no judge of noise: give the noise level, sigma=..., or train a judge: rcnet judge")

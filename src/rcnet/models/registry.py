@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from rcnet.cell import RecurrentNet, supported_steps
+from rcnet.cell import supported_steps
 from rcnet.errors import InputError, unknown
+from rcnet.network import RecurrentNet
 
 Build = Callable[..., RecurrentNet]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rcnet.cell import RecurrentNet
+from rcnet.network import RecurrentNet
 from rcnet.setting import Setting
 
 UNITS = {"psnr": "dB", "error": "% error"}  # of the metrics of tasks

@@ -23,8 +23,8 @@ from rcnet.serve.engine import Engine
 from rcnet.serve.handler import Failure, Limits, RequestHandler, as_headers, drop_body, facts, failure_of
 from rcnet.serve.load import make_load
 from rcnet.serve.middleware import MetricsMiddleware
-from rcnet.serve.scheduler import Refused
-from rcnet.serve.schemas import BODY, HEADERS, IMAGES, Class, Classified, DenoisedImage, Load, ModelInfo, model_info, problems
+from rcnet.serve.requests import Refused
+from rcnet.serve.schemas import BODY, HEADERS, IMAGE, Class, Classified, DenoisedImage, Load, ModelInfo, model_info, problems
 from rcnet.version import __version__
 
 PAGE = {
@@ -35,33 +35,31 @@ PAGE = {
     "sample.png": "assets/cameraman.png",
 }
 ABOUT = (
-    "Runs networks that have a cost dial on images, a path for each task. A setting is a place of that dial. Unless a client "
-    "names one, the server takes the best that keeps its objective for everybody; what even the least would make late is "
-    "refused at once."
+    "Runs networks with a cost dial on images; each task has a path. A setting is a position of that dial. Unless a client names "
+    "one, the server chooses the best with which all requests meet its objective; a request that would be late even at the least "
+    "setting is refused at once."
 )
 REFUSALS = problems(400, 401, 404, 406, 408, 413, 415, 422, 429, 503)
 Model = Annotated[str | None, Query(max_length=200, description="One of `GET /v1/models`, or the first for the task.")]
-Steps = Annotated[str | None, Query(max_length=100, description="A setting of the model, e.g. 2, whatever the policy says.")]
-Sigma = Annotated[float | None, Query(ge=0, le=255, description="The noise level in levels of 255, where it is known.")]
+Steps = Annotated[str | None, Query(max_length=100, description="A setting of the model, e.g. 2; default: the policy's.")]
+Sigma = Annotated[float | None, Query(ge=0, le=255, description="The noise level in levels of 255, if it is known.")]
 Levels = Annotated[
     str | None,
-    Query(description="What rcnet-levels said of another part of the same picture, so that all parts are told the same."),
+    Query(description="The header rcnet-levels of the answer for another part of the same picture."),
 ]
-Strength = Annotated[float, Query(ge=0, le=2, description="How much of the noise that is found goes away; 1 as trained.")]
-Top = Annotated[int, Query(ge=1, le=100, description="How many classes.")]
-DeadlineMs = Annotated[
-    float | None, Query(gt=0, description="Milliseconds in which an answer is of use; the objective unless given.")
-]
+Strength = Annotated[float, Query(ge=0, le=2, description="Multiplies the noise level; 1 as trained, less keeps some noise.")]
+Top = Annotated[int, Query(ge=1, le=100, description="The number of classes to return.")]
+DeadlineMs = Annotated[float | None, Query(gt=0, description="Milliseconds until the answer is due; default: the objective.")]
 
 
 def check_token(given: str, token: str) -> None:
-    """`Failure` unless a client has given the token, where there is one."""
+    """`Failure` if the server has a token and the client gave another."""
     if token and not hmac.compare_digest(given.encode(), token.encode()):
         raise Failure(401, "this server needs a token: send it as Authorization: Bearer TOKEN", reason="token")
 
 
 async def check_parameters(request: Request) -> None:
-    """`Failure` where the URL has a parameter that the path does not take, or one twice."""
+    """`Failure` for a parameter in the URL that the path does not take, or that is given twice."""
     valid = [field.alias for field in request.scope["route"].dependant.query_params]
     for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
         if name not in valid:
@@ -80,13 +78,13 @@ def create_app(
     root_path: str = "",
     demonstration: bool = False,
 ) -> FastAPI:
-    """The application, for an engine and decoders that were started.
+    """The application for a started engine and started decoders.
 
     Args:
-        token: what clients have to send as `Authorization: Bearer TOKEN`; none unless given.
-        hosts: names by which the server may be addressed beside `localhost` and IP addresses.
-        root_path: the path under which a proxy shows the server.
-        demonstration: whether a client may make load (`POST /v1/load`): for a server on loopback.
+        token: clients must send it as `Authorization: Bearer TOKEN`; empty: no token is needed.
+        hosts: names of the server besides `localhost` and IP addresses.
+        root_path: the path at which a proxy serves the application.
+        demonstration: whether clients may create load (`POST /v1/load`); for a server on loopback.
     """
     handler = RequestHandler(engine, decoders, limits or Limits())
     engine.each = handler.metrics.batch
@@ -95,23 +93,18 @@ def create_app(
     async def authorized(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
         check_token(given.credentials if given else "", token)
 
-    app = FastAPI(
-        title="rcnet",
-        version=__version__,
-        description=ABOUT,
-        docs_url=None,
-        redoc_url=None,
-    )
+    app = FastAPI(title="rcnet", version=__version__, description=ABOUT, docs_url=None, redoc_url=None)
     app.add_middleware(MetricsMiddleware, handler=handler, hosts=hosts, root_path=root_path)  # type: ignore[arg-type]
     _add_handlers(app, handler)
     guarded: dict[str, Any] = {"dependencies": [Depends(authorized), Depends(check_parameters)]}
 
     for task, gives in {about.task: about.gives for about in engine.models.values()}.items():
-        (_add_images if gives == "image" else _add_classes)(app, handler, task, guarded)
+        route = {"path": f"/v1/{task}", "summary": f"{task.capitalize()} an image", "openapi_extra": BODY, **guarded}
+        (_add_images if gives == "image" else _add_classes)(app, handler, task, route)
 
     @app.get("/v1/models", **guarded, responses=problems(401, 422))
     async def models() -> list[ModelInfo]:
-        """The networks that are served, what their settings cost and reach."""
+        """The served networks, with the cost and quality of their settings."""
         return [model_info(about, engine) for about in engine.models.values()]
 
     loads: set[asyncio.Task[None]] = set()
@@ -123,9 +116,9 @@ def create_app(
 
     @app.post("/v1/load", **guarded, status_code=202, responses=problems(401, 409, 422))
     async def load_start(model: Model = None) -> Load:
-        """Make load for some seconds, for a demonstration; only where the server listens on loopback."""
+        """Create load for some seconds, for a demonstration; only if the server listens on loopback."""
         if loads or not demonstration:
-            raise Failure(409, "load is being made already" if loads else "this server makes no load: it is not on loopback")
+            raise Failure(409, "load is already running" if loads else "this server creates none: it is not on loopback")
         name = model if model in engine.models else next(iter(engine.models))
         task = asyncio.create_task(make_load(engine, name))
         loads.add(task)
@@ -139,39 +132,28 @@ def create_app(
 
     @app.get("/readyz", response_class=PlainTextResponse, responses=problems(503))
     async def readyz() -> str:
-        """Whether the server takes requests: a worker is up, and it is not stopping."""
+        """Whether the server accepts requests: a worker is up, and the server is not stopping."""
         if not engine.ready:
             raise Failure(503, "the server is stopping" if engine.stopping else "no worker is up", 1.0, "down")
         return "ok\n"
 
     @app.get("/metrics", **guarded, response_class=PlainTextResponse, responses=problems(401, 422))
     async def metrics() -> Response:
-        """Counters, in the format of Prometheus."""
+        """Metrics in the format of Prometheus."""
         return Response(handler.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     _add_page(app)
     return app
 
 
-def _add_images(app: FastAPI, handler: RequestHandler, task: str, guarded: dict[str, Any]) -> None:
-    """The path of a task whose networks give images."""
+def _add_images(app: FastAPI, handler: RequestHandler, task: str, route: dict[str, Any]) -> None:
+    """The path of a task whose networks return images."""
 
     @app.post(
-        f"/v1/{task}",
-        **guarded,
-        summary=f"{task.capitalize()} an image",
+        **route,
         description="An image of the same size.",
-        openapi_extra=BODY,
         response_class=Response,
-        responses={
-            200: {
-                "description": "The image in the format of the Accept header, else as it came in.",
-                "headers": HEADERS,
-                "content": IMAGES,
-            }
-            | {"model": DenoisedImage},
-            **REFUSALS,
-        },
+        responses={200: {"model": DenoisedImage, **IMAGE}, **REFUSALS},
     )
     async def image(
         request: Request,
@@ -187,10 +169,10 @@ def _add_images(app: FastAPI, handler: RequestHandler, task: str, guarded: dict[
             raise InputError(f"{about.name} takes no noise level: leave out sigma")
         accept = request.headers.get("accept", "")
         codec.answer_kind(accept, "", codec.ANSWERS)
-        picture = await handler.picture(request, about, steps)
+        picture = await handler.picture(request, about)
         kind = codec.answer_kind(accept, picture.kind, codec.ANSWERS)
-        work = codec.work_of(picture, sigma, strength)._replace(levels=levels_of(levels))
-        answer = await handler.compute(request, about, work, steps, kind)
+        work = codec.work_of(picture, sigma=sigma, strength=strength, levels=levels_of(levels))
+        answer = await handler.compute(request, about, work, kind)
         height, width = answer.result.pixels.shape[:2]
         fields = facts(about, answer, height * width * about.planes(work)) | {"level": round(answer.result.level, 3)}
         fields |= {"levels": ",".join(f"{level:.4g}" for level in answer.result.levels)} if answer.result.levels else {}
@@ -202,7 +184,7 @@ def _add_images(app: FastAPI, handler: RequestHandler, task: str, guarded: dict[
 
 
 def levels_of(text: str | None) -> tuple[float, ...] | None:
-    """The levels of `rcnet-levels`, or `InputError`."""
+    """The levels in the text of `rcnet-levels`, or `InputError`."""
     if text is None:
         return None
     try:
@@ -210,21 +192,14 @@ def levels_of(text: str | None) -> tuple[float, ...] | None:
     except ValueError:
         levels = ()
     if len(levels) % 2 or len(levels) < 4 or not all(0 <= level <= 255 for level in levels):
-        raise InputError(f"levels={text!r} is not valid: give what rcnet-levels said, an even count of numbers from 0 to 255")
+        raise InputError(f"levels={text!r} is not valid: give the header rcnet-levels, an even number of levels from 0 to 255")
     return levels
 
 
-def _add_classes(app: FastAPI, handler: RequestHandler, task: str, guarded: dict[str, Any]) -> None:
-    """The path of a task whose networks give classes."""
+def _add_classes(app: FastAPI, handler: RequestHandler, task: str, route: dict[str, Any]) -> None:
+    """The path of a task whose networks return classes."""
 
-    @app.post(
-        f"/v1/{task}",
-        **guarded,
-        summary=f"{task.capitalize()} an image",
-        description="The likeliest classes of what it shows.",
-        openapi_extra=BODY,
-        responses={200: {"headers": HEADERS}, **REFUSALS},
-    )
+    @app.post(**route, description="The likeliest classes.", responses={200: {"headers": HEADERS}, **REFUSALS})
     async def classes(
         request: Request,
         response: Response,
@@ -235,15 +210,15 @@ def _add_classes(app: FastAPI, handler: RequestHandler, task: str, guarded: dict
     ) -> Classified:
         about = handler.admit(request, task, model, steps, deadline_ms)
         codec.answer_kind(request.headers.get("accept", ""), "", {"application/json": "JSON"})
-        picture = await handler.picture(request, about, steps)
-        answer = await handler.compute(request, about, codec.work_to_classify(picture, top), steps, "JSON")
+        picture = await handler.picture(request, about)
+        answer = await handler.compute(request, about, codec.work_to_classify(picture, top), "JSON")
         fields = facts(about, answer, about.size**2)
         response.headers.update(as_headers(fields))
         return Classified(**fields, classes=[Class(name=name, probability=value) for name, value in answer.result.classes])
 
 
 def _add_handlers(app: FastAPI, handler: RequestHandler) -> None:
-    """Every error is answered with one sentence."""
+    """Answers every error with one sentence."""
 
     async def failed(request: Request, error: Exception) -> Response:
         failure = failure_of(error)

@@ -1,6 +1,6 @@
-"""The same engine on a Ray cluster: every replica turns its dial at once, the cluster adds replicas slowly.
+"""The same engine on a Ray cluster: each replica adapts its settings at once, the cluster adds replicas slowly.
 
-A front takes the connections and passes each request to a replica; it asks another one where a replica dies over a request.
+A front accepts connections and forwards each request to a replica; if the replica dies, it asks another one.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ from rcnet.serve.app import check_token, create_app
 from rcnet.serve.decoder import Decoders
 from rcnet.serve.handler import Failure, failure_of, read_body
 from rcnet.serve.policies import policy
+from rcnet.serve.requests import Refused
 from rcnet.serve.run import Settings, bind, engine_of, shown
-from rcnet.serve.scheduler import Refused
 
 NAME, ENGINE = "rcnet", "Engine"
-TRIES = 3  # replicas that are asked, one after the other, while they die
+TRIES = 3  # replicas that are tried for one request: one that kills three kills the others too
 log = logging.getLogger(__name__)
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
@@ -41,7 +41,7 @@ class Replica:
     """One engine and its application, in a process of the cluster."""
 
     def __init__(self, settings: Settings) -> None:
-        device = "cuda:0" if settings.devices[0].startswith("cuda") else settings.devices[0]  # the one that Ray lends
+        device = "cuda:0" if settings.devices[0].startswith("cuda") else settings.devices[0]  # Ray assigns one GPU, as the first
         self.settings = dataclasses.replace(settings, devices=(device,))
         self.engine = engine_of(self.settings)
         self._starting = asyncio.Lock()
@@ -55,7 +55,7 @@ class Replica:
 
         async def receive() -> Message:
             if not unread:
-                await asyncio.Event().wait()  # a client that goes away cancels this call
+                await asyncio.Event().wait()  # a client that disconnects cancels this call
             return {"type": "http.request", "body": unread.pop(), "more_body": False}
 
         async def send(message: Message) -> None:
@@ -65,7 +65,7 @@ class Replica:
         return sent[0]["status"], list(sent[0]["headers"]), b"".join(message.get("body", b"") for message in sent[1:])
 
     async def check_health(self) -> None:
-        """Asked by the cluster from time to time."""
+        """Called by Ray periodically."""
         await self._start()
         if self.engine.failing:
             raise RuntimeError("no worker is up")
@@ -86,21 +86,22 @@ class Replica:
 
 
 def front(settings: Settings, most: int) -> Starlette:
-    """The application that takes connections, for a process of the cluster; it holds the bodies of at most so many requests."""
+    """The application that accepts connections, in one process of the cluster; it keeps the bodies of at most `most` requests."""
     engines = serve.get_deployment_handle(ENGINE, app_name=NAME)
-    held: set[object] = set()
+    active = 0
 
     async def forward(request: Request) -> Response:
-        place = object()
+        nonlocal active
+        counted = False
         try:
-            if request.method != "GET":  # before anything of a body is read
+            if request.method != "GET":  # before its body is read
                 check_token(request.headers.get("authorization", "").partition(" ")[2], settings.token)
-                if len(held) >= most:
+                if active >= most:
                     raise Failure(429, "too many requests at once", 1.0, "busy")
-                held.add(place)
+                active, counted = active + 1, True
             body = b"" if request.method == "GET" else await read_body(request, settings.limits)
             keys = ("method", "path", "raw_path", "query_string", "headers", "http_version", "scheme", "client")
-            asked = {"root_path": "", "rcnet.asked": time.time()}  # the promise counts from here, with the wait in Ray's queue
+            asked = {"root_path": "", "rcnet.asked": time.time()}  # the objective includes the wait in Ray's queue
             scope = {key: request.scope[key] for key in keys if key in request.scope} | asked
             status, headers, data = await ask(scope, body)
         except Exception as error:
@@ -110,7 +111,7 @@ def front(settings: Settings, most: int) -> Starlette:
                 log.exception("a replica failed")
             return JSONResponse({"detail": str(failure)}, failure.status, failure.headers)
         finally:
-            held.discard(place)
+            active -= counted
         response = Response(data, status)
         response.raw_headers = headers
         return response
@@ -127,7 +128,7 @@ def front(settings: Settings, most: int) -> Starlette:
 
 
 def application(settings: Settings, replicas: tuple[int, int]) -> serve.Application:
-    """What `ray.serve.run` takes: from the least to the most replicas, each with the first device of the settings."""
+    """The application for `ray.serve.run`: from the least to the most replicas, each on the first device of the settings."""
     low, high = replicas
     scale: dict[str, Any] = {"num_replicas": low}
     if high > low:
@@ -143,8 +144,8 @@ def application(settings: Settings, replicas: tuple[int, int]) -> serve.Applicat
 
 
 def run(settings: Settings, replicas: tuple[int, int]) -> None:
-    """Serves on the cluster that RAY_ADDRESS names, or on one of this machine alone, until SIGTERM or SIGINT."""
-    policy(settings.policy)  # errors of these are said here, and not by each replica
+    """Serves on the cluster at RAY_ADDRESS, or on a new one of this machine alone, until SIGTERM or SIGINT."""
+    policy(settings.policy)  # bad settings fail here and not in every replica
     for source in settings.models:
         read_metadata(source)
     with bind(settings.host, settings.port, settings.token) as free:

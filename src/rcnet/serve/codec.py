@@ -1,4 +1,4 @@
-"""Images of requests and responses: PNG, JPEG, WebP and npy, as bytes. What is too large is refused before it is decoded."""
+"""Images in requests and responses: PNG, JPEG, WebP and npy. Images that are too large are refused before they are decoded."""
 
 import dataclasses
 import io
@@ -6,51 +6,36 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from rcnet.data import imagefile, limits
+from rcnet.data.formats import kind_of
 from rcnet.data.imagefile import ImageFile
+from rcnet.data.images import in_8_bits
 from rcnet.errors import InputError
 from rcnet.serve.served import Work
 
 TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WebP": "image/webp", "npy": "application/x-npy"}
-ANSWERS = {TYPES["PNG"]: "PNG", TYPES["JPEG"]: "JPEG", TYPES["npy"]: "npy", "application/json": "JSON"}  # of a denoised image
-NPY = b"\x93NUMPY"
+ANSWERS = {TYPES["PNG"]: "PNG", TYPES["JPEG"]: "JPEG", TYPES["npy"]: "npy", "application/json": "JSON"}  # for an image
 
 
 class TooLarge(InputError):
-    """An image of more pixels, or a body of more bytes, than the server takes."""
+    """An image with more pixels, or a body with more bytes, than the server takes."""
 
 
 class UnknownFormat(InputError):
-    """Bytes that are none of the formats that the server takes."""
+    """A body in none of the formats that the server takes."""
 
 
 class NotAcceptable(InputError):
-    """The Accept header names no format that the server makes."""
-
-
-def kind_of(data: bytes) -> str:
-    """The format by the first bytes, a key of `TYPES`.
-
-    Raises:
-        UnknownFormat: none of them.
-    """
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WebP"
-    if data.startswith(NPY):
-        return "npy"
-    raise UnknownFormat(f"the body is {'empty' if not data else 'no image that is known here'}; valid: {', '.join(TYPES)}")
+    """The Accept header names no format that the server offers."""
 
 
 def header(data: bytes, most: int) -> tuple[str, int, int]:
-    """The format of a body, a key of `TYPES`, and the width and height of its image by the header: nothing is decoded.
+    """The format of a body, a key of `TYPES`, and its image's width and height from the header, without decoding.
 
     Raises:
         UnknownFormat: not PNG, JPEG, WebP or npy.
@@ -58,6 +43,8 @@ def header(data: bytes, most: int) -> tuple[str, int, int]:
         InputError: a damaged header.
     """
     kind = kind_of(data)
+    if kind not in TYPES:
+        raise UnknownFormat(f"the body is {'not an image of a known format' if data else 'empty'}; valid: {', '.join(TYPES)}")
     if kind == "npy":
         shape = _read_npy_header(io.BytesIO(data))[0]
         size: tuple[int, int] | None = (shape[1], shape[0])
@@ -67,36 +54,41 @@ def header(data: bytes, most: int) -> tuple[str, int, int]:
         raise InputError(f"the body is a damaged {kind}")
     width, height = size
     if width < 1 or height < 1:
-        raise InputError(f"the image has {width}x{height} pixels: give one or more")
+        raise InputError(f"the image has {width}x{height} pixels: at least 1x1 is needed")
     if width * height > most:
         raise TooLarge(f"the image has {width}x{height} pixels and this server takes at most {most}: send a smaller one")
     return kind, width, height
 
 
 def file_of(data: bytes, content_type: str) -> bytes:
-    """The image of a body: the only file of a form (`curl -F file=@photo.png`), or the body itself.
+    """The image file in a body: the only file of a form (`curl -F file=@photo.png`), or the whole body.
 
     Raises:
-        InputError: a form without a file, with several, or with other fields.
+        InputError: a form that does not consist of exactly one file.
+
+    Example:
+        >>> from rcnet.serve.codec import file_of
+        >>> file_of(b"the file", "image/png")
+        b'the file'
     """
     kind, _, rest = content_type.partition(";")
     if kind.strip().lower() != "multipart/form-data":
         return data
     boundary = re.search(r"boundary=(?:\"([^\"]{1,70})\"|([^\s;]{1,70}))", rest)
-    # Three times are enough to see that there is more than one part: a body may hold the boundary millions of times.
+    # Three splits are enough to see more than one part; a hostile body may contain the boundary millions of times.
     parts = data.split(b"--" + (boundary[1] or boundary[2]).encode("latin-1"), 3)[1:-1] if boundary else []
     if len(parts) != 1 or b"\r\n\r\n" not in parts[0] or b"filename=" not in parts[0].partition(b"\r\n\r\n")[0]:
-        raise InputError("the form must hold one file and nothing else, as curl -F file=@photo.png: parameters go into the URL")
+        raise InputError("the form must contain only one file, as curl -F file=@photo.png sends it; parameters belong in the URL")
     return parts[0].partition(b"\r\n\r\n")[2].removesuffix(b"\r\n")
 
 
 def decode(data: bytes, most: int) -> ImageFile:
-    """The image of a body, of at most so many pixels; its `kind` is a key of `TYPES`.
+    """Decodes an image of at most `most` pixels; its `kind` is a key of `TYPES`.
 
     npy: uint8, uint16, or float32 and float64 in [0, 1]; [H, W], [H, W, 1] or [H, W, 3].
 
     Raises:
-        UnknownFormat, TooLarge: as `header`; nothing was decoded then.
+        UnknownFormat, TooLarge: as `header`, before decoding.
         InputError: a damaged image, or one of a kind that rcnet does not read.
     """
     kind, width, height = header(data, most)
@@ -107,7 +99,7 @@ def decode(data: bytes, most: int) -> ImageFile:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=(kind.upper(),)) as opened:
                 if opened.size != (width, height):
-                    raise InputError(f"the body is a {kind} with two sizes: save it anew")
+                    raise InputError(f"the body is a {kind} with two different sizes: save it again")
         return imagefile.read(data)
     except InputError:
         raise
@@ -144,26 +136,18 @@ def _read_npy(data: bytes) -> np.ndarray:
     return np.atleast_3d(array)
 
 
-def work_of(image: ImageFile, sigma: float | None = None, strength: float = 1.0) -> Work:
-    """The image to be denoised."""
-    return Work(image.pixels, sigma=sigma, strength=strength, white=_white(image))
-
-
-def _white(image: ImageFile) -> float:
-    """Its value: floats are in [0, 1], as `_read_npy` checks."""
-    return 1.0 if image.pixels.dtype.kind == "f" else float(imagefile.white_level(image))
+def work_of(image: ImageFile, **options: Any) -> Work:
+    """The image as it is, with the options of `Work`."""
+    return Work(image.pixels, white=float(imagefile.white_level(image)), **options)
 
 
 def work_to_classify(image: ImageFile, top: int) -> Work:
-    """The image to be classified: upright, 8 bits."""
-    pixels = imagefile.upright(image, image.pixels)
-    if pixels.dtype != np.uint8:
-        pixels = np.rint(255 * (pixels / _white(image)).clip(0, 1)).astype(np.uint8)
-    return Work(np.ascontiguousarray(pixels), top=top)
+    """The image upright, with 8 bits."""
+    return Work(in_8_bits(image, imagefile.white_level(image)), top=top)
 
 
 def answer_kind(accept: str, kind: str, offered: Mapping[str, str]) -> str:
-    """What of the `offered` formats (by media type) the Accept header prefers; where it leaves that open `kind`, or the first.
+    """The format among `offered` (by media type) that the Accept header prefers; by default `kind`, or the first.
 
     Raises:
         NotAcceptable: the header names only other formats.
@@ -177,7 +161,7 @@ def answer_kind(accept: str, kind: str, offered: Mapping[str, str]) -> str:
 
 
 def _preferred(accept: str) -> list[str]:
-    """The media types of an Accept header, the most wanted first, without those of quality 0."""
+    """The media types of an Accept header by descending quality, without those of quality 0."""
     ranked = []
     for part in accept.lower().split(",") if accept.strip() else ["*/*"]:
         name, *options = (text.strip() for text in part.split(";"))
@@ -204,5 +188,5 @@ def encode(image: ImageFile, pixels: np.ndarray, kind: str) -> bytes:
         pixels = np.rint(pixels * 255).astype(np.uint8)
     image = dataclasses.replace(image, pixels=pixels)
     if kind == "JPEG" and (image.alpha is not None or image.pixels.dtype != np.uint8):
-        raise InputError("JPEG holds neither 16 bits nor alpha: ask for image/png")
+        raise InputError("JPEG stores neither 16 bits nor alpha: ask for image/png")
     return imagefile.encode(image, kind)

@@ -1,19 +1,21 @@
-"""What a call takes, learned from the calls themselves while they run."""
+"""The time of a call, learned from the calls themselves while the server runs."""
 
 import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-COLD = 1e-11  # seconds a MAC before anything was measured
-ERROR = 1.0  # of a prediction, in nats: a larger one counts as this
+COLD = 1e-11  # seconds per MAC before anything was measured: 100 GMAC/s, as a few cores reach
+ERROR = 1.0  # the largest error of a prediction that counts, in nats: one stalled call must not look like a slow machine
+# The weight of a new measurement: half of what is known is replaced within 7 calls of the pace and 14 of the spread.
+PACE, SPREAD = 0.1, 0.05
 
 
 class Costs:
     """Seconds of a call by model, setting, batch and size.
 
-    Each model has a pace, seconds a MAC, for every (setting, batch, quarter octave of pixels) that was measured; what was not
-    takes the pace of the measured call nearest in work. All paces are multiplied by one factor that follows within a few calls
-    how much slower the machine is than it was: other work on it slows all calls alike.
+    Each model has a pace, seconds per MAC, for every measured (setting, batch, quarter octave of pixels); other calls take the
+    pace of the measured call nearest in work. One factor multiplies all paces and follows the speed of the machine within a few
+    calls, as other work slows all calls alike.
     """
 
     def __init__(self) -> None:
@@ -23,12 +25,12 @@ class Costs:
         self._pace: dict[str, dict[tuple[Hashable, int, int], tuple[float, float]]] = {}
 
     def add(self, model: str, macs: Mapping[Any, float]) -> None:
-        """`macs`: of one pixel at each setting."""
+        """`macs`: per pixel, at each setting."""
         self._macs[model] = macs
         self._pace.setdefault(model, {})
 
     def seconds(self, model: str, setting: Hashable, pixels: int, batch: int = 1) -> float:
-        """The time of a call that gives every image of a batch, each of so many pixels."""
+        """The expected seconds of a batch of images with so many pixels each."""
         work = self._macs[model][setting] * pixels * batch
         known = self._pace[model]
         found = known.get(_key(setting, pixels, batch))
@@ -41,16 +43,16 @@ class Costs:
         return _key(setting, pixels, batch) in self._pace[model]
 
     def observe(self, model: str, setting: Hashable, pixels: int, batch: int, seconds: float, trust: float = 0.3) -> None:
-        """A call took this long; `trust`: the part of an error of the prediction that is laid to the machine's speed."""
+        """Records the seconds of a call; `trust` is the part of the prediction's error that is blamed on the machine's speed."""
         known, key = self._pace[model], _key(setting, pixels, batch)
         work = self._macs[model][setting] * pixels * batch
         if key in known:
             error = math.log(seconds / self.seconds(model, setting, pixels, batch))
             self.slow *= math.exp(trust * max(-ERROR, min(error, ERROR)))
-            self.spread += 0.05 * (min(abs(error), ERROR) - self.spread)
+            self.spread += SPREAD * (min(abs(error), ERROR) - self.spread)
         pace = seconds / self.slow / work
         before = known.get(key, (pace, work))[0]
-        known[key] = (before + 0.1 * (pace - before), work)
+        known[key] = (before + PACE * (pace - before), work)
 
 
 def _key(setting: Hashable, pixels: int, batch: int) -> tuple[Hashable, int, int]:

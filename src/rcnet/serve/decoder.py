@@ -1,7 +1,7 @@
-"""Decoding of images in processes of their own, which are ended where a file keeps them busy for too long.
+"""Decoding of images in separate processes, which are killed if a file keeps them busy for too long.
 
-A file goes to a free decoder in turn of the clients, the smaller first. One that is at a file for much longer than others
-of that size take is ended when another file waits, and at the file's deadline; it ends itself past its processor time.
+Free decoders take files from the clients in turn, smaller files first. A decoder is killed at its file's deadline, or if it works
+on a file for much longer than its size explains while another file waits; beyond its processor time it kills itself.
 """
 
 import asyncio
@@ -19,21 +19,21 @@ from rcnet.data.imagefile import ImageFile
 from rcnet.errors import InputError
 from rcnet.serve import codec
 from rcnet.serve.process import Channel, Process, ProcessDied, answer_messages
-from rcnet.serve.scheduler import Refused
+from rcnet.serve.requests import Refused
 
-AT_ONCE, SPARE = 2, 1  # files that are decoded at once; decoders that are ready to take the place of one that is ended
+AT_ONCE, SPARE = 2, 1  # files that are decoded at once; decoders that are ready to replace a killed one
 # A PNG of 16 bits, the slowest honest file, takes 0.06 s of the processor per megapixel on a fast core; others take 0.02 or less.
-BUDGET, BUDGET_PER_MEGAPIXEL = 0.5, 0.5  # processor seconds of a file, and more per megapixel of it, before it is given up
-# Processor seconds after which it gives way to a file that waits; to start another decoder takes as long.
+BUDGET, BUDGET_PER_MEGAPIXEL = 0.5, 0.5  # processor seconds per file, and in addition per megapixel, before it is given up
+# Processor seconds after which a file gives way to one that waits; starting another decoder takes as long.
 PREEMPT, PREEMPT_PER_MEGAPIXEL = 0.25, 0.1
-LOOK = 0.02  # seconds between two looks at that; the system counts them in hundredths
-AGAIN = 1.0  # seconds between two tries to start one
+LOOK = 0.02  # seconds between two checks of that; the system counts processor time in hundredths
+AGAIN = 1.0  # seconds between two attempts to start a decoder
 log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class Task:
-    """A file that waits or is decoded, and what becomes of it."""
+    """A file that waits or is being decoded, and its result."""
 
     data: bytes
     pixels: int
@@ -45,15 +45,11 @@ class Task:
 
 
 class Decoders:
-    """The server's end of the decoders.
-
-    Args:
-        most: pixels of an image.
-    """
+    """The server's end of the decoders; `most` is the largest number of pixels of an image."""
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.ended = 0  # decoders that a file kept busy for too long
+        self.ended = 0  # decoders that were killed
         self._ready: list[Process] = []
         self._waiting: list[Task] = []
         self._running: dict[Task, Process] = {}
@@ -63,30 +59,26 @@ class Decoders:
         self._clock = time.perf_counter
 
     async def start(self) -> None:
-        """Starts the processes; returns when they are ready.
-
-        Raises:
-            InputError: one of them ended before it was ready.
-        """
+        """Starts the processes and waits until they are ready, or `InputError`."""
         try:
             await asyncio.gather(*(self._add() for _ in range(AT_ONCE + SPARE)))
         except ProcessDied:
             raise InputError("a decoder of images ended while it started; its messages are above") from None
 
     async def stop(self) -> None:
-        """Ends them."""
+        """Kills the processes."""
         jobs = list(self._jobs)
         for job in jobs:
             job.cancel()
-        await asyncio.gather(*jobs, return_exceptions=True)  # each ends the process that it was starting
+        await asyncio.gather(*jobs, return_exceptions=True)  # each kills the process that it was starting
         await asyncio.gather(*(process.stop() for process in [*self._ready, *self._running.values()]))
 
     async def decode(self, data: bytes, pixels: int, client: str, until: float) -> ImageFile:
-        """The image of a body of so many pixels, by a moment of `time.perf_counter`.
+        """The image in a body with so many pixels, before `time.perf_counter` reaches `until`.
 
         Raises:
-            InputError: what `codec.decode` raises; or it takes more processor time than any honest image of its size.
-            Refused: no decoder was free in time, this file kept one busy while others waited, or its decoder ended.
+            InputError: what `codec.decode` raises, or more processor time than any honest image of its size takes.
+            Refused: no decoder was free in time, the file kept one busy while others waited, or its decoder died.
         """
         task = Task(data, pixels, client, until, next(self._serial))
         self._waiting.append(task)
@@ -101,11 +93,11 @@ class Decoders:
         finally:
             with suppress(ValueError):
                 self._waiting.remove(task)
-            if task in self._running:  # its client has gone, or it is late
+            if task in self._running:  # its client disconnected, or it is late
                 self._end(task)
 
     def _next(self) -> None:
-        """Gives files to free decoders: that of the client with the fewest in work, then the smallest by bytes and pixels."""
+        """Gives files to free decoders: of the client with the fewest at work, then the smallest by bytes and pixels."""
         while self._waiting and self._ready and len(self._running) < AT_ONCE:
             work = Counter(task.client for task in self._running)
             task = min(self._waiting, key=lambda task: (work[task.client], len(task.data) + task.pixels, task.serial))
@@ -123,11 +115,11 @@ class Decoders:
         except ProcessDied:
             if self._running.pop(task, None):
                 end = await process.stop()
-                log.warning("a decoder ended over an image (%s): another is started", end)
-                if signal.SIGPROF.name in end:  # that of its processor time
+                log.warning("a decoder died over an image (%s): starting another", end)
+                if signal.SIGPROF.name in end:  # of the limit on processor time
                     self._give(task, InputError("the image takes too long to decode: save it as an ordinary PNG or JPEG"))
                 else:
-                    self._give(task, Refused("failed", "the decoder ended over this image", 1.0))
+                    self._give(task, Refused("failed", "the decoder died over this image", 1.0))
                 self._keep(self._replace(process))
         else:
             if self._running.pop(task, None):
@@ -136,13 +128,13 @@ class Decoders:
         self._next()
 
     def _preempt(self) -> None:
-        """Where files wait: decoders that are at one for too long are ended."""
+        """Kills decoders that are busy for too long while files wait."""
         self._timer = None
         for task, process in list(self._running.items()):
             allowed = PREEMPT + PREEMPT_PER_MEGAPIXEL * task.pixels / 1e6
             if not self._waiting or process.processor_seconds() - task.used < allowed:
                 continue
-            self._give(task, Refused("busy", "the image takes long to decode, and others wait", 1.0))
+            self._give(task, Refused("busy", "this image takes long to decode, and others wait", 1.0))
             self._end(task)
         self._next()
 
@@ -165,7 +157,7 @@ class Decoders:
         process = Process("rcnet.serve.decoder")
         try:
             await process.start()
-            await process.exchange(None)  # it says that it is ready
+            await process.exchange(None)  # the answer says that it is ready
         except BaseException:
             await process.stop()
             raise
@@ -187,7 +179,7 @@ class Decoders:
 
 
 def answer(channel: Channel) -> None:
-    """Decodes each file that comes with the pixels that it may have and the processor seconds that it may take."""
+    """Decodes each received file, within a number of pixels and processor seconds that come with it."""
     from PIL import Image
 
     Image.preinit()
@@ -195,7 +187,7 @@ def answer(channel: Channel) -> None:
     channel.send(None)
     while True:
         data, most, seconds = channel.receive()
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process, in the middle of libjpeg too
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal kills the process even inside libjpeg
         result: ImageFile | Exception
         try:
             result = codec.decode(data, most)

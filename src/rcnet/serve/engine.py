@@ -11,27 +11,26 @@ from typing import Any, NamedTuple
 from rcnet.errors import InputError
 from rcnet.serve.policies import Policy, fixed
 from rcnet.serve.process import ProcessDied
-from rcnet.serve.scheduler import Batch, Dials, Refused, Request, Scheduler
+from rcnet.serve.requests import Batch, Refused, Request
+from rcnet.serve.scheduler import Scheduler
 from rcnet.serve.served import Served, Work, name_of
 from rcnet.serve.worker import Job, Plan, Worker
 from rcnet.setting import Setting
 
-# A batch takes what was expected, give or take a tenth, and several times that while other work is put on the machine. Past
-# OVERDUE a worker that has computed nothing counts as down; past half of ENDED any, and past ENDED it is ended. That is late,
-# for a restart costs some seconds of processor time.
-OVERDUE = 4.0, 0.5  # times the expected seconds, and seconds
+# A batch takes what was expected, give or take a tenth, or several times that if other work starts on the machine. After OVERDUE
+# a worker that has used no processor time counts as down; after half of ENDED any worker does; after ENDED it is killed. That is
+# late, as a restart takes some seconds of processor time.
+OVERDUE = 4.0, 0.5  # times the expected seconds, plus seconds
 ENDED = 20.0, 2.0
-COLD_ENDED = 30.0  # seconds more for the first batch of a worker that timed no calls: kernels are loaded and chosen then
-TRIES = 3  # of a worker to start, one after the other, before those who wait are refused
-LONGEST = 30  # seconds between two tries
+COLD_ENDED = 30.0  # additional seconds for the first batch of a worker that timed no calls: it loads and chooses kernels then
+TRIES = 3  # failed starts of a worker before waiting requests are refused: one may fail for a passing reason, e.g. memory
+LONGEST = 30  # seconds between two starts: soon enough after a repair, and a worker that dies at once costs little
+NO_ANSWER = Refused("late", "the worker does not answer", 1.0)
 log = logging.getLogger(__name__)
 
 
-NO_ANSWER = Refused("late", "the worker gives no answer", 1.0)
-
-
 class Answer(NamedTuple):
-    """A result, its setting, and the seconds in the queue and of computing (of its whole batch)."""
+    """A result, its setting, the seconds in the queue, and the seconds of computing the whole batch."""
 
     result: Any
     setting: Setting
@@ -41,12 +40,12 @@ class Answer(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """Under which a request comes.
+    """The conditions of a request.
 
     Attributes:
-        setting: to take this one whatever the policy says.
-        window: seconds from when the client asked to the deadline; from now on unless given.
-        client: who asked, for a fair share of what waits.
+        setting: the setting to use instead of the policy's.
+        window: seconds from the client's request to the deadline; None: from now.
+        client: who asked; clients share the queue fairly.
     """
 
     setting: Setting | None = None
@@ -58,13 +57,13 @@ class Engine:
     """Serves models within an objective: `start`, then `submit` from any number of tasks, then `stop`.
 
     Args:
-        workers: what each worker loads: the same models, one worker a device.
+        workers: what each worker loads: the same models, one worker per device.
         policy: see `rcnet.serve.policies`.
         objective: seconds in which an answer is promised.
-        least: by model, the least setting that the policy may take.
-        bound: requests that may wait.
-        most: requests in one batch.
-        each: called after each batch, with its (model, setting, requests, seconds).
+        least: the least setting that the policy may choose, by model.
+        bound: the largest number of waiting requests.
+        most: the largest batch.
+        each: called after each batch with (model, setting, number of requests, seconds).
     """
 
     def __init__(
@@ -83,8 +82,8 @@ class Engine:
         self.bound, self.most, self.each = bound, most, each
         self.models: dict[str, Served] = {}
         self.restarts = 0
-        self.failing = False  # no worker is up, and several tries to start one have failed
-        self.stopping = False  # set it when no more requests are wanted: nobody is told that the engine is ready
+        self.failing = False  # no worker is up, and several starts have failed
+        self.stopping = False  # set from outside; the engine is then no longer `ready`
         self.clock = time.perf_counter
         self._tasks: list[asyncio.Task[None]] = []
         self._open: set[Request] = set()
@@ -95,11 +94,11 @@ class Engine:
         """Starts the workers; returns when all models are ready.
 
         Raises:
-            InputError: models that cannot be loaded, two of one name, or a least setting that a model does not have.
+            InputError: models that cannot be loaded, two models with the same name, or a least setting that a model lacks.
         """
         names = [name_of(source) for source in self.workers[0].plan.models]
         if len(set(names)) < len(names):
-            raise InputError(f"two models have one name: {', '.join(names)}")
+            raise InputError(f"two models have the same name: {', '.join(names)}")
         try:
             await asyncio.gather(*(worker.load() for worker in self.workers))
         except ProcessDied:
@@ -109,20 +108,17 @@ class Engine:
             raise
         served = self.workers[0].served
         self.models = {about.name: about for about in served}
-        dials = {about.name: self._dials(about) for about in served}
+        dials = {about.name: about.dials(self.least.get(about.name)) for about in served}
+        if self.policy is fixed:
+            dials = {name: dial._replace(offered=dial.offered[-1:]) for name, dial in dials.items()}
         self.scheduler = Scheduler(dials, self.policy, self.objective, self.bound, self.most, len(self.workers))
         for about, timed in zip(served, self.workers[0].timed, strict=True):
             for setting, pixels, batch, seconds in timed:
                 self.scheduler.costs.observe(about.name, setting, pixels, batch, seconds)
-        self._places = list(self.models)
-        self._tasks = [asyncio.create_task(self._serve(place)) for place in range(len(self.workers))]
-
-    def _dials(self, about: Served) -> Dials:
-        dials = about.dials(self.least.get(about.name))
-        return dials._replace(offered=dials.offered[-1:]) if self.policy is fixed else dials
+        self._tasks = [asyncio.create_task(self._serve(index)) for index in range(len(self.workers))]
 
     async def stop(self) -> None:
-        """Ends the workers. Requests that still wait are refused."""
+        """Stops the workers and refuses the requests that still wait."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -135,11 +131,11 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether a worker is up, and the engine is to go on."""
+        """Whether a worker is up and the engine is not stopping."""
         return not self.stopping and bool(self._tasks) and math.isfinite(min(self.scheduler.free))
 
     def check(self, model: str, size: tuple[int, int], deadline: float, terms: Terms) -> None:
-        """Raises `Refused` where an image of this width and height would not be admitted now; to ask before it is decoded."""
+        """Raises `Refused` if an image of this width and height would not be admitted now. Call it before decoding."""
         about = self.models[model]
         pixels = about.size**2 or size[0] * size[1]
         self.scheduler.check(
@@ -147,7 +143,7 @@ class Engine:
         )
 
     async def submit(self, model: str, work: Work, deadline: float, terms: Terms | None = None) -> Answer:
-        """The result for one image. To cancel the task frees the request's place in the queue.
+        """The result for one image. A cancelled call leaves the queue.
 
         Args:
             deadline: when the answer is due, by `clock`.
@@ -177,54 +173,54 @@ class Engine:
             self._open.discard(request)
             request.answer.cancel()
 
-    async def _serve(self, place: int) -> None:
-        """Runs one batch after the other on a worker, and starts the worker anew when it dies."""
-        worker, scheduler = self.workers[place], self.scheduler
+    async def _serve(self, index: int) -> None:
+        """Runs one batch after another on a worker and restarts the worker if it dies."""
+        worker, scheduler = self.workers[index], self.scheduler
         while True:
-            while (batch := self._take(place)) is None:
+            while (batch := self._take(index)) is None:
                 self._work.clear()
                 await self._work.wait()
-            expected = scheduler.free[place] - batch.started
+            expected = scheduler.free[index] - batch.started
             ended = ENDED[0] * expected + ENDED[1] + COLD_ENDED * worker.cold
-            job = Job(self._places.index(batch.model), batch.setting, [request.payload for request in batch.requests])
-            watch, failure = Watch(self, place, batch, expected), ""
+            job = Job(batch.model, batch.setting, [request.payload for request in batch.requests])
+            timer, failure = OverdueTimer(self, index, batch, expected), ""
             try:
-                async with asyncio.timeout(ended):  # without the task of its own that wait_for makes
+                async with asyncio.timeout(ended):  # wait_for would create another task
                     results, seconds = await worker.run(job)
             except ProcessDied:
                 failure = "died"
             except TimeoutError:
-                failure = f"gave no answer for {ended:.1f} s, {expected:.3f} were expected, and was ended"
-            watch.cancel()
+                failure = f"did not answer for {ended:.1f} s ({expected:.3f} were expected) and was killed"
+            timer.cancel()
             self._overdue.difference_update(batch.requests)
             if failure:
-                await self._revive(place, batch, failure)
+                await self._restart(index, batch, failure)
                 continue
             now = self.clock()
-            if isinstance(results, Exception):  # what it took says nothing of what others will
-                scheduler.free[place] = now
+            if isinstance(results, Exception):  # its time says nothing about other batches
+                scheduler.free[index] = now
             else:
-                scheduler.done(batch, now - batch.started, now, place)
+                scheduler.done(batch, now - batch.started, now, index)
                 self.each(batch.model, batch.setting, len(batch.requests), seconds)
             self._resolve(batch, results, seconds)
 
-    def doubt(self, place: int, batch: Batch) -> None:
-        """A batch is overdue: its worker counts as down until it answers, and what is late already is refused."""
-        self.scheduler.free[place] = math.inf
+    def mark_overdue(self, index: int, batch: Batch) -> None:
+        """A batch is overdue: its worker counts as down until it answers, and requests past their deadline are refused."""
+        self.scheduler.free[index] = math.inf
         self._overdue.update(batch.requests)
-        log.warning("worker %s is overdue: it gets no more requests until it answers", self.workers[place].pid)
+        log.warning("worker %s is overdue: it gets no more requests until it answers", self.workers[index].pid)
         for request in batch.requests:
             if request.deadline < self.clock():
                 _refuse(request, NO_ANSWER)
 
-    def _take(self, place: int) -> Batch | None:
+    def _take(self, index: int) -> Batch | None:
         now = self.clock()
         for request in self.scheduler.late(now):
-            _refuse(request, Refused("late", "the deadline cannot be met any more", self.scheduler.load(now)))
-        return self.scheduler.next(now, place)
+            _refuse(request, Refused("late", "the deadline can no longer be met", self.scheduler.load(now)))
+        return self.scheduler.next(now, index)
 
     def _resolve(self, batch: Batch, results: list[Any] | Exception, seconds: float) -> None:
-        if isinstance(results, Exception) and len(batch.requests) > 1:  # which one of them it was shows alone
+        if isinstance(results, Exception) and len(batch.requests) > 1:  # each runs alone to find out which one failed
             self.scheduler.put_back(batch)
             self._work.set()
             return
@@ -238,10 +234,10 @@ class Engine:
                 queued = batch.started - request.arrived
                 request.answer.set_result(Answer(results[i], batch.setting, queued, seconds, len(batch.requests)))
 
-    async def _revive(self, place: int, batch: Batch, why: str) -> None:
-        """After a worker's end: its requests wait again, once and alone, and the worker is started anew."""
-        worker, scheduler = self.workers[place], self.scheduler
-        scheduler.free[place] = math.inf
+    async def _restart(self, index: int, batch: Batch, why: str) -> None:
+        """Restarts a worker after its end. Its requests are queued once more, each to run alone."""
+        worker, scheduler = self.workers[index], self.scheduler
+        scheduler.free[index] = math.inf
         for request in batch.requests:
             if request.alone:
                 _refuse(request, Refused("failed", "the worker died twice over this request"))
@@ -254,7 +250,7 @@ class Engine:
             self.restarts += 1
             pid, end = worker.pid, await worker.stop()
             if not trial:
-                log.error("worker %s %s (%s): it is started anew", pid, why, end)
+                log.error("worker %s %s (%s): restarting it", pid, why, end)
             try:
                 await worker.load(warm=False)
             except ProcessDied:
@@ -262,7 +258,7 @@ class Engine:
             except (InputError, OSError) as error:
                 log.error("worker %s cannot be started: %s", worker.pid, error)
             else:
-                scheduler.free[place], self.failing = self.clock(), False
+                scheduler.free[index], self.failing = self.clock(), False
                 return
             if trial + 1 >= TRIES and math.isinf(min(scheduler.free)):
                 self.failing = True
@@ -271,30 +267,29 @@ class Engine:
             await asyncio.sleep(min(2**trial, LONGEST))
 
 
-class Watch:
-    """Over a batch: says when it is overdue."""
+class OverdueTimer:
+    """Reports a batch as overdue unless it is cancelled before."""
 
-    def __init__(self, engine: Engine, place: int, batch: Batch, expected: float) -> None:
-        self.engine, self.place, self.batch = engine, place, batch
-        self.worker = engine.workers[place]
+    def __init__(self, engine: Engine, index: int, batch: Batch, expected: float) -> None:
+        self.engine, self.index, self.batch = engine, index, batch
+        self.worker = engine.workers[index]
         self.latest = batch.started + (ENDED[0] * expected + ENDED[1]) / 2
-        self.used = -1.0  # is read at the first look: most batches never come to that
-        self._look_again(OVERDUE[0] * expected + OVERDUE[1])
+        self.used = -1.0  # read at the first check, which most batches never reach
+        self._schedule(OVERDUE[0] * expected + OVERDUE[1])
 
-    def look(self) -> None:
-        """A worker that computes is slow, as others use the machine too; one that does not, or for too long, hangs."""
+    def check(self) -> None:
+        """A worker that uses the processor is slow, as other work uses it too; one that does not, or for too long, hangs."""
         used = self.worker.processor_seconds()
         if used > self.used and self.engine.clock() < self.latest:
             self.used = used
-            self._look_again(OVERDUE[1])
+            self._schedule(OVERDUE[1])
         else:
-            self.engine.doubt(self.place, self.batch)
+            self.engine.mark_overdue(self.index, self.batch)
 
-    def _look_again(self, seconds: float) -> None:
-        self.timer = asyncio.get_running_loop().call_later(seconds, self.look)
+    def _schedule(self, seconds: float) -> None:
+        self.timer = asyncio.get_running_loop().call_later(seconds, self.check)
 
     def cancel(self) -> None:
-        """The batch is done."""
         self.timer.cancel()
 
 

@@ -1,9 +1,9 @@
-"""The way of a request from its body to its answer: limits, decoding, the engine, encoding."""
+"""The path of a request from its body to its answer: limits, decoding, the engine, encoding."""
 
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,28 +18,38 @@ from rcnet.serve.costs import Costs
 from rcnet.serve.decoder import Decoders
 from rcnet.serve.engine import Answer, Engine, Terms
 from rcnet.serve.metrics import Metrics
-from rcnet.serve.scheduler import Refused
+from rcnet.serve.requests import Refused
 from rcnet.serve.schemas import Load
 from rcnet.serve.served import Served, Work
+from rcnet.setting import Setting
 
 T = TypeVar("T")
 STATUS = {"busy": 429, "large": 413, "late": 503, "down": 503, "failed": 503}
-ENCODERS = 2  # threads: what is encoded was computed here, so that none takes long
-RETRY = 1.0  # seconds that a client that is refused is told to wait, at least
-HOLD, HELD = 0.25, 256  # seconds for which a refusal is held back of a client that did not wait, and how many at once
-LINGER = 1.0  # seconds: most bodies are here with their head
-STALLED = 1.0  # seconds after which a body that still arrives gives its place to a new request of the same client
+# Of other exceptions: status and reason; any other is 422, a bad request.
+OTHERS: dict[type[Exception], tuple[int, str]] = {
+    codec.TooLarge: (413, "large"),
+    codec.NotAcceptable: (406, "invalid"),
+    codec.UnknownFormat: (415, "invalid"),
+    ClientDisconnect: (400, "gone"),
+}
+ENCODERS = 2  # threads; images that are encoded were computed here, so none takes long
+RETRY = 1.0  # the least number of seconds that a refused client is asked to wait
+# The answer to a client that retries too early is delayed by HOLD seconds, so that each of its connections asks at most four
+# times per second; at most HELD answers at once, as each keeps a connection open.
+HOLD, HELD = 0.25, 256
+LINGER = 1.0  # seconds to read the rest of an unwanted body: most bodies arrive with their header
+STALLED = 1.0  # seconds after which an unfinished body may be evicted for a request of the same client
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client may ask for.
+    """Limits on what clients may ask for.
 
     Attributes:
         body: bytes.
-        pixels: of an image; a request waits for the one that is computed before it, so that this bounds the wait too.
-        requests: that are read, computed or written at once.
-        patience: seconds in which a body has to arrive.
+        pixels: per image; this also bounds the wait for the request that is computed before.
+        requests: read, computed or written at once.
+        patience: seconds for a body to arrive: 32 MiB at 27 Mbit/s.
         deadline: the latest one, in seconds.
     """
 
@@ -51,7 +61,7 @@ class Limits:
 
 
 class Failure(Exception):
-    """An answer without a result: status, sentence, seconds until another try, and why, for the count of rejections."""
+    """An answer without a result: status, sentence, seconds to wait, and the reason that is counted in the metrics."""
 
     def __init__(self, status: int, detail: str, retry: float | None = None, reason: str = "invalid") -> None:
         super().__init__(detail)
@@ -59,62 +69,62 @@ class Failure(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Those that go with it."""
         retry = {} if self.retry is None else {"retry-after": str(max(1, math.ceil(self.retry)))}
         return retry | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
 
 def failure_of(error: Exception) -> Failure:
-    """The answer to what a request raised."""
+    """The answer to an exception of a request."""
     detail = " ".join(str(error).split())
     if isinstance(error, Failure):
         return error
     if isinstance(error, Refused):
         return Failure(STATUS[error.reason], detail, None if error.reason == "large" else error.retry, error.reason)
-    if isinstance(error, codec.TooLarge):
-        return Failure(413, detail, reason="large")
-    if isinstance(error, codec.NotAcceptable):
-        return Failure(406, detail)
-    if isinstance(error, codec.UnknownFormat):
-        return Failure(415, detail)
-    if isinstance(error, ClientDisconnect):
-        return Failure(400, "the client went away", reason="gone")
-    return Failure(422, detail)
+    status, reason = next((found for kind, found in OTHERS.items() if isinstance(error, kind)), (422, "invalid"))
+    return Failure(status, detail or "the client disconnected", reason=reason)
 
 
 @dataclass(eq=False)
 class RequestInfo:
-    """What is kept of a request while it is answered.
+    """The state of a request while it is answered.
 
     Attributes:
-        arrived: when its head came.
-        client: the address that it came from.
+        arrived: when its header arrived.
+        client: its address.
         window: seconds that it may take.
-        model, kind, pixels: the model, the format of the response, the pixels of the image.
-        computed: when the result was there.
-        body: the time limit of the body while that arrives.
-        evicted: the body gave its place to another request.
+        model: its name.
+        setting: if the client named one.
+        kind: the format of the response.
+        pixels: of the image.
+        computed: when the result was ready.
+        body: the timeout of the body while it arrives.
+        evicted: the body was stopped in favour of another request.
     """
 
     arrived: float
     client: str = ""
     window: float | None = None
     model: str = ""
+    setting: Setting | None = None
     kind: str = ""
     pixels: int = 0
     computed: float = 0.0
     body: asyncio.Timeout | None = None
     evicted: bool = False
 
+    @property
+    def terms(self) -> Terms:
+        return Terms(self.setting, self.window, self.client)
+
 
 class RequestHandler:
-    """What the requests of one server share."""
+    """Answers the requests of one server, and holds what they share."""
 
     def __init__(self, engine: Engine, decoders: Decoders, limits: Limits) -> None:
         self.engine, self.limits, self.metrics = engine, limits, Metrics(engine)
         self.decoders = decoders
         self._active: set[RequestInfo] = set()
-        self._refused: dict[str, float] = {}  # when a client was last refused as too much
+        self._refused: dict[str, float] = {}  # when a client was last refused as busy
         self._held = 0
         self._encoders = ThreadPoolExecutor(ENCODERS, "images")
         self._writing = Costs()  # seconds from a result to the last byte of its response
@@ -131,7 +141,7 @@ class RequestHandler:
         return fitting[name]
 
     def admit(self, request: Request, task: str, name: str | None, steps: str | None, deadline_ms: float | None) -> Served:
-        """The model of a request, before anything of its body is read.
+        """The model of a request; called before its body is read.
 
         Raises:
             Failure: no such model, a deadline later than the limit, or too many requests at once.
@@ -142,17 +152,16 @@ class RequestHandler:
         info.window = self.engine.objective if deadline_ms is None else deadline_ms / 1000
         if info.window > max(self.limits.deadline, self.engine.objective):
             raise Failure(422, f"deadline_ms: give at most {1000 * self.limits.deadline:.0f}")
-        if steps is not None:
-            about.setting(steps)
+        info.setting = None if steps is None else about.setting(steps)
         if len(self._active) >= self.limits.requests and not self._make_room(info):
             raise Failure(429, "too many requests at once", self.engine.scheduler.load(self.engine.clock()), "busy")
         self._active.add(info)
         return about
 
     def _make_room(self, newcomer: RequestInfo) -> bool:
-        """Whether a body that still arrives gives its place: the oldest of the client that has the most requests here.
+        """Evicts an unfinished body for a new request, the oldest of the client with the most requests; False if there is none.
 
-        That is where the newcomer's client has two less or more, or the body has been arriving for long.
+        The newcomer's client must have at least two requests fewer, or the body must have been arriving for long.
         """
         counts = Counter(info.client for info in self._active)
         arriving = [info for info in self._active if info.body]
@@ -168,10 +177,9 @@ class RequestHandler:
         return True
 
     async def hold_back(self, info: RequestInfo) -> None:
-        """Before a refusal of what is too much: waits where the client was told the same within the last second.
+        """Delays a refusal as busy if the client was refused within the last second. The request no longer counts as active.
 
-        To refuse costs the server about a millisecond of the processor that workers need: clients that ask again at once would
-        take as much of it as they can get. It holds no place meanwhile.
+        A refusal takes about a millisecond of the processor, which the workers need: clients that retry at once would use it up.
         """
         now = self.engine.clock()
         again = now - self._refused.get(info.client, -math.inf) < RETRY
@@ -184,50 +192,39 @@ class RequestHandler:
             finally:
                 self._held -= 1
 
-    async def picture(self, request: Request, about: Served, steps: str | None) -> ImageFile:
-        """The image that the request brings, which is decoded only if it can be computed in time."""
+    async def picture(self, request: Request, about: Served) -> ImageFile:
+        """The image in the request's body, which is decoded only if it can be computed in time."""
         info = request.scope["rcnet"]
-        body = await self._body(request, info)
+        body = await read_body(request, self.limits, info)
         data = codec.file_of(body, request.headers.get("content-type", ""))
         _, width, height = codec.header(data, self.limits.pixels)
         deadline = info.arrived + info.window
-        self.engine.check(about.name, (width, height), deadline, self._terms(about, info, steps))
+        self.engine.check(about.name, (width, height), deadline, info.terms)
         return await self.decoders.decode(data, width * height, info.client, deadline)
 
-    async def _body(self, request: Request, info: RequestInfo) -> bytes:
-        try:
-            return await read_body(request, self.limits, info)
-        except Failure as failure:
-            if info.evicted:
-                raise Failure(429, "your body arrived slowly, and others wait", 1.0, "busy") from failure
-            raise
-
-    async def compute(self, request: Request, about: Served, work: Work, steps: str | None, kind: str) -> Answer:
-        """The engine's answer, in time to be sent before the deadline; the place is freed if the client goes away."""
+    async def compute(self, request: Request, about: Served, work: Work, kind: str) -> Answer:
+        """The engine's answer, early enough to be sent before the deadline; cancelled if the client disconnects."""
         info = request.scope["rcnet"]
         info.kind, info.pixels = kind, work.pixels.shape[0] * work.pixels.shape[1]
         writing = (1 + 2 * self._writing.spread) * self._writing.seconds(kind, None, info.pixels)
         deadline = info.arrived + info.window - min(writing, info.window / 2)
-        answer = await unless_gone(request, self.engine.submit(about.name, work, deadline, self._terms(about, info, steps)))
+        answer = await or_disconnect(request, self.engine.submit(about.name, work, deadline, info.terms))
         info.computed = self.engine.clock()
         return answer
 
-    @staticmethod
-    def _terms(about: Served, info: RequestInfo, steps: str | None) -> Terms:
-        return Terms(None if steps is None else about.setting(steps), info.window, info.client)
-
     async def encode(self, picture: ImageFile, answer: Answer, kind: str) -> bytes:
-        """The denoised image as PNG, JPEG or npy."""
-        return await self._aside(codec.encode, picture, answer.result.pixels, kind)
+        """The denoised image as PNG, JPEG or npy, encoded in a thread, so that others are answered meanwhile."""
+        loop, pixels = asyncio.get_running_loop(), answer.result.pixels
+        return await loop.run_in_executor(self._encoders, codec.encode, picture, pixels, kind)
 
     def leave(self, info: RequestInfo) -> None:
-        """A request has ended: its place is free, and what it took to encode and send its response is learned."""
+        """Ends a request, and learns the time that encoding and sending its response took."""
         self._active.discard(info)
         if info.computed:
             self._writing.observe(info.kind, None, info.pixels, 1, self.engine.clock() - info.computed)
 
     def load(self, demonstration: Literal["off", "idle", "running"]) -> Load:
-        """What `GET /v1/load` says."""
+        """The answer to `GET /v1/load`."""
         engine, scheduler, served = self.engine, self.engine.scheduler, self.metrics.served
         return Load(
             objective_ms=1000 * engine.objective,
@@ -241,17 +238,13 @@ class RequestHandler:
             demonstration=demonstration,
         )
 
-    async def _aside(self, call: Callable[..., T], *arguments: Any) -> T:
-        """A call in a thread, so that others are answered meanwhile."""
-        return await asyncio.get_running_loop().run_in_executor(self._encoders, call, *arguments)
-
 
 async def read_body(request: Request, limits: Limits, info: RequestInfo | None = None) -> bytes:
-    """The body of a request, whose `info` says meanwhile how to stop that.
+    """The body of a request; meanwhile `info.body` is the timeout by which it can be stopped.
 
     Raises:
         TooLarge: more bytes than the limit, declared or sent.
-        Failure: it did not arrive in time.
+        Failure: it did not arrive in time or was evicted.
     """
     most = limits.body
     declared = request.headers.get("content-length", "")
@@ -268,6 +261,8 @@ async def read_body(request: Request, limits: Limits, info: RequestInfo | None =
                     raise codec.TooLarge(f"the body has more than the {most} bytes that this server takes")
                 parts.append(part)
     except TimeoutError:
+        if info and info.evicted:
+            raise Failure(429, "your body arrived slowly, and others wait", 1.0, "busy") from None
         raise Failure(408, f"the body did not arrive within {limits.patience:g} s", reason="slow") from None
     finally:
         if info:
@@ -276,19 +271,19 @@ async def read_body(request: Request, limits: Limits, info: RequestInfo | None =
 
 
 async def drop_body(request: Request) -> None:
-    """Reads what is left of a body that nobody needs, for `LINGER` at most.
+    """Reads the rest of an unwanted body, for at most `LINGER` seconds.
 
-    The connection closes after the answer, and the system would reset it over bytes that were not read: the client would be told
-    of the reset, and not of the answer.
+    The connection closes after the answer. With unread bytes the system would reset it, and the client would see the reset
+    instead of the answer.
     """
-    with suppress(TimeoutError, ClientDisconnect, RuntimeError):  # the last: it was read
+    with suppress(TimeoutError, ClientDisconnect, RuntimeError):  # RuntimeError: it was read already
         async with asyncio.timeout(LINGER):
             async for _ in request.stream():
                 pass
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of the work, which is cancelled if the client goes away; the body has been read."""
+async def or_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled if the client disconnects; the body must have been read."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Load for a demonstration: more requests than the machine can take at its best, for some seconds, on this machine alone."""
+"""Load for a demonstration: for some seconds, more requests than this machine can compute at the best setting."""
 
 import asyncio
 import contextlib
@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 
 from rcnet.serve.engine import Engine
-from rcnet.serve.scheduler import Refused
+from rcnet.serve.requests import Refused
 from rcnet.serve.served import Work
 
-SECONDS, MOST, SIDE = 12.0, 3000, 96  # how long, how many requests at most, pixels a side
+SECONDS, MOST, SIDE = 12.0, 3000, 96  # duration, maximum number of requests, side of the pictures in pixels
 
 
 def noisy_picture(channels: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What stands around the application: who may ask, HEAD, safety headers, counts and times, the access log."""
+"""Around the application: checks against other web pages, HEAD, security headers, metrics, the access log."""
 
 import ipaddress
 import math
@@ -21,11 +21,11 @@ SAFETY = {"content-security-policy": POLICY, "x-content-type-options": "nosniff"
 
 
 class MetricsMiddleware:
-    """Counts and times requests, adds the safety headers, answers HEAD, and refuses what other web pages make a browser send.
+    """Counts and times requests, adds security headers, answers HEAD, and refuses requests from other web pages.
 
     Args:
-        hosts: names by which the server may be addressed beside `localhost` and IP addresses.
-        root_path: the path under which a proxy shows the server, whether it takes that away or not.
+        hosts: names of the server besides `localhost` and IP addresses.
+        root_path: the path at which a proxy serves the application, whether it strips that or not.
     """
 
     def __init__(self, app: ASGIApp, handler: RequestHandler, hosts: Collection[str], root_path: str = "") -> None:
@@ -38,7 +38,7 @@ class MetricsMiddleware:
             return
         handler, clock = self.handler, self.handler.engine.clock
         client, given = scope["client"][0] if scope.get("client") else "", Headers(scope=scope)
-        waited = max(time.time() - scope.get("rcnet.asked", math.inf), 0.0)  # of a front, by the clocks of two machines
+        waited = max(time.time() - scope.get("rcnet.asked", math.inf), 0.0)  # in a cluster, by the clocks of two machines
         info, name = RequestInfo(clock() - waited, client), logs.request_id(given.get("x-request-id"))
         scope["rcnet"], scope["root_path"] = info, self.root_path
         status, inner = 0, scope if scope["method"] != "HEAD" else {**scope, "method": "GET"}  # uvicorn sends no body then
@@ -74,35 +74,35 @@ class MetricsMiddleware:
 
 
 def foreign(method: str, headers: Headers, hosts: Collection[str]) -> Failure | None:
-    """Why a request is refused that another web page made a browser send, or may have.
+    """The refusal of a request that another web page made a browser send, or may have; else None.
 
-    A name that is not the server's can be a page's own, pointed at this machine (DNS rebinding); an address cannot.
+    A page can point its own name at this machine (DNS rebinding), but not an IP address.
     """
     host = headers.get("host", "")
     name = _split(f"//{host}").hostname or ""
-    if not (name == "localhost" or name.endswith(".localhost") or name in hosts or _is_address(name)):
+    if not (name == "localhost" or name.endswith(".localhost") or name in hosts or address_of(name)):
         return Failure(421, f"this server is not {host[:100]!r}: start it with --allow-host for that name", reason="foreign")
     if method in ("GET", "HEAD", "OPTIONS"):
         return None
     origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
     if origin is not None and _split(origin).netloc != host:
-        return Failure(403, "a page of another origin asks: only the server's own page may", reason="foreign")
+        return Failure(403, "pages of other origins may not send this request", reason="foreign")
     if site not in ("none", "same-origin"):
-        return Failure(403, "a page of another site asks: only the server's own page may", reason="foreign")
+        return Failure(403, "pages of other sites may not send this request", reason="foreign")
     return None
 
 
 def _split(url: str) -> SplitResult:
-    """The parts of a URL; none of one that is damaged."""
+    """The parts of a URL; empty if it is damaged."""
     try:
         return urlsplit(url)
     except ValueError:
         return urlsplit("")
 
 
-def _is_address(name: str) -> bool:
+def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address in a text, or None."""
     try:
-        ipaddress.ip_address(name)
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
-    return True
+        return None

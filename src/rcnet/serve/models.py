@@ -1,4 +1,4 @@
-"""The networks that are served: what each says of itself, and how a batch of it is computed. Runs inside a worker."""
+"""The served networks: their descriptions and how a batch is computed. Runs inside a worker."""
 
 import math
 import time
@@ -26,12 +26,12 @@ from rcnet.setting import Setting
 from rcnet.tasks import gives
 from rcnet.tasks.classify import class_names, image_size
 
-ASSUMED = 0.05  # relative error that a setting is taken to remove more than the one before, where no results are known
-WARM_UP = ((1, 64), (1, 64), (4, 64), (1, 160), (1, 160))  # batch and side of the calls that start the costs
+ASSUMED = 0.05  # of the error, removed by each further setting if no results are known; bundled weights gain 0.01 to 0.2
+WARM_UP = ((1, 64), (1, 64), (4, 64), (1, 160), (1, 160))  # batch and side of timed calls: small, batched, larger
 
 
 class Model(NamedTuple):
-    """A loaded network: its description, and `run(setting, work)` that gives a result for each piece of work."""
+    """A loaded network: its description, and `run(setting, work)`, which returns a result per piece of work."""
 
     about: Served
     run: Callable[[Setting, Sequence[Work]], list[Any]]
@@ -39,10 +39,10 @@ class Model(NamedTuple):
 
 
 def open_model(source: str, device: str, precision: str) -> Model:
-    """The model of bundled weights or of a file of weights, on a device, all settings ready.
+    """Loads bundled weights or a file of weights on a device, with all settings ready.
 
     Raises:
-        InputError: what `rcnet.load` raises; weights of a task that is not served.
+        InputError: what `rcnet.load` raises, or weights for a task that is not served.
     """
     network = load(source).to(torch.device(device))
     session = optimize(network, precision=precision)
@@ -79,7 +79,7 @@ def open_model(source: str, device: str, precision: str) -> Model:
 
 
 def quality(metric: str, results: Mapping[Setting, float], settings: Iterable[Setting]) -> dict[Setting, float]:
-    """Minus the logarithm of the error at each setting, up to a constant: what `policies.Dial` compares."""
+    """The `quality` of `policies.Dial`: minus the logarithm of the error at each setting, up to a constant."""
     if metric == "psnr":
         return {n: results[n] * math.log(10) / 10 for n in settings}
     if metric == "error":
@@ -88,7 +88,7 @@ def quality(metric: str, results: Mapping[Setting, float], settings: Iterable[Se
 
 
 def denoise(session: TorchSession, setting: Setting, work: Sequence[Work]) -> list[Denoised]:
-    """Each picture without its noise; several of one small shape go through the network at once."""
+    """Denoises pictures; several of one small shape go through the network at once."""
     pictures = []
     for item in work:
         given = None if item.levels is None else np.array(item.levels, np.float32).reshape(1, 2, -1)
@@ -100,7 +100,7 @@ def denoise(session: TorchSession, setting: Setting, work: Sequence[Work]) -> li
 
 
 def classify(session: Optimized, names: Sequence[str], side: int, setting: Setting, work: Sequence[Work]) -> list[Classification]:
-    """The likeliest classes of each picture, uint8 [H, W, 1 or 3] of any size."""
+    """The likeliest classes of pictures, uint8 [H, W, 1 or 3] of any size."""
     images = [fit(in_channels(item.pixels, session.network.about.channels), side) for item in work]
     x = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) / 255)
     device = next(session.network.parameters()).device
@@ -111,7 +111,7 @@ def classify(session: Optimized, names: Sequence[str], side: int, setting: Setti
 
 
 def warm_up(model: Model) -> list[tuple[Setting, int, int, float]]:
-    """Calls of every setting, each timed: (setting, pixels, batch, seconds). Without the first of each kind, which prepares."""
+    """Times calls of every setting: (setting, pixels, batch, seconds). The first single call of each shape is not timed."""
     rng, timed, seen = np.random.default_rng(0), [], set()
     for batch, side in model.sides:
         for setting in model.about.settings:

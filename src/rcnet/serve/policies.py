@@ -1,8 +1,8 @@
-"""Which setting each model takes: pure functions of the observed state.
+"""Policies choose the setting of each model: pure functions of the observed state.
 
-A policy is any function of a `State` that returns a setting for each model, one of its `Dial.quality`. The slack-based one is
-after SuperServe's SlackFit (Khare et al., arXiv 2312.16733), here with several models on one machine: time that is left over goes
-where it buys the most measured quality.
+A policy is any function of a `State` that returns one of the settings in `Dial.quality` for each model. `slack` is modelled on
+SuperServe's SlackFit (Khare et al., arXiv 2312.16733), for several models on one machine: spare time goes where it buys the most
+measured quality.
 """
 
 import heapq
@@ -14,14 +14,17 @@ from rcnet.errors import InputError, unknown
 from rcnet.models.registry import import_named
 from rcnet.setting import Setting
 
-FULL, DRAIN = 0.85, 1.5  # the part of the workers' time that what arrives may take; objectives until the queue is empty
-HIGH, LOW, HOLD = 0.6, 0.25, 5.0  # of the hysteresis: shares of the objective; objectives between two steps up
+FULL = 0.85  # of the workers' time may go to arrivals: random ones would queue without end at 1
+DRAIN = 1.5  # objectives until the queue is empty: longer than any admitted request waits
+# Of the hysteresis: a step down above HIGH of the objective, while there is still time to react; a step up if the load would then
+# be below LOW, far enough from HIGH not to step down again; and HOLD objectives between two steps up.
+HIGH, LOW, HOLD = 0.6, 0.25, 5.0
 
 
 class Ask(NamedTuple):
-    """One request, as a policy sees it: the model, the pixels of the image, when the answer is due.
+    """One request as a policy sees it.
 
-    `seconds` is what it takes if the client named the setting, which no policy can change then.
+    `seconds` is its cost if the client named the setting, which a policy cannot change then.
     """
 
     model: str
@@ -34,10 +37,10 @@ class Dial(NamedTuple):
     """One model.
 
     Attributes:
-        quality: of each setting that the policy may choose, the least first, rising: minus the logarithm of the measured error
-            (mean square for images, share of wrong answers for classes), so that models of different tasks compare.
-        setting: of the batch before.
-        since: when it was taken.
+        quality: of each setting that the policy may choose, ascending: minus the logarithm of the measured error (mean square
+            for images, fraction of wrong answers for classes), so that models of different tasks are comparable.
+        setting: the one of the last batch.
+        since: when the policy changed to it.
     """
 
     quality: Mapping[Setting, float]
@@ -46,36 +49,36 @@ class Dial(NamedTuple):
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        """Those that the policy may choose, the least first."""
+        """The settings that the policy may choose, the least first."""
         return tuple(self.quality)
 
     def lower(self, setting: Setting) -> Setting:
-        """The next one down, or the least."""
+        """The next lower setting, or the least."""
         return self.settings[max(self.settings.index(setting) - 1, 0)]
 
     def higher(self, setting: Setting) -> Setting:
-        """The next one up, or the best."""
+        """The next higher setting, or the best."""
         return self.settings[min(self.settings.index(setting) + 1, len(self.settings) - 1)]
 
 
 class Stream(NamedTuple):
-    """What arrived for one model lately: requests a second, and the mean of their pixels."""
+    """Recent arrivals for one model: requests per second and their mean pixels."""
 
     rate: float
     pixels: int
 
 
 class State(NamedTuple):
-    """What is known when a batch is about to be made.
+    """What is known before the next batch.
 
     Attributes:
-        now: seconds of the clock that all times here are of.
+        now: the time, in seconds, as are all others here.
         objective: seconds in which an answer is promised.
         models: by name.
-        waiting: the requests, the earliest deadline first.
+        waiting: the requests, earliest deadline first.
         free: when each worker is free.
-        cost: (model, setting, pixels) -> seconds that one request takes of a worker, cautiously.
-        streams: of the models for which anything arrived.
+        cost: (model, setting, pixels) -> a cautious estimate of a worker's seconds for one request.
+        streams: recent arrivals of the models that had any.
     """
 
     now: float
@@ -102,7 +105,7 @@ def least(state: State) -> Chosen:
 
 
 def hysteresis(state: State) -> Chosen:
-    """One setting down where what waits takes more than `HIGH` of the objective, one up where it would take less than `LOW`."""
+    """One setting down if the queue takes more than `HIGH` of the objective, one up if it would take less than `LOW`."""
     chosen = {name: dial.setting for name, dial in state.models.items()}
     load = (finish(state, chosen) - state.now) / state.objective
     if load > HIGH:
@@ -113,9 +116,9 @@ def hysteresis(state: State) -> Chosen:
 
 
 def slack(state: State) -> Chosen:
-    """The best settings with which every waiting request is in time and the queue drains.
+    """The best settings at which every waiting request is in time and the queue drains.
 
-    From the least, the model whose next setting gains most quality for a second is raised, as long as both hold.
+    Starting from the least, it raises the model whose next setting gains the most quality per second, while both hold.
     """
     chosen = least(state)
     typical = {name: stream.pixels for name, stream in state.streams.items()} | {ask.model: ask.pixels for ask in state.waiting}
@@ -131,7 +134,7 @@ def slack(state: State) -> Chosen:
 
 
 def _gain(state: State, name: str, setting: Setting, pixels: int) -> float:
-    """Quality that the next setting gains, a second."""
+    """The quality that the next setting gains per second."""
     dial = state.models[name]
     higher = dial.higher(setting)
     extra = state.cost(name, higher, pixels) - state.cost(name, setting, pixels)
@@ -139,7 +142,7 @@ def _gain(state: State, name: str, setting: Setting, pixels: int) -> float:
 
 
 def drains(state: State, chosen: Chosen) -> bool:
-    """Whether the queue is empty within `DRAIN`, or by the last deadline, if requests go on arriving as they did lately."""
+    """Whether the queue empties within `DRAIN` or by the last deadline if requests keep arriving at the recent rate."""
     up = [free for free in state.free if math.isfinite(free)]
     time = max([DRAIN * state.objective, *(ask.deadline - state.now for ask in state.waiting)])
     waiting = sum(max(free - state.now, 0.0) for free in up)
@@ -150,7 +153,7 @@ def drains(state: State, chosen: Chosen) -> bool:
 
 
 def in_time(state: State, chosen: Chosen) -> bool:
-    """Whether each waiting request meets its deadline if all take these settings, the earliest deadline first."""
+    """Whether every waiting request meets its deadline at these settings, computed earliest deadline first."""
     return all(end <= ask.deadline for ask, end in ends(state, chosen))
 
 
@@ -177,7 +180,12 @@ def policy(name: str) -> Policy:
     """A policy by its name, or a user's as `package.module:function`.
 
     Raises:
-        InputError: no such policy, or nothing there that can be called.
+        InputError: no such policy, or not a function.
+
+    Example:
+        >>> from rcnet.serve.policies import policy
+        >>> policy("least").__doc__
+        'The least setting, always.'
     """
     if ":" not in name:
         if name not in POLICIES:

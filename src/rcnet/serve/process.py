@@ -1,8 +1,8 @@
-"""Processes beside the server, so that what crashes or hangs there can be ended: the workers, and the decoders of images.
+"""Processes beside the server, workers and decoders of images, which can be killed if they crash or hang.
 
-Such a process is `python -m MODULE FD`: it reads messages from a socket and writes an answer to each, both pickled by this
-package. It ends when the other end closes, however that came about. The framing is our own because `multiprocessing.connection`
-only blocks and so needs a thread for each process: a picture of 256x256 takes 0.13 ms there and back with it, and 0.06 ms so.
+Such a process is `python -m MODULE FD`: it reads pickled messages from a socket and answers each. It ends when the other end
+closes for whatever reason. `multiprocessing.connection` only blocks and would need a thread per process: the round trip of a
+picture of 256x256 takes 0.13 ms with it and 0.06 ms with this framing.
 """
 
 import asyncio
@@ -33,11 +33,11 @@ class Process:
 
     @property
     def pid(self) -> int | None:
-        """Of the process, None before it is started."""
+        """None before it is started."""
         return self._process.pid if self._process else None
 
     async def start(self) -> None:
-        """Starts the process, which may not be ready yet."""
+        """Starts the process without waiting until it is ready."""
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", self.module, str(theirs.fileno())]
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
@@ -59,7 +59,7 @@ class Process:
             raise ProcessDied from error
 
     def processor_seconds(self) -> float:
-        """Seconds of the processor that it used so far, where the system tells (Linux); else 0."""
+        """Processor seconds used so far; 0 where the system does not tell (other than Linux)."""
         try:
             with open(f"/proc/{self.pid}/stat", "rb") as file:
                 user, system = file.read().rpartition(b")")[2].split()[11:13]
@@ -68,10 +68,10 @@ class Process:
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     async def stop(self) -> str:
-        """Ends the process, and says how it ended: by which signal, or with which exit code."""
+        """Kills the process; returns how it ended, its signal or exit code."""
         if not self._process:
             return "it was not started"
-        with contextlib.suppress(subprocess.TimeoutExpired):  # one whose socket has closed is about to end by itself
+        with contextlib.suppress(subprocess.TimeoutExpired):  # after its socket has closed it is about to end by itself
             self._process.wait(0)
         self._process.kill()
         code = await asyncio.to_thread(self._process.wait)
@@ -80,8 +80,8 @@ class Process:
 
 
 def answer_messages(answering: Callable[["Channel"], None]) -> None:
-    """The `main` of such a process: calls `answering` with the channel to the server, until the other end closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then ends this process
+    """The `main` of such a process: calls `answering` with the channel to the server until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C and ends this process
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         with contextlib.suppress(EOFError, OSError):
             answering(Channel(connection))
@@ -89,7 +89,7 @@ def answer_messages(answering: Callable[["Channel"], None]) -> None:
 
 
 class Channel:
-    """The process's end: blocking."""
+    """The process's end of the socket, blocking."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -99,12 +99,12 @@ class Channel:
         return pickle.loads(self._read(*LENGTH.unpack(self._read(LENGTH.size))))
 
     def send(self, message: object) -> None:
-        """An answer; one write wakes the other end once."""
+        """Sends an answer, in one write, which wakes the other end once."""
         self._connection.sendall(b"".join(_packed(message)))
 
     def _read(self, count: int) -> bytearray:
         data, done = bytearray(count), 0
-        while done < count:  # once, unless a signal comes between
+        while done < count:  # usually one pass; a signal may interrupt it
             if not (got := self._connection.recv_into(memoryview(data)[done:], 0, socket.MSG_WAITALL)):
                 raise EOFError
             done += got

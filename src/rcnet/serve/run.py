@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import ipaddress
 import signal
 import socket
 from collections.abc import Sequence
@@ -19,18 +18,19 @@ from rcnet.serve.app import create_app
 from rcnet.serve.decoder import Decoders
 from rcnet.serve.engine import Engine
 from rcnet.serve.handler import Limits
+from rcnet.serve.middleware import address_of
 from rcnet.serve.policies import policy
 from rcnet.serve.worker import Plan
 
-CONNECTIONS = 1000  # that may stand idle, beside those of requests
-DRAIN = 30  # seconds for the requests that are in progress at SIGTERM
-LOOK_AGAIN = 0.1  # seconds in which the loop reads what has arrived
-GRACE = 0.5  # seconds before, in which what clients have sent, or the system has accepted, still comes in
+CONNECTIONS = 1000  # idle ones, besides those of requests
+DRAIN = 30  # seconds for requests in progress at SIGTERM; Kubernetes waits as long by default
+LOOK_AGAIN = 0.1  # seconds for the event loop to read what has already arrived
+GRACE = 0.5  # seconds for requests that clients have sent or the system has accepted already
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a server: see `rcnet serve --help`."""
+    """The settings of a server: see `rcnet serve --help`."""
 
     models: Sequence[str]
     objective: float
@@ -51,7 +51,7 @@ class Settings:
 
 
 def engine_of(settings: Settings) -> Engine:
-    """The engine, not started."""
+    """The engine, before it is started."""
     plans = [Plan(tuple(settings.models), device, settings.precision, settings.threads) for device in settings.devices]
     return Engine(
         plans,
@@ -64,42 +64,45 @@ def engine_of(settings: Settings) -> Engine:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server there."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    """Whether only this machine can reach a server at this address.
+
+    Example:
+        >>> is_loopback("127.0.0.2"), is_loopback("0.0.0.0")
+        (True, False)
+    """
+    address = address_of(host)
+    return host == "localhost" if address is None else address.is_loopback
 
 
 def bind(host: str, port: int, token: str) -> socket.socket:
-    """A socket of that address, which takes no connections yet.
+    """A socket at this address, which accepts no connections yet.
 
     Raises:
-        InputError: the address cannot be listened on, or other machines reach it and there is no token.
+        InputError: the address cannot be used, or other machines can reach it and there is no token.
     """
     if not 0 <= port < 65536:  # getaddrinfo may take it modulo 65536
-        raise InputError(f"port {port} is not valid: from 0, a free one, to 65535")
+        raise InputError(f"port {port} is not valid: give 1 to 65535, or 0 for any free port")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
     except OSError as error:
-        raise InputError(f"{host} port {port} cannot be listened on: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from error
     if not token and not is_loopback(bound.getsockname()[0]):
         bound.close()
-        raise InputError(f"--host {host} lets other machines in: give a token with --token-file FILE or RCNET_TOKEN")
+        raise InputError(f"--host {host} is open to other machines: give a token with --token-file FILE or RCNET_TOKEN")
     return bound
 
 
 def shown(bound: socket.socket) -> str:
-    """Host and port."""
+    """HOST:PORT of a socket."""
     host, port = bound.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """Of a client, which is closed where it brings no whole request for `patience` seconds."""
+    """A client's connection; it is closed after `patience` seconds without a complete request."""
 
     def __init__(self, *arguments: Any, patience: float, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -112,7 +115,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.waiting and not self.idle:  # a whole request has come
+        if self.waiting and not self.idle:  # a complete request has arrived
             self.waiting.cancel()
             self.waiting = None
         self.wait()
@@ -123,12 +126,12 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self.waiting.cancel()
 
     def wait(self) -> None:
-        """From now on, where no request is being answered, and it does not wait already."""
+        """Starts the timer, unless a request is being answered or it runs already."""
         if self.waiting is None and self.idle:
             self.waiting = self.loop.call_later(self.patience, self.give_up)
 
     def give_up(self) -> None:
-        """Closes, unless a request has come meanwhile: a process that had no processor for long reads that first."""
+        """Closes unless a request arrives; a process that had no processor for long first reads what has come."""
         self.waiting = self.loop.call_later(LOOK_AGAIN, self.close)
 
     def close(self) -> None:
@@ -142,14 +145,14 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
 
 class _Server(uvicorn.Server):
-    """Loses no request when it stops: a connection may wait to be accepted, and a request may follow its connection."""
+    """A server that loses no request when it stops, not even one whose connection is not accepted yet."""
 
     def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
         super().__init__(config)
         self.engine = engine
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Says that it stops to whoever asks or is answered, then takes no connection, then no request."""
+        """Reports that it is stopping, then accepts no connections, then no requests."""
         self.engine.stopping = True
         await asyncio.sleep(GRACE)
         for server in self.servers:
@@ -159,10 +162,10 @@ class _Server(uvicorn.Server):
 
 
 async def serve(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT, then finishes what is in progress.
+    """Serves until SIGTERM or SIGINT, then finishes requests in progress.
 
     Raises:
-        InputError: models, settings, a policy or an address that are not valid.
+        InputError: an invalid model, setting, policy or address.
     """
     engine, decoders = engine_of(settings), Decoders(settings.limits.pixels)
     logs.configure(settings.log)
@@ -190,10 +193,10 @@ async def serve(settings: Settings) -> None:
             http=partial(Connection, patience=settings.limits.patience),  # type: ignore[arg-type]
             limit_concurrency=CONNECTIONS + 4 * settings.limits.requests,
         )
-        gc.freeze()  # a full collection of what the imports made would stop all for a tenth of a second
+        gc.freeze()  # a full garbage collection would stop everything for a tenth of a second
         print(f"rcnet serves {', '.join(engine.models)} at http://{shown(listening)}", flush=True)
         server = _Server(config, engine)
-        signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn drains at one, and raises it again when it is done
+        signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises the signal again after draining
         await server.serve([listening])
     finally:
         await asyncio.gather(engine.stop(), decoders.stop())

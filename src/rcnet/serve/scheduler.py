@@ -1,91 +1,39 @@
-"""The queue: who is admitted, what runs next and at which setting. No clock and no input or output of its own."""
+"""The queue: which requests are admitted, what runs next and at which setting. Without a clock, input or output of its own."""
 
 import bisect
 import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 from rcnet.errors import InputError
 from rcnet.serve.costs import Costs
-from rcnet.serve.policies import Ask, Dial, Policy, State, Stream, ends
+from rcnet.serve.demand import Demand
+from rcnet.serve.policies import Ask, Dial, Policy, State, ends
+from rcnet.serve.requests import Batch, Dials, Refused, Request
 from rcnet.setting import Setting, listed
 
-RECENT, LONGEST = 4.0, 1.0  # objectives over which the rate of arrivals is averaged, and seconds at most
-GAPS = 3.0  # mean gaps between two arrivals: a longer silence says that their rate fell
-BLOCK = 0.25  # of the objective: no longer is a batch of several, so that those who come meanwhile are in time
-MEMORY = 2.0  # seconds over which the demand for a model is averaged
-UNUSED = 0.005  # of the machine: a model of which less was asked lately has no claim
-PROBE = 0.5  # seconds without a measurement, after which an idle engine takes a request that it would refuse
-BOLD = 4.0  # but not one that takes more than this many times what it may
+BLOCK = 0.25  # of the objective: the longest batch of several requests, as what arrives meanwhile must wait for its end
+UNUSED = 0.005  # of the machine: with less demand a model reserves no room; demand only fades, it never reaches 0
+# Only a measurement corrects an estimate that is too high, but its requests are refused. So an idle engine computes one of them
+# if nothing was measured for PROBE seconds: often enough to notice within a second, seldom enough to cost little. It computes
+# none that is expected to take BOLD times the time left, as that would block the worker for the next ones.
+PROBE, BOLD = 0.5, 4.0
+HOPELESS = 0.8  # of the expected time: a request is late only if a call a fifth faster than expected would be
+GAIN = 0.97  # of the time per image: a larger batch must save at least 3 %, more than the noise of measurements
+TRUST = 0.3  # of a wrong estimate, the part blamed on the machine's speed: one outlier moves it little, three calls show a change
+UNTRIED = 0.9  # of the time per image, assumed for a batch size that was never measured: so each size is tried once
 log = logging.getLogger(__name__)
-
-
-class Dials(NamedTuple):
-    """What the scheduler knows of a model: MACs a pixel and quality by setting, and those that a policy may choose."""
-
-    macs: Mapping[Setting, float]
-    quality: Mapping[Setting, float]
-    offered: tuple[Setting, ...]
-
-
-@dataclass(eq=False)
-class Request:
-    """One image to be computed.
-
-    Attributes:
-        shape: requests of one model and shape can run in one batch.
-        pixels: of the image.
-        deadline: when the answer is due.
-        pinned: the setting, if the client named one.
-        window: seconds from when the client asked to the deadline; from when it is submitted unless given.
-        client: who asked.
-        alone: not in a batch with others, which died of something that may have been this one.
-        probe: admitted to measure again, and never dropped as late.
-        answer: where the engine puts the result.
-    """
-
-    model: str
-    shape: tuple[int, ...]
-    pixels: int
-    deadline: float
-    payload: Any = None
-    pinned: Setting | None = None
-    window: float | None = None
-    client: str = ""
-    alone: bool = False
-    probe: bool = False
-    arrived: float = 0.0
-    answer: Any = None
-
-
-@dataclass(eq=False)
-class Batch:
-    """Requests of one model and shape that run together at one setting."""
-
-    model: str
-    setting: Setting
-    requests: list[Request]
-    started: float
-
-
-class Refused(Exception):
-    """A request that gets no result: why (`busy`, `large`, `late`, `down`, `failed`), a sentence, seconds until another try."""
-
-    def __init__(self, reason: str, message: str, retry: float = 0.0) -> None:
-        super().__init__(message)
-        self.reason, self.retry = reason, retry
 
 
 @dataclass
 class Scheduler:
-    """Admits requests that can be in time at the least settings, and makes batches of them, the earliest deadline first.
+    """Admits requests that can meet their deadlines at the least settings, and batches them, earliest deadline first.
 
     Attributes:
         objective: seconds in which an answer is promised.
-        bound: requests that may wait.
-        most: requests in one batch.
+        bound: the largest number of waiting requests.
+        most: the largest batch.
         free: when each worker is free; infinity while it is down.
     """
 
@@ -104,40 +52,36 @@ class Scheduler:
             self.costs.add(name, model.macs)
         self.free = self.free or [0.0] * self.workers
         self._dials = {name: (model.offered[-1], -math.inf) for name, model in self.models.items()}
-        self._recent = min(RECENT * self.objective, LONGEST)
-        self._arrived = {name: (0.0, 0.0, 0.0) for name in self.models}
-        self._demand = {name: (0.0, 0.0) for name in self.models}
-        self._usual = dict.fromkeys(self.models, 0.0)
-        self._clients: dict[str, float] = {}
+        self.demand = Demand(self.models, self.objective, len(self.free))
         self._measured = dict.fromkeys(self.models, -math.inf)
 
     def submit(self, request: Request, now: float) -> None:
         """Puts a request into the queue, or raises `Refused`."""
         request.arrived = now
         self.check(request, now)
-        self._note_demand(request.model, self._seconds(request), now)
-        self._note_arrival(request, now)
+        self.demand.add(request.model, self._seconds(request), now)
+        self.demand.arrive(request.model, request.pixels, now)
         bisect.insort(self.waiting, request, key=lambda r: r.deadline)
 
     def check(self, request: Request, now: float) -> None:
-        """Raises `Refused` where the request would not be admitted now.
+        """Raises `Refused` if the request would not be admitted now.
 
-        What an idle server could not do in time either is no demand. What is refused as busy is demand for a share of the
-        machine among several models, and moves no dial: the queue that it met says that already.
+        A request that even an idle server would finish late does not count as demand. One that is refused as busy counts toward
+        its model's share of the machine, but not as an arrival, as policies see the full queue already.
         """
         if math.isinf(min(self.free)):
             raise Refused("down", "no worker is up at the moment", 1.0)
         idle, left = self._idle(now), request.deadline - now
         window = left if request.window is None else request.window
-        alone = self._mean(request) if idle else self._seconds(request)  # an idle worker has nothing better to do than to try
+        alone = self._mean(request) if idle else self._seconds(request)  # if idle, an attempt delays nobody
         if alone > left and idle and now - self._measured[request.model] > PROBE and alone < BOLD * left:
             request.probe = True
             return
         if alone > window:
             raise Refused(
                 "large",
-                f"this image takes about {1000 * alone:.0f} ms of {request.model} here and has "
-                f"{1000 * max(window, 0):.0f} in all: give a later deadline or a smaller image",
+                f"{request.model} needs about {1000 * alone:.0f} ms for this image here, and its deadline allows "
+                f"{1000 * max(window, 0):.0f}: give a later deadline or a smaller image",
             )
         try:
             if len(self.waiting) >= self.bound:
@@ -149,32 +93,32 @@ class Scheduler:
             if not self._fits(request, self._ask(request), now):
                 raise Refused("busy", "the answer would be too late even at the least setting", self._drain(now))
         except Refused:
-            self._note_demand(request.model, alone, now)
+            self.demand.add(request.model, alone, now)
             raise
 
     def cancel(self, request: Request) -> bool:
-        """Takes a request out of the queue; False if it is not there (any more)."""
+        """Removes a request from the queue; False if it does not wait."""
         if request not in self.waiting:
             return False
         self.waiting.remove(request)
-        self._forget_arrival(request)
+        self.demand.withdraw(request.model, request.pixels, request.arrived)
         return True
 
     def put_back(self, batch: Batch) -> None:
-        """The requests of a batch whose worker died wait again, and each will run alone."""
+        """Queues the requests of a failed batch again; each will run alone."""
         for request in batch.requests:
             request.alone = True
             bisect.insort(self.waiting, request, key=lambda r: r.deadline)
 
     def late(self, now: float) -> list[Request]:
-        """Takes out, and returns, the requests that can no longer be in time: to compute them would make others late."""
-        hopeless = [r for r in self.waiting if not r.probe and now + 0.8 * self._mean(r) > r.deadline]
+        """Removes and returns the requests that can no longer be in time, as computing them would delay others."""
+        hopeless = [r for r in self.waiting if not r.probe and now + HOPELESS * self._mean(r) > r.deadline]
         for request in hopeless:
             self.waiting.remove(request)
         return hopeless
 
     def next(self, now: float, worker: int = 0) -> Batch | None:
-        """The batch that this worker takes now, or None if nothing waits."""
+        """The next batch for this worker, or None if nothing waits."""
         if not self.waiting:
             return None
         head = self.waiting[0]
@@ -182,7 +126,14 @@ class Scheduler:
         setting = self._setting(head, chosen)
         if head.pinned is None and chosen[head.model] != self._dials[head.model][0]:
             self._dials[head.model] = chosen[head.model], now
-        mates = [r for r in self.waiting if r is not head and self._together(head, r, chosen)] if self.most > 1 else []
+        mates = [
+            other
+            for other in self.waiting
+            if other is not head
+            and (other.model, other.shape) == (head.model, head.shape)
+            and not (head.alone or other.alone)
+            and self._setting(other, chosen) == setting
+        ]
         batch = Batch(head.model, setting, [head, *mates][: self._size(head, setting, 1 + len(mates), now)], now)
         for request in batch.requests:
             self.waiting.remove(request)
@@ -190,35 +141,24 @@ class Scheduler:
         return batch
 
     def done(self, batch: Batch, seconds: float, now: float, worker: int = 0) -> None:
-        """A batch took so many seconds of computing."""
-        trust = 1.0 if any(request.probe for request in batch.requests) else 0.3
-        self.costs.observe(batch.model, batch.setting, batch.requests[0].pixels, len(batch.requests), seconds, trust)
+        """Records that a batch took so many seconds."""
+        probe = any(request.probe for request in batch.requests)  # a probe corrects a wrong estimate at once
+        call = batch.model, batch.setting, batch.requests[0].pixels, len(batch.requests)
+        self.costs.observe(*call, seconds, trust=1.0 if probe else TRUST)
         self._measured[batch.model] = now
         self.free[worker] = now
 
     def load(self, now: float) -> float:
-        """Seconds until all that waits and runs would be done at the least settings."""
+        """Seconds until everything that waits or runs would be done at the least settings."""
         free = max(min(self.free) - now, 0.0)
         return (free if math.isfinite(free) else 0.0) + sum(self._mean(r) for r in self.waiting) / len(self.free)
 
     def settings(self) -> dict[str, Setting]:
-        """The setting that each model took last."""
+        """The last setting of each model."""
         return {name: setting for name, (setting, _) in self._dials.items()}
 
-    def claims(self, now: float) -> dict[str, float]:
-        """The part of the machine that each model may count on: what was asked of it lately, or its fair share if that is less.
-
-        Max-min fair: what a model leaves of its even share goes to those that ask for more.
-        """
-        wanted = sorted((self._decayed(name, now), name) for name in self.models)
-        left, claim = 1.0, {}
-        for i, (demand, name) in enumerate(wanted):
-            claim[name] = min(demand, left / (len(wanted) - i))
-            left -= claim[name]
-        return claim
-
     def state(self, now: float, *more: Ask, cautious: float | None = None) -> State:
-        """What a policy sees; `cautious` multiplies the mean cost."""
+        """What a policy sees; mean costs are multiplied by `cautious`, by default the usual error of estimates."""
         factor = cautious or self._cautious
         dials = {
             name: Dial({n: model.quality[n] for n in model.offered}, *self._dials[name]) for name, model in self.models.items()
@@ -233,7 +173,7 @@ class Scheduler:
                 known[key] = factor * self._share(name, setting, pixels, count[name])
             return known[key]
 
-        return State(now, self.objective, dials, asks, tuple(self.free), cost, self._streams(now))
+        return State(now, self.objective, dials, asks, tuple(self.free), cost, self.demand.streams(now))
 
     @property
     def _cautious(self) -> float:
@@ -245,16 +185,16 @@ class Scheduler:
         return Ask(request.model, request.pixels, request.deadline, seconds)
 
     def _mean(self, request: Request) -> float:
-        """What a request takes at the least, on average."""
+        """The mean seconds of a request at its least setting."""
         setting = self.models[request.model].offered[0] if request.pinned is None else request.pinned
         return self.costs.seconds(request.model, setting, request.pixels)
 
     def _seconds(self, request: Request) -> float:
-        """What a request takes at the least, cautiously."""
+        """A cautious estimate of the seconds of a request at its least setting."""
         return self._cautious * self._mean(request)
 
     def _share(self, name: str, setting: Setting, pixels: int, waiting: int) -> float:
-        """What one request takes where so many wait: its share of the best batch."""
+        """The seconds of one request as its share of the best batch, if so many wait."""
         best = self.costs.seconds(name, setting, pixels)
         size, most, short = 2, min(waiting, self.most), BLOCK * self.objective / self._cautious
         while size <= most and (together := self.costs.seconds(name, setting, pixels, size)) <= short:
@@ -263,20 +203,16 @@ class Scheduler:
         return best
 
     def _size(self, head: Request, setting: Setting, count: int, now: float) -> int:
-        """How many to take: more only where that takes less time for each, or was never measured, and the first stays in time."""
+        """The size of a batch: larger only if that saves time per image, or was never measured, and the first stays in time."""
         best, share = 1, self.costs.seconds(head.model, setting, head.pixels)
         for size in (1 << k for k in range(min(count, self.most).bit_length())):
             seconds = self.costs.seconds(head.model, setting, head.pixels, size)
             if size > 1 and self._cautious * seconds > min(head.deadline - now, BLOCK * self.objective):
                 break
-            hope = 1.0 if self.costs.measured(head.model, setting, head.pixels, size) else 0.9
-            if hope * seconds / size < 0.97 * share:
+            hope = 1.0 if self.costs.measured(head.model, setting, head.pixels, size) else UNTRIED
+            if hope * seconds / size < GAIN * share:
                 best, share = size, seconds / size
         return best
-
-    def _together(self, head: Request, other: Request, chosen: Mapping[str, Setting]) -> bool:
-        same = (head.model, head.shape) == (other.model, other.shape) and not head.alone and not other.alone
-        return same and self._setting(head, chosen) == self._setting(other, chosen)
 
     def _setting(self, request: Request, chosen: Mapping[str, Setting]) -> Setting:
         return chosen[request.model] if request.pinned is None else request.pinned
@@ -285,7 +221,7 @@ class Scheduler:
         return {name: model.offered[0] for name, model in self.models.items()}
 
     def _choose(self, now: float) -> dict[str, Setting]:
-        """What the policy says, the least where it says nothing; the least of all where it fails."""
+        """The policy's settings, the least for models it leaves out; the least for all models if the policy fails."""
         try:
             said = self.policy(self.state(now))
             chosen = {n: Setting.of(said.get(n, m.offered[0]), len(m.offered[0])) for n, m in self.models.items()}
@@ -297,14 +233,15 @@ class Scheduler:
         return chosen
 
     def _fits(self, request: Request, ask: Ask, now: float) -> bool:
-        """Whether it, and what waits behind it, can be in time at the least settings, with room kept for other models' claims.
+        """Whether the request and all behind it can be in time at the least settings, with room for other models' claims.
 
-        What is within its own model's claim is judged less cautiously, for the others have kept room for it.
+        Inside its own model's claim it is judged by mean costs, as the other models have left room for it.
         """
         window, kept, within = request.deadline - now, 0.0, False
-        claims = self.claims(now) if len(self.models) > 1 else {}
+        claims = self.demand.claims(now) if len(self.models) > 1 else {}
         for name, claim in claims.items():
-            room = self._room(name, claim, window) - sum(map(self._seconds, self._of(name))) / len(self.free)
+            queued = sum(self._seconds(r) for r in self.waiting if r.model == name)
+            room = self.demand.room(name, claim, window) - queued / len(self.free)
             if name == request.model:
                 within = self._seconds(request) / len(self.free) <= room
             elif claim > UNUSED:
@@ -316,68 +253,17 @@ class Scheduler:
     def _idle(self, now: float) -> bool:
         return not self.waiting and min(self.free) <= now
 
-    def _room(self, name: str, claim: float, window: float) -> float:
-        """Seconds that a model's claim comes to: one request at least, and up to an even share two deviations of their number."""
-        mean, usual = claim * window, self._usual[name]
-        return max(usual, mean, min(mean + 2 * math.sqrt(mean * usual), window / len(self.models)))
-
-    def _of(self, name: str) -> list[Request]:
-        return [request for request in self.waiting if request.model == name]
-
     def _drain(self, now: float) -> float:
         """Seconds until there is likely to be room again."""
         done = [end for _, end in ends(self.state(now), self._least())]
         return max([now, *done, min(self.free)]) - now
 
-    def _decayed(self, name: str, now: float) -> float:
-        demand, since = self._demand[name]
-        return demand * math.exp((since - now) / MEMORY)
-
-    def _note_demand(self, name: str, seconds: float, now: float) -> None:
-        self._usual[name] = seconds
-        self._demand[name] = (self._decayed(name, now) + seconds / MEMORY / len(self.free), now)
-
-    def _note_arrival(self, request: Request, now: float) -> None:
-        left, more = self._left(request.model, now), 1 / self._recent
-        rate, pixels, _ = self._arrived[request.model]
-        self._arrived[request.model] = left * rate + more, left * pixels + more * request.pixels, now
-
-    def _forget_arrival(self, request: Request) -> None:
-        """One that was never computed is no demand."""
-        rate, pixels, since = self._arrived[request.model]
-        part = min(math.exp((request.arrived - since) / self._recent) / self._recent, rate)
-        self._arrived[request.model] = rate - part, max(pixels - part * request.pixels, 0.0), since
-
     def _beyond_share(self, request: Request, now: float) -> bool:
-        """Whether a client that has requests waiting would hold more of the time until the deadline than all others could.
+        """Whether a client with waiting requests would take more of the time until the deadline than its even share.
 
-        Others are those that asked within `MEMORY`; a client alone may fill the queue.
+        The share is among the clients that asked lately; a client alone may fill the queue.
         """
-        self._clients[request.client] = now
-        self._clients = {client: seen for client, seen in self._clients.items() if now - seen < MEMORY}
-        held = sum(self._mean(other) for other in self.waiting if other.client == request.client)
-        share = (request.deadline - now) * len(self.free) / len(self._clients)
-        return len(self._clients) > 1 and held > 0 and held + self._mean(request) > share
-
-    def _left(self, name: str, now: float) -> float:
-        """The part of the rate of arrivals that still holds: it fades, and after a silence it is no more than `GAPS` allows."""
-        rate, _, since = self._arrived[name]
-        silence = max(now - since, 1e-9)
-        return min(math.exp(-silence / self._recent), GAPS / silence / max(rate, 1e-9))
-
-    def _streams(self, now: float) -> dict[str, Stream]:
-        """What was admitted lately."""
-        return {
-            name: Stream(rate * self._left(name, now), round(pixels / rate))
-            for name, (rate, pixels, _) in self._arrived.items()
-            if rate
-        }
-
-
-def pareto(quality: Mapping[Setting, float]) -> tuple[Setting, ...]:
-    """Of settings, the least first, those that are better than every lesser one."""
-    kept: list[Setting] = []
-    for setting, value in quality.items():
-        if not kept or value > quality[kept[-1]]:
-            kept.append(setting)
-    return tuple(kept)
+        clients = self.demand.clients(request.client, now)
+        taken = sum(self._mean(other) for other in self.waiting if other.client == request.client)
+        share = (request.deadline - now) * len(self.free) / clients
+        return clients > 1 and taken > 0 and taken + self._mean(request) > share

@@ -1,4 +1,4 @@
-"""The shapes of the server's answers, and what its OpenAPI document says of bodies, headers and refusals."""
+"""The schemas of the server's answers, and the parts of its OpenAPI document on bodies, headers and refusals."""
 
 from typing import Any, Literal
 
@@ -16,42 +16,42 @@ class Problem(BaseModel):
 
 
 class Setting(BaseModel):
-    """One place of the dial."""
+    """One position of the dial."""
 
-    setting: str = Field(description="What `steps` takes.")
+    setting: str = Field(description="The value for `steps`.")
     macs_per_pixel: float
-    psnr: float | None = Field(None, description="dB, measured: the mean of the results that came with the weights.")
-    error: float | None = Field(None, description="Wrong answers in percent, measured.")
-    offered: bool = Field(description="Whether the policy may take it; a client may name any.")
+    psnr: float | None = Field(None, description="Measured PSNR in dB, the mean of the results in the file of weights.")
+    error: float | None = Field(None, description="Measured error in percent.")
+    offered: bool = Field(description="Whether the policy may choose it; clients may name any.")
 
 
 class ModelInfo(BaseModel):
-    """A network that is served."""
+    """A served network."""
 
     name: str
-    task: str = Field(description="The last part of the path that images for it are sent to.")
+    task: str = Field(description="The last part of its path: /v1/TASK.")
     gives: Literal["image", "classes"]
     channels: int
     noise_level: bool = Field(description="Whether it takes `sigma`.")
     parameters: int
     precision: str
-    size: int = Field(description="Side that images are resized to; 0: they stay as they are.")
+    size: int = Field(description="Side in pixels to which images are resized; 0: they are not.")
     classes: list[str]
     settings: list[Setting]
 
 
 class Load(BaseModel):
-    """How busy the server is. Counts are since its start."""
+    """The load of the server. Counts are since its start."""
 
     objective_ms: float
     waiting: int
-    load_ms: float = Field(description="What waits and runs, at the least settings.")
-    slowness: float = Field(description="How many times slower the machine is than at the start.")
+    load_ms: float = Field(description="Milliseconds until everything that waits or runs would be done at the least settings.")
+    slowness: float = Field(description="The time of a call relative to that at the start.")
     restarts: int
-    settings: dict[str, str] = Field(description="The setting that each model took last.")
+    settings: dict[str, str] = Field(description="The last setting of each model.")
     served: dict[str, dict[str, int]] = Field(description="Images by model and setting.")
     refused: int
-    demonstration: Literal["off", "idle", "running"] = Field(description="Whether `POST /v1/load` may be used now.")
+    demonstration: Literal["off", "idle", "running"] = Field(description="Whether `POST /v1/load` is available.")
 
 
 class Class(BaseModel):
@@ -62,18 +62,18 @@ class Class(BaseModel):
 
 
 class Facts(BaseModel):
-    """How a result came about."""
+    """How a result was computed."""
 
     model: str
     setting: str
     macs: float = Field(description="Multiply-accumulates for this image.")
     queue_ms: float = Field(description="Milliseconds in the queue.")
-    compute_ms: float = Field(description="Milliseconds of computing, of the batch that the image was in.")
+    compute_ms: float = Field(description="Milliseconds of computing the whole batch.")
     batch: int = Field(description="Images in that batch.")
 
 
 class Classified(Facts):
-    """The likeliest classes, the likeliest first."""
+    """The likeliest classes, in descending order."""
 
     classes: list[Class]
 
@@ -82,16 +82,14 @@ class DenoisedImage(Facts):
     """A denoised image in JSON."""
 
     level: float = Field(description="The noise that was found, in levels of 255.")
-    levels: str = Field(
-        "", description="What the judge found of white and of coarse noise, from black to white, where there is one."
-    )
+    levels: str = Field("", description="The judge's levels of white and of coarse noise, from black to white each.")
     width: int
     height: int
     png: str = Field(description="The image as PNG, in base64.")
 
 
 def model_info(about: Served, engine: Engine) -> ModelInfo:
-    """What `GET /v1/models` says of one."""
+    """An entry of `GET /v1/models`."""
     offered = engine.scheduler.models[about.name].offered
     settings = [
         Setting(
@@ -111,31 +109,38 @@ FORM = {"schema": {"type": "object", "properties": {"file": BINARY["schema"]}, "
 BODY = {
     "requestBody": {
         "required": True,
-        "description": "One image, its format found from its bytes. npy: uint8, uint16 or float in [0, 1]; [H, W] or [H, W, 3].",
+        "description": "One image; its first bytes tell the format. npy: uint8, uint16 or float in [0, 1]; [H, W] or [H, W, 3].",
         "content": {**dict.fromkeys([*codec.TYPES.values(), "application/octet-stream"], BINARY), "multipart/form-data": FORM},
     }
 }
-IMAGES = {codec.TYPES[kind]: BINARY for kind in ("PNG", "JPEG", "npy")}
 HEADERS = {
     f"rcnet-{name.replace('_', '-')}": {"description": field.description or name, "schema": {"type": "string"}}
     for name, field in [*Facts.model_fields.items(), *((key, DenoisedImage.model_fields[key]) for key in ("level", "levels"))]
 }
-RETRY = {"Retry-After": {"description": "Seconds until another try may do.", "schema": {"type": "integer"}}}
+IMAGE = {
+    "description": "The image in the format of the Accept header, by default in that of the request.",
+    "headers": HEADERS,
+    "content": {codec.TYPES[kind]: BINARY for kind in ("PNG", "JPEG", "npy")},
+}
+RETRY = {"Retry-After": {"description": "Seconds to wait before the next try.", "schema": {"type": "integer"}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The client went away while it sent the body."},
+    400: {"description": "The client disconnected while it sent the body."},
     401: {"description": "No token, or a wrong one."},
     404: {"description": "No such model, or none for this task."},
-    406: {"description": "None of the formats of the Accept header can be sent."},
+    406: {"description": "The Accept header names no format that is offered."},
     408: {"description": "The body took too long to arrive."},
-    409: {"description": "Load is being made already, or this server makes none."},
-    413: {"description": "Too many bytes or pixels, or more work than even an idle server does by the deadline."},
-    415: {"description": "Not an image that is known here."},
-    422: {"description": "A damaged image, or a parameter that is not valid."},
-    429: {"description": "Too busy: even the least setting would be too late, or too many requests at once.", "headers": RETRY},
-    503: {"description": "Admitted and then not computed in time, or no worker is up.", "headers": RETRY},
+    409: {"description": "Load is already running, or this server creates none."},
+    413: {"description": "Too many bytes or pixels, or more work than an idle server can do by the deadline."},
+    415: {"description": "Not an image of a known format."},
+    422: {"description": "A damaged image or an invalid parameter."},
+    429: {
+        "description": "Too busy: late even at the least setting, or too many requests.",
+        "headers": RETRY,
+    },
+    503: {"description": "Admitted but not computed in time, or no worker is up.", "headers": RETRY},
 }
 
 
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """Those answers without a result, for the OpenAPI document."""
+    """These answers without a result, for the OpenAPI document."""
     return {code: {"model": Problem, **PROBLEMS[code]} for code in codes}

@@ -1,4 +1,4 @@
-"""What goes between the server and its workers. Imports no torch: a server that only passes images on starts at once."""
+"""What the server and its workers exchange. Imports no torch, so that a server that only forwards images starts at once."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,19 +7,19 @@ from typing import NamedTuple
 import numpy as np
 
 from rcnet.errors import InputError
-from rcnet.serve.scheduler import Dials, pareto
+from rcnet.serve.requests import Dials
 from rcnet.setting import Setting, listed
 
 
 class Served(NamedTuple):
-    """What a model says of itself.
+    """The description of a served model.
 
     Attributes:
         gives: `image` or `classes`; see `tasks.task.Kind`.
-        macs: of a pixel of the input, by setting, the cheapest first.
-        metric: `psnr` in dB or `error` in percent of `results`, by setting; empty if the weights name none.
+        macs: per pixel of the input, by setting, the cheapest first.
+        metric: of `results`, `psnr` in dB or `error` in percent; empty if the weights have no results.
         quality: by setting; see `policies.Dial`.
-        size: side of the images that a classifier takes; others are resized to it.
+        size: side in pixels to which a classifier's images are resized; 0 for images of any size.
     """
 
     name: str
@@ -42,20 +42,24 @@ class Served(NamedTuple):
         return tuple(self.macs)
 
     def planes(self, work: "Work") -> int:
-        """How many images of the network one image is: a gray one that gives images takes channels one by one."""
+        """The number of network calls per image: a gray network that returns images takes the channels one by one."""
         return work.pixels.shape[2] if self.gives == "image" and self.channels == 1 else 1
 
     def dials(self, least: str | None = None) -> Dials:
-        """For the scheduler: the settings from `least` on of which each is better than every lesser one.
+        """For the scheduler: of the settings from `least` on, those that are better than every cheaper one.
 
         Raises:
             InputError: the model has no such setting.
         """
         first = 0 if least is None else self.settings.index(self.setting(least))
-        return Dials(self.macs, self.quality, pareto({n: self.quality[n] for n in self.settings[first:]}))
+        offered: list[Setting] = []
+        for setting in self.settings[first:]:
+            if not offered or self.quality[setting] > self.quality[offered[-1]]:
+                offered.append(setting)
+        return Dials(self.macs, self.quality, tuple(offered))
 
     def setting(self, steps: str) -> Setting:
-        """The setting of this text, or `InputError` that names the valid ones."""
+        """The setting of this text, or `InputError` with the valid ones."""
         setting = Setting.parse(steps, len(self.settings[0]))
         if setting not in self.macs:
             raise InputError(f"{self.name} has no setting {steps}: valid: {listed(self.settings)}")
@@ -63,19 +67,19 @@ class Served(NamedTuple):
 
 
 class Work(NamedTuple):
-    """One image: uint8, uint16 or float32 [H, W, C], and what is to be done with it."""
+    """One image, uint8, uint16 or float32 [H, W, C], and the options of its request."""
 
     pixels: np.ndarray
     sigma: float | None = None
     strength: float = 1.0
     white: float = 255.0
     top: int = 1
-    levels: tuple[float, ...] | None = None  # what a judge found before, of the picture that this is a part of
+    levels: tuple[float, ...] | None = None  # what the judge returned for another part of the same picture
 
 
 class Denoised(NamedTuple):
-    """The pixels, as they came in; the noise level that was found, in levels of 255; and what the judge found of white and of
-    coarse noise at each brightness, empty without a judge."""
+    """The pixels, of the input's type; the noise level in levels of 255; the judge's levels of white and of coarse noise at each
+    brightness, empty without a judge."""
 
     pixels: np.ndarray
     level: float

@@ -1,4 +1,4 @@
-"""Computing in a process of its own, so that a crash there is not one of the server."""
+"""Workers: processes that compute, so that a crash there does not crash the server."""
 
 import gc
 import time
@@ -12,15 +12,15 @@ from rcnet.setting import Setting
 
 
 class Job(NamedTuple):
-    """A batch: the model by its place, the setting, the images."""
+    """A batch for one model at one setting."""
 
-    model: int
+    model: str
     setting: Setting
     work: Sequence[Work]
 
 
 class Plan(NamedTuple):
-    """What a worker loads: names or files of weights, where, threads (0: as torch takes), whether it times calls first."""
+    """What a worker loads: weights (names or files), device, threads (0: torch's default), and whether to time calls first."""
 
     models: tuple[str, ...]
     device: str = "cpu"
@@ -33,9 +33,9 @@ class Worker(Process):
     """The server's end of one worker process.
 
     Attributes:
-        served: what the models say of themselves, once it is loaded.
-        timed: for each model the calls that were timed at the start: (setting, pixels, batch, seconds).
-        cold: no batch was computed yet and no call was timed: the first takes longer than costs say.
+        served: the descriptions of the models, once they are loaded.
+        timed: for each model, the calls that were timed at the start: (setting, pixels, batch, seconds).
+        cold: nothing was computed yet, so the first batch takes longer than expected.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -46,7 +46,7 @@ class Worker(Process):
         self.cold = True
 
     async def load(self, warm: bool = True) -> None:
-        """Starts the process and waits until its models are ready, after timed calls of each setting if `warm`.
+        """Starts the process and waits until its models are loaded, and with `warm` until each setting was timed.
 
         Raises:
             InputError: the models cannot be loaded.
@@ -61,7 +61,7 @@ class Worker(Process):
         self.served, self.timed = about
 
     async def run(self, job: Job) -> tuple[list[Any] | Exception, float]:
-        """The results of a batch, or what it raised, and the seconds that it took.
+        """The results of a batch or the exception that it raised, and its seconds.
 
         Raises:
             ProcessDied: the process ended.
@@ -72,7 +72,7 @@ class Worker(Process):
 
 
 def answer(channel: Channel) -> None:
-    """Loads what the first message names, then answers each job."""
+    """Loads the plan in the first message, then answers each job."""
     plan = channel.receive()
     import torch
 
@@ -81,19 +81,20 @@ def answer(channel: Channel) -> None:
     if plan.threads:
         torch.set_num_threads(plan.threads)
     try:
-        models = [open_model(source, plan.device, plan.precision) for source in plan.models]
+        opened = [open_model(source, plan.device, plan.precision) for source in plan.models]
     except InputError as error:
         channel.send(error)
         return
-    channel.send(([model.about for model in models], [warm_up(model) if plan.warm else [] for model in models]))
-    gc.freeze()
+    channel.send(([model.about for model in opened], [warm_up(model) if plan.warm else [] for model in opened]))
+    models = {model.about.name: model for model in opened}
+    gc.freeze()  # no collection walks through torch's objects again
     while True:
         job = channel.receive()
         started = time.perf_counter()
         result: list[Any] | Exception
         try:
             result = models[job.model].run(job.setting, job.work)
-        except torch.AcceleratorError:  # no later call would work either: the process ends, and a new one starts
+        except torch.AcceleratorError:  # later calls would fail too: the process ends and is restarted
             raise
         except Exception as error:
             result = error if isinstance(error, InputError) else RuntimeError(f"{type(error).__name__}: {error}")

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcnet.about import About
-from rcnet.cell import RecurrentNet
 from rcnet.data.cifar import cifar_sets
 from rcnet.data.labelled import Labelled, augment, in_order, read_labelled, to_float
 from rcnet.errors import InputError
 from rcnet.evaluation.classify import classification_results
 from rcnet.models.layers import Normalize
+from rcnet.network import RecurrentNet
 from rcnet.setting import Steps
 from rcnet.tasks.task import Batch, Fed, Kind, Measuring, Rows, Setup, Task, checksum, held_out, number, spread
 

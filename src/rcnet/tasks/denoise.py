@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from rcnet.about import Noise
-from rcnet.cell import RecurrentNet
 from rcnet.data.camera import camera_file, through_jpeg
 from rcnet.data.colours import vary_colours
 from rcnet.data.drawn import SIDE as DRAWN
@@ -21,6 +20,7 @@ from rcnet.data.noise import add_noise, check_sigma, draw_levels
 from rcnet.errors import InputError
 from rcnet.evaluation.denoise import check_sizes, denoising_results, pair_results
 from rcnet.evaluation.harmless import harm_results
+from rcnet.network import RecurrentNet
 from rcnet.setting import Steps
 from rcnet.tasks.task import Batch, Fed, Kind, Measuring, Rows, Setup, Task, checksum, held_out, number, spread
 

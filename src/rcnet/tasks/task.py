@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rcnet.about import About
-from rcnet.cell import RecurrentNet
 from rcnet.models.results import UNITS
+from rcnet.network import RecurrentNet
 
 Rows = list[dict[str, Any]]
 Gives = Literal["image", "classes", ""]

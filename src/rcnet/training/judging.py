@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from rcnet.calling import device_of
-from rcnet.cell import RecurrentNet
 from rcnet.device import autocast, best_device, channels_last, resolve_precision
 from rcnet.errors import InputError
 from rcnet.models.files import trainings
 from rcnet.models.judge import Judge, attach_judge, level_map, levels_of
+from rcnet.network import RecurrentNet
 from rcnet.tasks import find_task
 from rcnet.tasks.task import Batch, Setup
 from rcnet.training.console import clock_text, progress_bar

@@ -22,12 +22,13 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rcnet.cell import RecurrentNet, batch_norms, evaluating
+from rcnet.cell import batch_norms
 from rcnet.cost.counting import macs
 from rcnet.device import autocast, best_device, channels_last, keep_freed_memory, resolve_precision
 from rcnet.errors import InputError
 from rcnet.evaluation.recalibrate import recalibrate
 from rcnet.models.files import save
+from rcnet.network import RecurrentNet, evaluating
 from rcnet.replacing import replacing
 from rcnet.setting import Setting
 from rcnet.tasks import task_of

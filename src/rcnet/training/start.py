@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rcnet.about import About
-from rcnet.cell import Cell, RecurrentNet, norms_of
+from rcnet.cell import Cell, norms_of
 from rcnet.errors import InputError
 from rcnet.models.files import load, read_metadata
 from rcnet.models.registry import build_shapes, create_model, entry
+from rcnet.network import RecurrentNet
 from rcnet.tasks.task import Task
 from rcnet.training.recipe import Recipe
 from rcnet.training.steps import offer

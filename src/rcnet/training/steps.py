@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rcnet.cell import RecurrentNet
 from rcnet.errors import InputError
+from rcnet.network import RecurrentNet
 from rcnet.setting import Setting, listed
 
 Settings = str | Sequence[Sequence[int]]
