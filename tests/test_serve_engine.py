@@ -22,13 +22,14 @@ from rcnet.models.files import find
 from rcnet.serve.costs import Costs
 from rcnet.serve.decoder import Decoders
 from rcnet.serve.engine import Engine, Terms
-from rcnet.serve.handler import Failure, Limits, RequestHandler, RequestInfo
+from rcnet.serve.handler import Failure, RequestHandler, RequestInfo
 from rcnet.serve.middleware import MetricsMiddleware
 from rcnet.serve.models import denoise
 from rcnet.serve.policies import Ask, Dial, State, Stream, fixed, hysteresis, least, policy, slack
 from rcnet.serve.requests import Dials, Refused, Request
 from rcnet.serve.scheduler import Scheduler
 from rcnet.serve.served import Served, Work
+from rcnet.serve.settings import Limits
 from rcnet.serve.worker import Plan
 from rcnet.setting import Setting
 
@@ -570,7 +571,7 @@ def test_the_clock_of_a_request_starts_at_the_front_of_a_cluster(engine, loop):
 
     scope = {"type": "http", "method": "GET", "path": "/", "raw_path": b"/", "headers": [(b"host", b"localhost")]}
     for more in ({}, {"rcnet.asked": time.time() - 5}):
-        loop.run_until_complete(MetricsMiddleware(app, handler, ())({**scope, **more}, None, None))
+        loop.run_until_complete(MetricsMiddleware(app, handler, Settings((), 1.0))({**scope, **more}, None, None))
     assert waited[1] >= 5 > waited[0] + 4
 
 

@@ -110,8 +110,8 @@ def serve(
     for name, value in (("max-mb", max_mb), ("max-pixels", max_pixels), ("requests", requests)):
         check(name, value, 1)
     try:
-        from rcnet.serve.handler import Limits
-        from rcnet.serve.run import Settings, run
+        from rcnet.serve.run import run
+        from rcnet.serve.settings import Limits, Settings
     except ImportError as error:
         raise InputError(f"serving needs {error.name}: pip install 'rcnet[serve]'") from error
     from rcnet.device import best_device, resolve_precision

@@ -69,11 +69,9 @@ def read_labelled(folder: str | Path, split: str, dataset: str = "auto", size: i
     if dataset == "folder":
         return _read_folders(Path(folder), split, 32 if size is None else size, channels)
     images, labels, classes = read_cifar(folder, dataset, split)
-    if size not in (None, 32):
-        resized = [fit(image, size).transpose(2, 0, 1) for image in images.transpose(0, 2, 3, 1)]
-        images = np.stack(resized)
-    if channels == 1:
-        images = np.stack([in_channels(image, 1).transpose(2, 0, 1) for image in images.transpose(0, 2, 3, 1)])
+    if size not in (None, 32) or channels != 3:
+        resized = (in_channels(fit(image, size or 32), channels) for image in images.transpose(0, 2, 3, 1))
+        images = np.stack([image.transpose(2, 0, 1) for image in resized])
     return Labelled(torch.from_numpy(images), torch.from_numpy(labels), classes, dataset)
 
 

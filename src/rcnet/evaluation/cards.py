@@ -68,8 +68,8 @@ def picture_cards(channels: int) -> dict[str, dict[str, np.ndarray]]:
         "texture": {"halftone": halftone(), "checkerboard": checkerboard(), "grass": grass()},
         "night": {"night": night()},
     }
-    own = {kind: {name: in_channels(image, channels) for name, image in cards.items()} for kind, cards in drawn.items()}
-    return {"page": {"page": page}, **own}
+    others = {kind: {name: in_channels(image, channels) for name, image in cards.items()} for kind, cards in drawn.items()}
+    return {"page": {"page": page}, **others}
 
 
 def coloured_text() -> np.ndarray:

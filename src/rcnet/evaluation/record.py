@@ -23,7 +23,7 @@ def record_result(model: RecurrentNet, name_or_path: str | Path, result: dict[st
     Raises:
         InputError: the file contains other weights: another process wrote it meanwhile, or another file has the name of the copy.
     """
-    path, there = _place(model, name_or_path)
+    path, there = _file_to_write(model, name_or_path)
     known = list(there["results"])
     about = {key: value for key, value in result.items() if key != "rows"}
     same = [r for r in known if {key: value for key, value in r.items() if key != "rows"} == about]
@@ -36,13 +36,13 @@ def record_result(model: RecurrentNet, name_or_path: str | Path, result: dict[st
 
 def record_cascade(model: RecurrentNet, name_or_path: str | Path, result: Mapping[str, Any]) -> Path:
     """Writes a calibrated cascade (`adaptive_results`) into the metadata, where `record_result` writes, as `adaptive`."""
-    path, there = _place(model, name_or_path)
+    path, there = _file_to_write(model, name_or_path)
     kept = {key: result[key] for key in ("steps", "confidence", "risk", "chance", "data", "calibrated_on", "images", "rows")}
     save(model, path, results=there["results"], adaptive=kept)
     return path
 
 
-def _place(model: RecurrentNet, name_or_path: str | Path) -> tuple[Path, Mapping[str, Any]]:
+def _file_to_write(model: RecurrentNet, name_or_path: str | Path) -> tuple[Path, Mapping[str, Any]]:
     """The file to write, and its present metadata, to which another process may have added since loading."""
     name = str(name_or_path)
     copied = name in bundled() or name.startswith(PREFIX)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from rcnet import conversion
 from rcnet.about import About
 from rcnet.calling import device_of
-from rcnet.cell import NormMode, supported_steps
+from rcnet.cell import NormMode
 from rcnet.conversion import ConvertedNet, Init
 from rcnet.errors import InputError
 from rcnet.models.layers import Normalize
-from rcnet.models.registry import entry, find_builder, register_as, trusted
+from rcnet.models.registry import entry, find_builder, plain_steps, register_as, trusted
 from rcnet.network import RecurrentNet
 
 NAME = "converted:"  # in the registry; the configuration tells the task
@@ -75,20 +75,15 @@ def convert(
     net = conversion.convert(model, steps, init, regions, rank, norm_mode=norm_mode, example=example, about=about)
     net = _normalized(net, mean, std)
     if source:
-        size = list(about.size) if about.size else None if example is None else list(example.shape[-2:])
+        size = about.size or (None if example is None else example.shape[-2:])
         config = {
-            "source": source, "options": dict(options or {}), "steps": None if steps == "all" else _listed(steps),
+            "source": source, "options": dict(options or {}), "steps": None if steps == "all" else plain_steps(steps),
             "regions": None if regions is None else list(regions), "rank": rank or None, "norm_mode": norm_mode,
-            "mean": list(mean), "std": list(std), "in_chans": about.channels, "multiple": about.multiple, "side": size,
-            "task": about.task, "sub": about.sub, "reach": list(about.reach) if about.reach else None,
+            "mean": mean, "std": std, "in_chans": about.channels, "multiple": about.multiple, "side": size,
+            "task": about.task, "sub": about.sub, "reach": about.reach,
         }  # fmt: skip
         net.architecture = {"name": NAME, "config": json.loads(json.dumps(config))}
     return net
-
-
-def _listed(steps: Any) -> int | list[int]:
-    counts = supported_steps(steps)
-    return list(counts) if len(counts) > 1 else counts[0]
 
 
 def about_of(model: nn.Module) -> About:

@@ -191,8 +191,7 @@ def build_model(found: Entry, config: Mapping[str, Any]) -> RecurrentNet:
             raise unknown(f"option of {name}", key, valid)
         _check_option(f"{key} of {name}", value, valid[key].annotation)
     if config.get("steps") is not None:
-        steps = supported_steps(config["steps"])
-        config["steps"] = steps if len(steps) > 1 else steps[0]
+        config["steps"] = plain_steps(config["steps"])
     try:
         net = build(**config)
     except (TypeError, ValueError, RuntimeError) as error:  # InputError is a ValueError
@@ -204,6 +203,12 @@ def build_model(found: Entry, config: Mapping[str, Any]) -> RecurrentNet:
     net.architecture = {"name": name, "config": plain}
     net.about = dataclasses.replace(net.about, task=net.about.task or found.task)
     return net
+
+
+def plain_steps(steps: Any) -> int | tuple[int, ...]:
+    """Step counts as a configuration has them: one number, or several in ascending order."""
+    counts = supported_steps(steps)
+    return counts if len(counts) > 1 else counts[0]
 
 
 def _check_option(what: str, value: object, kind: object) -> None:

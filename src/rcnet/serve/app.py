@@ -5,7 +5,6 @@ import base64
 import hmac
 import mimetypes
 from collections import Counter
-from collections.abc import Collection
 from importlib import resources
 from typing import Annotated, Any
 
@@ -20,11 +19,12 @@ from rcnet.errors import InputError
 from rcnet.serve import codec
 from rcnet.serve.decoder import Decoders
 from rcnet.serve.engine import Engine
-from rcnet.serve.handler import Failure, Limits, RequestHandler, as_headers, drop_body, facts, failure_of
+from rcnet.serve.handler import Failure, RequestHandler, as_headers, drop_body, facts, failure_of
 from rcnet.serve.load import make_load
 from rcnet.serve.middleware import MetricsMiddleware
 from rcnet.serve.requests import Refused
 from rcnet.serve.schemas import BODY, HEADERS, IMAGE, Class, Classified, DenoisedImage, Load, ModelInfo, model_info, problems
+from rcnet.serve.settings import Settings
 from rcnet.version import __version__
 
 PAGE = {
@@ -68,33 +68,21 @@ async def check_parameters(request: Request) -> None:
             raise Failure(422, f"{name}: given {count} times; give it once")
 
 
-def create_app(
-    engine: Engine,
-    decoders: Decoders,
-    *,
-    limits: Limits | None = None,
-    token: str = "",
-    hosts: Collection[str] = (),
-    root_path: str = "",
-    demonstration: bool = False,
-) -> FastAPI:
+def create_app(engine: Engine, decoders: Decoders, settings: Settings, demonstration: bool = False) -> FastAPI:
     """The application for a started engine and started decoders.
 
     Args:
-        token: clients must send it as `Authorization: Bearer TOKEN`; empty: no token is needed.
-        hosts: names of the server besides `localhost` and IP addresses.
-        root_path: the path at which a proxy serves the application.
         demonstration: whether clients may create load (`POST /v1/load`); for a server on loopback.
     """
-    handler = RequestHandler(engine, decoders, limits or Limits())
+    handler = RequestHandler(engine, decoders, settings.limits)
     engine.each = handler.metrics.batch
     bearer = HTTPBearer(auto_error=False, description="Needed if the server was started with a token.")
 
     async def authorized(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        check_token(given.credentials if given else "", token)
+        check_token(given.credentials if given else "", settings.token)
 
     app = FastAPI(title="rcnet", version=__version__, description=ABOUT, docs_url=None, redoc_url=None)
-    app.add_middleware(MetricsMiddleware, handler=handler, hosts=hosts, root_path=root_path)  # type: ignore[arg-type]
+    app.add_middleware(MetricsMiddleware, handler=handler, settings=settings)  # type: ignore[arg-type]
     _add_handlers(app, handler)
     guarded: dict[str, Any] = {"dependencies": [Depends(authorized), Depends(check_parameters)]}
 

@@ -29,7 +29,8 @@ from rcnet.serve.decoder import Decoders
 from rcnet.serve.handler import Failure, failure_of, read_body
 from rcnet.serve.policies import policy
 from rcnet.serve.requests import Refused
-from rcnet.serve.run import Settings, bind, engine_of, shown
+from rcnet.serve.run import bind, engine_of, shown
+from rcnet.serve.settings import Settings
 
 NAME, ENGINE = "rcnet", "Engine"
 TRIES = 3  # replicas that are tried for one request: one that kills three kills the others too
@@ -75,14 +76,7 @@ class Replica:
             if self._app is None:
                 decoders = Decoders(self.settings.limits.pixels)
                 await asyncio.gather(self.engine.start(), decoders.start())
-                self._app = create_app(
-                    self.engine,
-                    decoders,
-                    limits=self.settings.limits,
-                    token=self.settings.token,
-                    hosts={self.settings.host, *self.settings.hosts},
-                    root_path=self.settings.root_path,
-                )
+                self._app = create_app(self.engine, decoders, self.settings)
 
 
 def front(settings: Settings, most: int) -> Starlette:

@@ -138,9 +138,7 @@ class Engine:
         """Raises `Refused` if an image of this width and height would not be admitted now. Call it before decoding."""
         about = self.models[model]
         pixels = about.size**2 or size[0] * size[1]
-        self.scheduler.check(
-            Request(model, size, pixels, deadline, None, terms.setting, terms.window, terms.client), self.clock()
-        )
+        self.scheduler.check(Request(model, size, pixels, deadline, None, *terms), self.clock())
 
     async def submit(self, model: str, work: Work, deadline: float, terms: Terms | None = None) -> Answer:
         """The result for one image. A cancelled call leaves the queue.
@@ -156,7 +154,7 @@ class Engine:
         size = about.size
         pixels = size * size if size else work.pixels.shape[0] * work.pixels.shape[1] * about.planes(work)
         shape = (size,) if size else (*work.pixels.shape, work.pixels.itemsize)
-        request = Request(model, shape, pixels, deadline, work, terms.setting, terms.window, terms.client)
+        request = Request(model, shape, pixels, deadline, work, *terms)
         request.answer = asyncio.get_running_loop().create_future()
         self.scheduler.submit(request, self.clock())
         self._work.set()

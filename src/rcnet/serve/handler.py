@@ -21,6 +21,7 @@ from rcnet.serve.metrics import Metrics
 from rcnet.serve.requests import Refused
 from rcnet.serve.schemas import Load
 from rcnet.serve.served import Served, Work
+from rcnet.serve.settings import Limits
 from rcnet.setting import Setting
 
 T = TypeVar("T")
@@ -39,25 +40,6 @@ RETRY = 1.0  # the least number of seconds that a refused client is asked to wai
 HOLD, HELD = 0.25, 256
 LINGER = 1.0  # seconds to read the rest of an unwanted body: most bodies arrive with their header
 STALLED = 1.0  # seconds after which an unfinished body may be evicted for a request of the same client
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits on what clients may ask for.
-
-    Attributes:
-        body: bytes.
-        pixels: per image; this also bounds the wait for the request that is computed before.
-        requests: read, computed or written at once.
-        patience: seconds for a body to arrive: 32 MiB at 27 Mbit/s.
-        deadline: the latest one, in seconds.
-    """
-
-    body: int = 32 << 20
-    pixels: int = 4_000_000
-    requests: int = 64
-    patience: float = 10.0
-    deadline: float = 60.0
 
 
 class Failure(Exception):

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rcnet.serve import logs
 from rcnet.serve.handler import Failure, RequestHandler, RequestInfo
+from rcnet.serve.settings import Settings
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -21,16 +22,11 @@ SAFETY = {"content-security-policy": POLICY, "x-content-type-options": "nosniff"
 
 
 class MetricsMiddleware:
-    """Counts and times requests, adds security headers, answers HEAD, and refuses requests from other web pages.
+    """Counts and times requests, adds security headers, answers HEAD, and refuses requests from other web pages."""
 
-    Args:
-        hosts: names of the server besides `localhost` and IP addresses.
-        root_path: the path at which a proxy serves the application, whether it strips that or not.
-    """
-
-    def __init__(self, app: ASGIApp, handler: RequestHandler, hosts: Collection[str], root_path: str = "") -> None:
-        self.app, self.handler, self.root_path = app, handler, root_path
-        self.hosts = {host.lower() for host in hosts}
+    def __init__(self, app: ASGIApp, handler: RequestHandler, settings: Settings) -> None:
+        self.app, self.handler, self.root_path = app, handler, settings.root_path
+        self.hosts = {host.lower() for host in (settings.host, *settings.hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

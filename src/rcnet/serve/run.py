@@ -4,8 +4,6 @@ import asyncio
 import gc
 import signal
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,9 +15,9 @@ from rcnet.serve import logs
 from rcnet.serve.app import create_app
 from rcnet.serve.decoder import Decoders
 from rcnet.serve.engine import Engine
-from rcnet.serve.handler import Limits
 from rcnet.serve.middleware import address_of
 from rcnet.serve.policies import policy
+from rcnet.serve.settings import Settings
 from rcnet.serve.worker import Plan
 
 CONNECTIONS = 1000  # idle ones, besides those of requests
@@ -28,39 +26,11 @@ LOOK_AGAIN = 0.1  # seconds for the event loop to read what has already arrived
 GRACE = 0.5  # seconds for requests that clients have sent or the system has accepted already
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The settings of a server: see `rcnet serve --help`."""
-
-    models: Sequence[str]
-    objective: float
-    policy: str = "slack"
-    least: dict[str, str] = field(default_factory=dict)
-    host: str = "127.0.0.1"
-    port: int = 8000
-    devices: Sequence[str] = ("cpu",)
-    threads: int = 0
-    precision: str = "auto"
-    queue: int = 256
-    batch: int = 8
-    limits: Limits = field(default_factory=Limits)
-    token: str = ""
-    hosts: Sequence[str] = ()
-    root_path: str = ""
-    log: logs.Format = "none"
-
-
 def engine_of(settings: Settings) -> Engine:
     """The engine, before it is started."""
     plans = [Plan(tuple(settings.models), device, settings.precision, settings.threads) for device in settings.devices]
-    return Engine(
-        plans,
-        policy(settings.policy),
-        settings.objective,
-        least=settings.least,
-        bound=settings.queue,
-        most=settings.batch,
-    )
+    chosen, least = policy(settings.policy), settings.least
+    return Engine(plans, chosen, settings.objective, least=least, bound=settings.queue, most=settings.batch)
 
 
 def is_loopback(host: str) -> bool:
@@ -172,15 +142,7 @@ async def serve(settings: Settings) -> None:
     listening = bind(settings.host, settings.port, settings.token)
     try:
         await asyncio.gather(engine.start(), decoders.start())
-        app = create_app(
-            engine,
-            decoders,
-            limits=settings.limits,
-            token=settings.token,
-            hosts={settings.host, *settings.hosts},
-            root_path=settings.root_path,
-            demonstration=is_loopback(settings.host),
-        )
+        app = create_app(engine, decoders, settings, demonstration=is_loopback(settings.host))
         config = uvicorn.Config(
             app,
             host=settings.host,
