@@ -17,7 +17,8 @@ from skimage import data
 
 from rcnet.cli.denoise import found
 from rcnet.cli.pictures import Done
-from rcnet.data.imagefile import NAMES, read
+from rcnet.data.formats import NAMES
+from rcnet.data.imagefile import read
 from rcnet.setting import Setting
 
 from .conftest import IMAGES

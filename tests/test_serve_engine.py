@@ -29,7 +29,7 @@ from rcnet.serve.policies import Ask, Dial, State, Stream, fixed, hysteresis, le
 from rcnet.serve.requests import Dials, Refused, Request
 from rcnet.serve.scheduler import Scheduler
 from rcnet.serve.served import Served, Work
-from rcnet.serve.settings import Limits
+from rcnet.serve.settings import Limits, Settings
 from rcnet.serve.worker import Plan
 from rcnet.setting import Setting
 

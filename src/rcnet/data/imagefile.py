@@ -13,39 +13,11 @@ from typing import IO, Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from rcnet.data import encoding
+from rcnet.data import encoding, formats
 from rcnet.data.decoding import decode, decode_tiff
-from rcnet.data.formats import (
-    CHUNKS,
-    FORMATS,
-    LABELS,
-    NAMES,
-    OWN_TAGS,
-    SEGMENTS,
-    SUFFIXES,
-    ImageFile,
-    kind_of,
-    missing_package,
-    unreadable,
-)
+from rcnet.data.formats import FORMATS, SUFFIXES, ImageFile, kind_of, missing_package, unreadable
 from rcnet.errors import InputError, unknown
 from rcnet.replacing import replacing
-
-__all__ = (
-    "FORMATS",
-    "NAMES",
-    "SUFFIXES",
-    "ImageFile",
-    "check_kind",
-    "check_writable",
-    "encode",
-    "read",
-    "read_pages",
-    "upright",
-    "white_level",
-    "write",
-)
-
 
 Source = str | Path | bytes | IO[bytes]
 
@@ -118,9 +90,9 @@ def check_kind(kind: str, image: ImageFile, *more: ImageFile, name: str = "the i
     if problem := _unsupported(kind, image):
         valid = ", ".join(suffix for suffix, other in SUFFIXES.items() if not _unsupported(other, image))
         raise InputError(f"{name} cannot be written: {kind} {problem}; valid for this image: {valid}")
-    lost = [label for field, label in LABELS.items() if getattr(image, field) and not _keeps(kind, field, image)]
+    lost = [label for field, label in formats.LABELS.items() if getattr(image, field) and not _keeps(kind, field, image)]
     if image.kind != kind:
-        labels: dict[Any, str] = {**CHUNKS, **SEGMENTS, **OWN_TAGS}
+        labels: dict[Any, str] = {**formats.CHUNKS, **formats.SEGMENTS, **formats.OWN_TAGS}
         lost += [labels.get(key, f"the segment {key}") for key, _ in image.own]
     lost = [label for label in dict.fromkeys(lost) if label]
     turned = {"WebP": ("L", "LA"), "AVIF": ("LA",), "HEIC": ("LA",)}.get(kind, ())
@@ -233,7 +205,7 @@ def _encode(kind: str, image: ImageFile, *more: ImageFile) -> bytes:
     if more:
         later = (dataclasses.replace(page, exif=encoding.without_directories(page.exif)) for page in more)
         return encoding.join_tiffs(_encode(kind, page) for page in (image, *later))
-    left: dict[str, Any] = {key: None if key == "density" else b"" for key in LABELS if not _keeps(kind, key, image)}
+    left: dict[str, Any] = {key: None if key == "density" else b"" for key in formats.LABELS if not _keeps(kind, key, image)}
     if image.kind != kind:
         left |= {"own": (), "coding": ()}
     image = dataclasses.replace(image, **left)

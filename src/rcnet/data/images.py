@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from rcnet.data import imagefile
+from rcnet.data.formats import NAMES, SUFFIXES, ImageFile
 from rcnet.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -28,10 +29,10 @@ def list_images(folder: str | Path) -> list[Path]:
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in imagefile.SUFFIXES and path.is_file() and not path.name.startswith(".")  # macOS writes ._NAME
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")  # macOS writes ._NAME
     )
     if not files:
-        raise InputError(f"{folder} contains no images: looked for {imagefile.NAMES}, also in subfolders")
+        raise InputError(f"{folder} contains no images: looked for {NAMES}, also in subfolders")
     return files
 
 
@@ -57,7 +58,7 @@ def read_pair(first: str | Path, second: str | Path, channels: int) -> tuple[np.
     return a_pixels, b_pixels
 
 
-def in_8_bits(image: imagefile.ImageFile, white: int) -> np.ndarray:
+def in_8_bits(image: ImageFile, white: int) -> np.ndarray:
     """The pixels upright and as uint8 [H, W, C]; `white` becomes 255."""
     pixels = np.ascontiguousarray(imagefile.upright(image, image.pixels))
     if pixels.dtype != np.uint8:

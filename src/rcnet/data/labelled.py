@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from rcnet.data.cifar import CIFAR, RECORDS, cifar_sets, read_cifar
-from rcnet.data.imagefile import SUFFIXES
+from rcnet.data.formats import SUFFIXES
 from rcnet.data.images import in_channels, list_images, read_image
 from rcnet.errors import InputError, unknown
 

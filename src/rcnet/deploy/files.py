@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rcnet.data import imagefile
-from rcnet.data.imagefile import NAMES, SUFFIXES, ImageFile
+from rcnet.data.formats import NAMES, SUFFIXES, ImageFile
 from rcnet.errors import InputError
 
 PIPE = Path("-")  # standard input or output

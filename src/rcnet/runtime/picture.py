@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rcnet.data.imagefile import ImageFile, white_level
+from rcnet.data.formats import ImageFile
+from rcnet.data.imagefile import white_level
 from rcnet.errors import InputError
 
 BULK = 95  # percent of the values: white of a picture with a long tail is twice the value that so many do not exceed

@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from rcnet.data import imagefile, limits
-from rcnet.data.formats import kind_of
-from rcnet.data.imagefile import ImageFile
+from rcnet.data.formats import ImageFile, kind_of
 from rcnet.data.images import in_8_bits
 from rcnet.errors import InputError
 from rcnet.serve.served import Work

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from rcnet.data.imagefile import ImageFile
+from rcnet.data.formats import ImageFile
 from rcnet.errors import InputError
 from rcnet.serve import codec
 from rcnet.serve.process import Channel, Process, ProcessDied, answer_messages
