@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import rcnet
+from rcnet import cost, evaluation, models
 from rcnet.models import registry
 
 ROOT = Path(rcnet.__file__).parent
@@ -28,6 +29,11 @@ def test_the_examples_of_a_module_run(path, monkeypatch):
 @pytest.mark.parametrize("name", HERE)
 def test_every_public_name_has_an_example(name):
     assert ">>>" in (getattr(rcnet, name).__doc__ or "")
+
+
+@pytest.mark.parametrize(("room", "name"), [(room, name) for room in (cost, evaluation, models) for name in room.__all__])
+def test_every_name_of_a_room_has_an_example(room, name):
+    assert ">>>" in (getattr(room, name).__doc__ or "")
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -82,6 +82,11 @@ def latencies(
         size: height and width of the input in pixels.
         precision: `fp32`, `bf16` or `auto`.
         each: called after each round of a new measurement, for a progress bar.
+
+    Example:
+        >>> import rcnet
+        >>> [*latencies(rcnet.create_model("r3", steps=(1, 2)), (8, 8))]
+        [(1, 1, 1), (2, 2, 2)]
     """
     device, size = device_of(model), model.about.called_with(size)
     precision = resolve_precision(precision, device)
@@ -98,7 +103,12 @@ def latencies(
 
 
 def time_text(ms: float) -> str:
-    """`250 ms`, `1.4 s`."""
+    """A time to print.
+
+    Example:
+        >>> time_text(250), time_text(1400)
+        ('250 ms', '1.4 s')
+    """
     return f"{ms / 1000:.3g} s" if ms >= 1000 else f"{ms:.3g} ms"
 
 

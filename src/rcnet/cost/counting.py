@@ -13,7 +13,13 @@ from rcnet.setting import Steps
 
 
 def parameters(model: torch.nn.Module) -> int:
-    """Trainable parameters."""
+    """The number of trainable parameters.
+
+    Example:
+        >>> import rcnet
+        >>> parameters(rcnet.create_model("r3", steps=3))
+        112961
+    """
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 

@@ -62,7 +62,12 @@ def synchronize() -> None:
 
 
 def summary(milliseconds: list[float]) -> dict[str, float]:
-    """`ms`, the median, and `p95`, in milliseconds."""
+    """`ms`, the median, and `p95`, in milliseconds.
+
+    Example:
+        >>> summary([1.0, 9.0, 2.0])
+        {'ms': 2.0, 'p95': 9.0}
+    """
     ordered = sorted(milliseconds)
     return {"ms": statistics.median(ordered), "p95": ordered[-(-95 * len(ordered) // 100) - 1]}
 

@@ -40,7 +40,13 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def peak_memory(call: Callable[[], object]) -> int:
-    """Peak bytes of the tensors that `call` creates, without tensors that existed before and without workspaces of operations."""
+    """Peak bytes of the tensors that `call` creates, without tensors that existed before and without workspaces of operations.
+
+    Example:
+        >>> import torch
+        >>> peak_memory(lambda: torch.zeros(1024) + 1)  # both are alive at the same time
+        8192
+    """
     with torch.inference_mode(), _Living() as living:
         call()
     return living.peak

@@ -115,8 +115,8 @@ def kind_of(data: bytes) -> str:
     """PNG, JPEG, WebP, TIFF or npy by the first bytes of a file; empty for all others.
 
     Example:
-        >>> kind_of(b"II*\0..."), kind_of(b"GIF89a")
-        ('TIFF', '')
+        >>> kind_of(b"RIFF....WEBP"), kind_of(b"GIF89a")
+        ('WebP', '')
     """
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"

@@ -34,6 +34,11 @@ def read(source: Source) -> ImageFile:
         InputError: no such file, not an image, a damaged or truncated one, more than twice `PIL.Image.MAX_IMAGE_PIXELS`,
             several frames or pages, or pixels that cannot be kept: 32-bit integers, CIELAB, premultiplied alpha, extra channels,
             floats that are not numbers or not brightness.
+
+    Example:
+        >>> data = encode(ImageFile(np.zeros((2, 3, 1), np.uint16)), "PNG")
+        >>> read(data).pixels.shape, read(data).mode
+        ((2, 3, 1), 'I;16')
     """
     return _read(source, lambda name, data: [decode(name, data)])[0]
 

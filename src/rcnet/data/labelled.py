@@ -91,6 +91,10 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
 
     Raises:
         InputError: a size below 1.
+
+    Example:
+        >>> fit(np.zeros((480, 640, 3), np.uint8), 32).shape
+        (32, 32, 3)
     """
     _check_size(size)
     height, width = image.shape[:2]

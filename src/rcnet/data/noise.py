@@ -28,6 +28,11 @@ def add_noise(
             per image.
         as_8bit: clip the noisy image to [0, 1] and round it to 1/255, as in an 8-bit file.
         in_gray: all channels get the same noise, as in scans of gray pictures and from old cameras.
+
+    Example:
+        >>> noisy = add_noise(torch.full((2, 3, 64, 64), 0.5), 25, torch.Generator().manual_seed(0))
+        >>> round(255 * noisy.std().item())
+        25
     """
     shape = (len(clean), 1, *clean.shape[2:]) if in_gray else clean.shape
     noise = torch.randn(shape, generator=generator, device=clean.device)
@@ -50,6 +55,11 @@ def estimate_sigma(image: np.ndarray) -> float:
 
     Args:
         image: float [H, W, C] in [0, 1]; only the central 1024x1024 pixels are used.
+
+    Example:
+        >>> noisy = protocol_noise(np.full((256, 256, 1), 128, np.uint8), sigma=20)
+        >>> round(estimate_sigma(noisy[0].permute(1, 2, 0).numpy()))
+        20
     """
     top, left = (max(side - 1024, 0) // 2 for side in image.shape[:2])
     part = image[top : top + 1024, left : left + 1024]

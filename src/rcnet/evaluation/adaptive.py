@@ -83,7 +83,12 @@ def mean_macs(ran: np.ndarray, cascade: Cascade, cost: dict[Setting, int]) -> fl
 
 
 def chance_of(bad: int, count: int, rate: float) -> float:
-    """The binomial probability of at most `bad` failures among `count`, for a failure rate in (0, 1)."""
+    """The binomial probability of at most `bad` failures among `count`, for a failure rate in (0, 1).
+
+    Example:
+        >>> round(chance_of(1, 2, 0.5), 6)
+        0.75
+    """
     total = 0.0
     for k in range(bad + 1):
         ways = math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
@@ -151,6 +156,13 @@ def adaptive_results(
 
     Raises:
         InputError: the network has only one setting; what `calibrate` raises.
+
+    Example:
+        >>> import rcnet, torch
+        >>> net = rcnet.create_model("r2", steps=(1, 2), width=0.125).eval()
+        >>> images, labels = torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8), torch.arange(20) % 10
+        >>> [row["steps"] for row in adaptive_results(net, images, labels, risk=0.1)["rows"]]  # random weights: no cascade
+        [1, 2, (2,)]
     """
     if len(model.settings) < 2:
         raise InputError("this network has only one setting, so no cheaper one can run first")

@@ -35,6 +35,13 @@ def classification_results(
 
     Raises:
         InputError: steps that the model does not support.
+
+    Example:
+        >>> import rcnet, torch
+        >>> net = rcnet.create_model("r2", steps=(1, 2), width=0.125).eval()
+        >>> images, labels = torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8), torch.arange(20) % 10
+        >>> [row["steps"] for row in classification_results(net, images, labels, steps=[1, 2])]
+        [1, 2]
     """
     device = device_of(model)
     rows = []

@@ -39,7 +39,12 @@ def side_by_side(rows: Sequence[Sequence[Panel]]) -> Image.Image:
 
 
 def in_rows(panels: Sequence[Panel], most: int = 6) -> list[list[Panel]]:
-    """The panels in as few rows of equal length as possible, with at most `most` per row."""
+    """The panels in as few rows of equal length as possible, with at most `most` per row.
+
+    Example:
+        >>> [len(row) for row in in_rows([("", np.zeros((1, 1, 1)))] * 8, most=6)]
+        [4, 4]
+    """
     count = -(-len(panels) // most)
     length = -(-len(panels) // count)
     return [list(panels[i : i + length]) for i in range(0, len(panels), length)]

@@ -17,7 +17,7 @@ from rcnet.network import RecurrentNet, untie
 from rcnet.setting import Steps
 
 UNKNOWN = -0.25  # an unknown noise level in the input plane: outside the known levels, [0, 1], and of their magnitude
-# Below this level the change is scaled down: noise of sigma 2 is 42 dB, and blind networks change some clean photographs by as much
+# Below this level the change is scaled down: noise of sigma 2 is 42 dB, and blind networks change some clean photographs as much
 # (40 dB for the worst of CBSD68 with r3_fast.photo, 38 to 44 dB with r3_fast.gray: results/weights).
 SLIGHT = 2 / 255
 Sigma = float | Tensor | None

@@ -25,7 +25,12 @@ JUDGE = "judge."  # prefix of the tensors of a denoiser's judge
 
 
 def bundled() -> dict[str, Path]:
-    """The weights that come with the package: name -> file."""
+    """The weights that come with the package: name -> file.
+
+    Example:
+        >>> bundled()["r2.cifar10"].name
+        'r2.cifar10.safetensors'
+    """
     folder = Path(str(resources.files("rcnet") / "weights"))
     return {path.name.removesuffix(".safetensors"): path for path in sorted(folder.glob("*.safetensors"))}
 
@@ -48,7 +53,12 @@ def find(name_or_path: str | Path) -> Path:
 
 
 def read_metadata(name_or_path: str | Path) -> dict[str, Any]:
-    """The metadata of a file of weights (`architecture`, `preprocessing`, `results`, `training`), without reading the tensors."""
+    """The metadata of a file of weights (`architecture`, `preprocessing`, `results`, `training`), without reading the tensors.
+
+    Example:
+        >>> read_metadata("r2.cifar10")["architecture"]["name"]
+        'r2'
+    """
     path = find(name_or_path)
     try:
         with safe_open(path, framework="pt") as file:
