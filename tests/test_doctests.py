@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,17 @@ def test_the_examples_of_a_module_run(path, monkeypatch):
 @pytest.mark.parametrize("name", HERE)
 def test_every_public_name_has_an_example(name):
     assert ">>>" in (getattr(rcnet, name).__doc__ or "")
+
+
+@pytest.mark.parametrize("name", ["task", "classify", "denoise", "dial", "catalogue", "__init__"])
+def test_every_function_of_the_tasks_has_an_example(name):
+    module = importlib.import_module(f"rcnet.tasks.{name}".removesuffix(".__init__"))
+    functions = [
+        x for key, x in vars(module).items() if inspect.isfunction(x) and x.__module__ == module.__name__ and key[0] != "_"
+    ]
+    # Those of classifiers begin with `read_matching`, which has an example.
+    without = [f.__name__ for f in functions if ">>>" not in (f.__doc__ or "")]
+    assert without == (["measuring", "calibration"] if name == "classify" else [])
 
 
 @pytest.mark.parametrize("name", METHODS)
