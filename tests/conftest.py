@@ -21,6 +21,7 @@ SLOW = {
     "test_executorch": "the same",
     "test_parallel": "several processes train together",
     "test_training": "trains, stops and resumes",
+    "test_continuing": "trains from trained weights",
     "test_study": "does a run of each kind",
     "test_classify": "trains a classifier",
     "test_convert": "converts networks of real depth",

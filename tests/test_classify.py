@@ -180,7 +180,7 @@ def test_tensorboard(cifar_folder, tmp_path):
     events = EventAccumulator(str(tmp_path / "run"))
     events.Reload()
     assert len(events.Scalars("loss")) == 4
-    assert "error at steps 4" in events.Tags()["scalars"]
+    assert "validation/error, steps 4" in events.Tags()["scalars"]
 
 
 @pytest.mark.parametrize("unified", [True, False])
@@ -575,7 +575,7 @@ def test_weights_go_on_at_their_size_and_with_their_order_of_classes(cifar_folde
     torch.testing.assert_close(trainer.teacher(x), model.eval()(x))
     teach, _ = make_teacher(str(tmp_path / "init.safetensors"), x, torch.Size((2, 10)), tuple(names))
     torch.testing.assert_close(teach(x), model(x).flip(1))
-    with pytest.raises(InputError, match=r"classification\.size = 4 is not valid: 8 or more"):
+    with pytest.raises(InputError, match=r"classification\.size = 4 is not valid: at least 8"):
         train(small("classification.size=4"), cifar_folder, tmp_path / "four", progress=False)
 
 

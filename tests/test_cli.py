@@ -215,11 +215,13 @@ def test_eval_of_clean_pictures_and_of_pairs(run, refused, tmp_path):
     before, after = json.loads(out)["rows"]
     assert (before["steps"], after["steps"]) == (0, 1)
     assert after["psnr"] > before["psnr"] + 4
-    assert "pairs go by order: the first is cat.png, tom.png" in err
+    assert "images are paired in order: the first pair is cat.png, tom.png" in err
     assert "pairs need as many of each" in refused("eval", "r3_fast.gray", "--noisy", BSD / "test", "--clean", "clean")
     assert "take no noise level" in refused("eval", "r3.bsd-gray-25", "--data", BSD, "--harm", "--sigma", "0")
     assert "one or the other" in refused("eval", "r3_fast.gray", "--noisy", "noisy", "--clean", "clean", "--harm")
-    assert "blind or sigma" in refused("eval", "r3_fast.gray", "--data", BSD, "--harm", "--sigma", "5", "--blind")
+    assert "blind and sigma exclude each other" in refused(
+        "eval", "r3_fast.gray", "--data", BSD, "--harm", "--sigma", "5", "--blind"
+    )
 
 
 def test_too_little_memory_is_no_fault_of_ours(refused, monkeypatch):

@@ -77,7 +77,7 @@ def test_quality_of_a_classifier_is_its_error(cifar_folder):
 
 
 def test_what_cannot_be_measured():
-    with pytest.raises(InputError, match="holds no results for every setting: give data"):
+    with pytest.raises(InputError, match="does not have results for every setting: give data"):
         rcnet.best_settings(create_model("r3_fast", width=8))
     with pytest.raises(InputError, match="on a folder of labelled images"):
         rcnet.best_settings(create_model("r2", width=0.125), [np.zeros((32, 32, 3), np.uint8)])

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,17 @@ def test_every_public_name_has_an_example(name):
 @pytest.mark.parametrize(("room", "name"), [(room, name) for room in (cost, evaluation, models) for name in room.__all__])
 def test_every_name_of_a_room_has_an_example(room, name):
     assert ">>>" in (getattr(room, name).__doc__ or "")
+
+
+@pytest.mark.parametrize("name", ["task", "classify", "denoise", "dial", "catalogue", "__init__"])
+def test_every_function_of_the_tasks_has_an_example(name):
+    module = importlib.import_module(f"rcnet.tasks.{name}".removesuffix(".__init__"))
+    functions = [
+        x for key, x in vars(module).items() if inspect.isfunction(x) and x.__module__ == module.__name__ and key[0] != "_"
+    ]
+    # Those of classifiers begin with `read_matching`, which has an example.
+    without = [f.__name__ for f in functions if ">>>" not in (f.__doc__ or "")]
+    assert without == (["measuring", "calibration"] if name == "classify" else [])
 
 
 @pytest.mark.parametrize("name", METHODS)

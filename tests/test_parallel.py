@@ -98,12 +98,22 @@ def test_killing_one_process_ends_the_run_and_another_number_goes_on(cifar_folde
     assert json.loads(out_text[out_text.index("{") :])["iterations"] == 60  # once, not once a process; older Gloo talks first
 
 
+def test_a_failure_begins_with_our_line_and_is_the_root_cause_of_torchrun(cifar_folder, tmp_path):
+    process = torchrun(
+        "-m", "rcnet", "train", "cifar_fast", "batchh=3", "--data", str(cifar_folder), "--out", str(tmp_path / "run")
+    )
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert errors.startswith("rcnet (process ")
+    assert "unknown key 'batchh'" in errors.partition("Root Cause")[2]
+
+
 def test_a_batch_is_shared_evenly(cifar_folder, tmp_path, monkeypatch):
-    from rcnet.training import loop
+    from rcnet.training import loop, state
     from rcnet.training.parallel import World
 
-    monkeypatch.setattr(loop, "join", lambda device: World(1, 3))
-    monkeypatch.setattr(loop, "share", lambda value, world: value)
+    monkeypatch.setattr(state, "join", lambda device: World(1, 3))
+    monkeypatch.setattr(state, "share", lambda value, world: value)
     monkeypatch.setattr(loop, "average", lambda model, world, values: values)
     with pytest.raises(Exception, match="batch = 20 cannot be divided evenly among 3 processes"):
         Trainer(small(), cifar_folder, tmp_path / "run", False)

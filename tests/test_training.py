@@ -113,7 +113,7 @@ def test_a_run_stopped_by_ctrl_c_and_resumed_is_exact(tmp_path):
     whole, resumed = tensors(tmp_path / "whole"), tensors(tmp_path / "stopped")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert logged(tmp_path / "stopped") == logged(tmp_path / "whole")
-    assert [iteration for iteration, _ in logged(tmp_path / "whole")] == [3, 6]
+    assert [iteration for iteration, _ in logged(tmp_path / "whole")] == [3, 6, 8]  # the last line is that of the end
 
 
 @contextmanager
@@ -260,7 +260,7 @@ def test_blind_8_bit_and_colour_training(tmp_path):
 
 def test_a_run_ends_with_its_minutes_and_its_schedule_with_it(tmp_path):
     seconds = itertools.count()  # each look at the clock takes one
-    recipe = tiny("minutes=0.1", "iterations=1")
+    recipe = replace(tiny(), minutes=0.1)
     result = train(recipe, DATA, tmp_path / "run", progress=False, clock=lambda: float(next(seconds)))
     assert 1 < result["iterations"] <= 6
     assert result["minutes"] == 0.1
@@ -497,7 +497,8 @@ def test_a_compiled_run_is_one_graph_a_step_count_and_equal(tmp_path):
 def test_a_length_on_the_command_line_replaces_the_recipes():
     assert read_recipe("r3", ["epochs=5"]).minutes == 0
     assert read_recipe("cifar_fast", ["iterations=7"]).epochs == 0
-    assert read_recipe("cifar_fast", ["minutes=7", "epochs=3"]).epochs == 3
+    with pytest.raises(InputError, match=r"minutes = 7 and epochs = 3 are two lengths of one run"):
+        read_recipe("cifar_fast", ["minutes=7", "epochs=3"])
     assert read_recipe("cifar_fast", ["batch=7"]).epochs > 0
 
 
@@ -509,7 +510,7 @@ def test_a_run_without_a_length_is_refused(override):
 
 
 def test_epochs(tmp_path):
-    run = Trainer(tiny("epochs=5", "batch=4", "iterations=1"), DATA, tmp_path / "run", False)
+    run = Trainer(replace(tiny("batch=4"), epochs=5.0), DATA, tmp_path / "run", False)
     assert run.iterations == round(5 * run.task.data["images"] / 4)
 
 
@@ -616,12 +617,6 @@ def test_a_staircase_is_trained_saved_and_offered(tmp_path):
 def test_patches_larger_than_an_image_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"denoising\.patch is at most 128"):
         train(tiny("denoising.patch=200"), DATA, tmp_path / "run", progress=False)
-
-
-def test_a_diverging_run_says_so(tmp_path):
-    recipe = tiny("optimizer.name='sgd'", "optimizer.lr=1e9", "optimizer.clip=0.0", "iterations=50", "warmup=0.0")
-    with pytest.raises(InputError, match="lower the learning rate"):
-        train(recipe, DATA, tmp_path / "run", progress=False)
 
 
 @pytest.mark.parametrize("name", list_recipes())

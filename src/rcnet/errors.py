@@ -19,6 +19,10 @@ class InputError(ValueError):
     """
 
 
+class Diverged(InputError):
+    """A training whose loss or weights grow without bound."""
+
+
 def unknown(what: str, given: object, valid: Iterable[object]) -> InputError:
     """An `InputError` for a name that does not exist, with the nearest valid one first and the command that lists them."""
     names = [str(name) for name in valid]

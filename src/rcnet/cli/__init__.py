@@ -2,11 +2,14 @@
 
 import inspect
 import io
+import json
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -24,7 +27,7 @@ from rcnet.cli.profile import profile
 from rcnet.cli.run import run
 from rcnet.cli.serve import serve
 from rcnet.cli.train import train
-from rcnet.errors import InputError
+from rcnet.errors import Diverged, InputError
 from rcnet.version import __version__
 
 app = App(
@@ -84,7 +87,7 @@ app.register_install_completion_command(help="Let the shell complete commands an
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command and exits: 0 done, 1 a bug in rcnet, 2 bad input (one line on stderr), 130 interrupted."""
+    """Runs one command and exits: 0 done, 1 a bug or a diverged training, 2 bad input (one line on stderr), 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):  # file names may have characters that the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -97,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             result_action="return_value",
         )
     except InputError as error:
-        fail(with_next(str(error), given))
+        fail(with_next(str(error), given), 1 if isinstance(error, Diverged) else 2)
     except BrokenPipeError:  # the reader of the output, e.g. head, has exited
         sys.stderr.close()
         sys.exit(0)
@@ -135,7 +138,10 @@ def with_next(message: str, given: Sequence[str]) -> str:
     return f"{message} (see {'' if named else f'rcnet {given[0]} --help, '}{GUIDES[given[0]]})"
 
 
-def fail(message: object) -> None:
+def fail(message: object, status: int = 2) -> None:
     rank = f" (process {os.environ['RANK']})" if "TORCHELASTIC_RUN_ID" in os.environ else ""
-    print(f"rcnet{rank}: {' '.join(str(message).split())}", file=sys.stderr)
-    sys.exit(2)
+    line = f"rcnet{rank}: {' '.join(str(message).split())}"
+    print(line, file=sys.stderr)
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun's own report then gives this line as the root cause
+        Path(file).write_text(json.dumps({"message": {"message": line, "extraInfo": {"timestamp": f"{time.time():.0f}"}}}))
+    sys.exit(status)

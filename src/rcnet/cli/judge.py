@@ -17,7 +17,7 @@ def judge(
     minutes: float = 12.0,
     seed: int = 0,
 ) -> None:
-    """Train the judge of a denoiser: a small network that tells it how much noise a picture has.
+    """Train the judge of a denoiser: a small network that estimates the noise of a picture.
 
     For denoisers that take the levels of white and of coarse noise. The judge
     is trained through the denoiser, which does not change, on the kinds of
@@ -34,13 +34,13 @@ def judge(
     weights
         Bundled weights or a file of weights.
     data
-        Folder of clean images, or one that holds them in train.
+        Folder of clean images, or one with a folder named train.
     output
         File of the weights with their judge.
     minutes
-        How long to train.
+        Length of the training.
     seed
-        Of all that is drawn.
+        Seed of all random draws.
     """
     if not minutes > 0:
         raise InputError(f"--minutes {minutes:g} is not valid: give a number above 0")

@@ -1,6 +1,6 @@
 """Folders of images as uint8 arrays in memory, and random patches of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,14 +22,19 @@ def to_gray(image: np.ndarray) -> np.ndarray:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files in a folder and its subfolders, sorted by path, or `InputError` if there are none."""
+    """The image files in a folder and its subfolders, sorted by path, or `InputError` if there are none.
+
+    Names that start with a dot are left out, of folders too: thumbnails, checkpoints of notebooks, macOS's ._NAME.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"no folder of images at {folder}; to get some: rcnet data bsds500")
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")  # macOS writes ._NAME
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(x.startswith(".") for x in path.relative_to(folder).parts)
     )
     if not files:
         raise InputError(f"{folder} contains no images: looked for {NAMES}, also in subfolders")
@@ -75,7 +80,21 @@ def in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 
 def read_folder(folder: str | Path, channels: int) -> list[np.ndarray]:
     """Every image in a folder and its subfolders, uint8 [H, W, channels]."""
-    return [read_image(path, channels) for path in list_images(folder)]
+    return list(read_images(list_images(folder), channels))
+
+
+def read_images(paths: Sequence[Path], channels: int) -> Iterator[np.ndarray]:
+    """As `read_image`, one after the other; at the end one `InputError` names all files that could not be read."""
+    problems = []
+    for path in paths:
+        try:
+            yield read_image(path, channels)
+        except InputError as error:
+            problems.append(str(error))
+    if len(problems) > 1:
+        raise InputError(f"{len(problems)} images cannot be used: {'; '.join(problems)}")
+    if problems:
+        raise InputError(problems[0])
 
 
 def split_folder(folder: str | Path, split: str) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rcnet.data.cifar import CIFAR, RECORDS, cifar_sets, read_cifar
 from rcnet.data.formats import SUFFIXES
-from rcnet.data.images import in_channels, list_images, read_image
+from rcnet.data.images import in_channels, list_images, read_images
 from rcnet.errors import InputError, unknown
 
 DATASETS = ("auto", *CIFAR, "folder")
@@ -68,6 +68,11 @@ def read_labelled(folder: str | Path, split: str, dataset: str = "auto", size: i
         dataset = found[0] if found else "folder"
     if dataset == "folder":
         return _read_folders(Path(folder), split, 32 if size is None else size, channels)
+    if dataset not in cifar_sets(folder) and _may_be_classes(Path(folder), split):
+        raise InputError(
+            f"no {dataset} in {folder} (to get it: rcnet data {dataset} --out {folder}); for its class folders, "
+            f"rcnet train ... --data {folder} classification.dataset=folder"
+        )
     images, labels, classes = read_cifar(folder, dataset, split)
     if size not in (None, 32) or channels != 3:
         resized = (in_channels(fit(image, size or 32), channels) for image in images.transpose(0, 2, 3, 1))
@@ -192,6 +197,11 @@ def _hash(index: Tensor, seed: int) -> Tensor:
     return value ^ (value >> 16)
 
 
+def _may_be_classes(folder: Path, split: str) -> bool:
+    root = folder / split if (folder / split).is_dir() else folder
+    return root.is_dir() and sum(path.is_dir() and not path.name.startswith(".") for path in root.iterdir()) > 1
+
+
 def _read_folders(folder: Path, split: str, size: int, channels: int) -> Labelled:
     if not folder.is_dir():
         out = folder.parent if folder.is_file() else folder
@@ -209,8 +219,8 @@ def _read_folders(folder: Path, split: str, size: int, channels: int) -> Labelle
             raise InputError(f"{folder} has different classes in train and test: {'; '.join(only)}")
     files = [(path, label) for label, name in enumerate(classes) for path in list_images(root / name)]
     images = np.empty((len(files), channels, size, size), np.uint8)
-    for i, (path, _) in enumerate(files):
-        images[i] = fit(read_image(path, channels), size).transpose(2, 0, 1)
+    for i, image in enumerate(read_images([path for path, _ in files], channels)):
+        images[i] = fit(image, size).transpose(2, 0, 1)
     labels = torch.tensor([label for _, label in files])
     return Labelled(torch.from_numpy(images), labels, classes, folder.resolve().name)
 

@@ -23,7 +23,7 @@ from rcnet.deploy.packages import needed, quiet
 from rcnet.network import RecurrentNet
 from rcnet.runtime.levels import LEVELS
 from rcnet.tasks import find_task
-from rcnet.tasks.task import Fed
+from rcnet.tasks.task import CalibrationBatch
 
 LARGEST = {7: 64, 8: 127}  # of a kernel: sums of two products of 64 and 255 stay within 16 bits
 PLACES = 2048  # of each batch at which what a kernel reads is sampled
@@ -58,7 +58,7 @@ class Kernel:
     users: list[tuple[Convolution, np.ndarray]]  # and the signs of their channels, [out]
 
 
-def quantized(graph: Any, calibration: Iterable[Fed], *, outputs: bool, kernel_bits: int) -> Any:
+def quantized(graph: Any, calibration: Iterable[CalibrationBatch], *, outputs: bool, kernel_bits: int) -> Any:
     """An ONNX model whose convolutions compute in int8, but for those that read the images themselves, which have no bounds, and
     those of a judge.
 
@@ -293,7 +293,7 @@ def _rounded(unit: np.ndarray, moments: np.ndarray, most: int) -> tuple[np.ndarr
     return np.concatenate(rounded).reshape(unit.shape).astype(np.int8), np.concatenate(scales)
 
 
-def calibration_images(model: RecurrentNet, folder: str | Path) -> Iterator[Fed]:
+def calibration_images(model: RecurrentNet, folder: str | Path) -> Iterator[CalibrationBatch]:
     """What `model` will see, from a folder of clean images: batches float32 [B, C, H, W], for `export`.
 
     Raises:

@@ -18,11 +18,11 @@ from rcnet.models.judge import MULTIPLE, Judge
 from rcnet.runtime.levels import LEVELS
 from rcnet.runtime.onnx import KEY
 from rcnet.tasks import TASKS
-from rcnet.tasks.task import Fed
+from rcnet.tasks.task import CalibrationBatch
 
 OPSET = 20
 SIDE, ANY = 1024, 1 << 15  # the longest sides of images, in pixels: in ExecuTorch, which plans memory for them, and elsewhere
-Calibration = Iterable[Fed] | None
+Calibration = Iterable[CalibrationBatch] | None
 
 
 class EveryStep(nn.Module):

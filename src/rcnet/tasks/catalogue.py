@@ -1,4 +1,4 @@
-"""What `rcnet models` lists: each architecture and each set of bundled weights, with its cost and results a step."""
+"""What `rcnet models` lists: each architecture and each set of bundled weights, with cost and results per step count."""
 
 from typing import Any
 
@@ -10,7 +10,12 @@ from rcnet.tasks import TASKS, usual_size
 
 
 def describe_architecture(name: str) -> dict[str, Any]:
-    """A row for each step count of the paper: the fixed-step network."""
+    """An architecture, with one row per step count of the paper: the fixed-step network.
+
+    Example:
+        >>> [row["parameters"] for row in describe_architecture("r2")["steps"]]
+        [1258954, 1260234, 1261514, 1262794]
+    """
     found, steps = entry(name), []
     size = usual_size(found.task)
     for n in found.steps:
@@ -21,7 +26,12 @@ def describe_architecture(name: str) -> dict[str, Any]:
 
 
 def describe_weights(name: str) -> dict[str, Any]:
-    """A row for each setting, with what was measured."""
+    """Bundled weights or a file, with one row per setting: cost and recorded results.
+
+    Example:
+        >>> [row["steps"] for row in describe_weights("r2.cifar10")["steps"]]
+        [2, 3, 4]
+    """
     model = load(name)
     task, measured, steps = model.about.task, model.metadata["results"], []
     size, kind = usual_size(task), TASKS.get(task)

@@ -20,40 +20,58 @@ from rcnet.evaluation.classify import classification_results
 from rcnet.models.layers import Normalize
 from rcnet.network import RecurrentNet
 from rcnet.setting import Steps
-from rcnet.tasks.task import Batch, Fed, Kind, Measuring, Rows, Setup, Task, checksum, held_out, number, spread
+from rcnet.tasks.task import Batch, CalibrationBatch, Kind, Measuring, Rows, Setup, Task, checksum, held_out, number, spread
 
 
 @dataclass(frozen=True)
 class Classification:
-    """Labelled images and how they are varied."""
+    """Labelled images and their augmentation."""
 
-    dataset: Literal["auto", "cifar10", "cifar100", "folder"] = "auto"  # auto takes the one that is there
-    size: int = number(0, 0)  # pixels, a side, that images are resized to; 0: as init had them, where the network is its, else 32
-    crop: int = number(4, 0)  # pixels that a random crop may be off, with reflection; 0 does not crop
-    flip: Literal["random", "alternating", "none"] = "random"  # alternating: each image in one epoch and not in the next
-    cutout: int = number(0, 0)  # pixels, a side, of a square that is blanked
+    dataset: Literal["auto", "cifar10", "cifar100", "folder"] = "auto"  # auto: what the folder contains
+    size: int = number(0, 0)  # side in pixels that images are resized to; 0: the size of the init weights, or 32
+    crop: int = number(4, 0)  # largest shift of a random crop in pixels, padded by reflection; 0 does not crop
+    flip: Literal["random", "alternating", "none"] = "random"  # alternating: each image in every other epoch
+    cutout: int = number(0, 0)  # side in pixels of a square that is painted gray
     label_smoothing: float = number(0.0, 0, 1)
     whitening: bool = False  # the stem starts as filters that whiten the patches of the training images
-    holdout: int = number(0, 0)  # this many of the training images are kept for validation, and the test images left alone
+    # Training images, evenly spaced, that are held out to measure on instead of the test images; -1: where there are no test
+    # images, a tenth, at most 1000, in a run that measures along its way; else none.
+    holdout: int = number(-1, -1)
 
 
 def settled(config: Classification, about: About) -> Classification:
-    """With the size that its images will have.
+    """The section with the size of its images.
 
     Raises:
-        InputError: a size that is none.
+        InputError: a size below 8.
+
+    Example:
+        >>> settled(Classification(), About(size=(64, 64))).size
+        64
     """
     size = config.size or (about.size[0] if about.size else 32)
     if size < 8:
-        raise InputError(f"classification.size = {size} is not valid: 8 or more, or 0 for that of init, else 32")
+        raise InputError(f"classification.size = {size} is not valid: at least 8, or 0 (the size of the init weights, or 32)")
     return dataclasses.replace(config, size=size)
 
 
 def begin(config: Classification, setup: Setup) -> Task:
-    """CIFAR or a folder of images by class, in memory as uint8, varied in batches on the device; cross-entropy.
+    """CIFAR or a folder of images by class, in memory as uint8, augmented in batches on the device; cross-entropy.
 
-    Every epoch goes through the images in an order of its own, but for those that no longer fill a batch. Validation: the images
-    of `holdout`, else those of the test set if there is one.
+    Each epoch has its own order of the images and leaves out those that do not fill a batch. Validation: the images held out,
+    else the test images if there are any.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("cat", "dog"):
+        ...         (Path(folder) / name).mkdir()
+        ...         Image.new("RGB", (40, 40)).save(f"{folder}/{name}/1.png")
+        ...     setup = Setup(Path(folder), torch.device("cpu"), About(channels=3), batch=2, seed=0, precision="fp32")
+        ...     task = begin(settled(Classification(), setup.about), setup)
+        >>> task.batch(np.random.default_rng(0), 0).x.shape, task.config
+        (torch.Size([2, 3, 32, 32]), {'num_classes': 2})
     """
     data, device = setup.data, setup.device
     about, size = setup.about, settled(config, setup.about).size
@@ -63,18 +81,18 @@ def begin(config: Classification, setup: Setup) -> Task:
 
     everything = read("train")
     count = len(everything.labels)
-    if config.holdout >= count:
-        raise InputError(f"holdout = {config.holdout} leaves none of the {count} images in {data} to train on")
+    tested = bool(config.dataset != "folder" and cifar_sets(data)) or (data / "test").is_dir()
+    held = sorted(held_out(count, config.holdout, setup.measures and not tested, most=1000))
     kept = torch.zeros(count, dtype=torch.bool)
-    kept[sorted(held_out(count, config.holdout))] = True
+    kept[held] = True
     images, labels = everything.images[~kept].to(device), everything.labels[~kept].to(device)
     per_epoch = len(labels) // setup.batch
     if not per_epoch:
         raise InputError(f"batch = {setup.batch} is more than the {len(labels)} training images in {data}")
     validation: Labelled | None = None
-    if config.holdout:
+    if held:
         validation = Labelled(everything.images[kept], everything.labels[kept], everything.classes, f"{everything.name} held out")
-    elif (config.dataset != "folder" and cifar_sets(data)) or (data / "test").is_dir():
+    elif tested:
         validation = read("test")
     mean, std = statistics(images)
     names = [everything.classes[label].encode() for label in labels.tolist()]
@@ -84,14 +102,13 @@ def begin(config: Classification, setup: Setup) -> Task:
     def order(epoch: int) -> Tensor:
         return torch.from_numpy(np.random.default_rng([setup.seed, 1, epoch]).permutation(len(labels)))
 
-    how: dict[str, Any] = {"crop": config.crop, "flip": config.flip, "cutout": config.cutout, "seed": setup.seed}
+    options: dict[str, Any] = {"crop": config.crop, "flip": config.flip, "cutout": config.cutout, "seed": setup.seed}
 
     def batch(rng: np.random.Generator, iteration: int) -> Batch:
-        epoch, place = divmod(iteration, per_epoch)
-        index = order(epoch)[place * setup.batch : (place + 1) * setup.batch]
-        here = index.to(device)
-        varied = augment(images[here], rng, epoch=epoch, index=index, **how)
-        return Batch(to_float(varied), labels[here])
+        epoch, number = divmod(iteration, per_epoch)
+        index = order(epoch)[number * setup.batch : (number + 1) * setup.batch]
+        chosen = index.to(device)
+        return Batch(to_float(augment(images[chosen], rng, epoch=epoch, index=index, **options)), labels[chosen])
 
     def loss(output: Tensor, batch: Batch) -> Tensor:
         if output.shape[1] != len(everything.classes):
@@ -113,11 +130,9 @@ def begin(config: Classification, setup: Setup) -> Task:
         if config.whitening:
             stem = dict(model.named_children()).get("stem")
             if not isinstance(stem, nn.Conv2d):
-                raise InputError("whitening is for a network with a convolution named stem: classification.whitening=false")
-            whiten(
-                stem,
-                (to_float(images[:: -(-len(images) // 5000)].cpu()) - mean.view(-1, 1, 1)) / std.view(-1, 1, 1),
-            )
+                raise InputError("whitening needs a network with a convolution named stem: classification.whitening=false")
+            few = to_float(images[:: -(-len(images) // 5000)].cpu())
+            whiten(stem, (few - mean.view(-1, 1, 1)) / std.view(-1, 1, 1))
 
     return Task(
         batch,
@@ -128,11 +143,18 @@ def begin(config: Classification, setup: Setup) -> Task:
         {"size": list(images.shape[-2:]), "classes": list(everything.classes)},
         {"num_classes": len(everything.classes)},
         prepare,
+        len(held),
     )
 
 
 def statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of uint8 images [N, C, H, W], in [0, 1]."""
+    """Mean and standard deviation of each channel of uint8 images [N, C, H, W], in [0, 1].
+
+    Example:
+        >>> mean, std = statistics(torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2))
+        >>> mean.item(), std.item()
+        (0.5, 0.5)
+    """
     levels = torch.arange(256, dtype=torch.float64) / 255
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.transpose(0, 1)]).cpu()
     share = counts.double() / counts.sum(1, keepdim=True)
@@ -142,9 +164,17 @@ def statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def whiten(stem: nn.Module, images: Tensor) -> None:
-    """Makes the first filters of a convolution those that whiten the patches of `images` [N, C, H, W], and their negatives.
+    """Sets the first filters of a convolution to those that whiten the patches of `images` [N, C, H, W], and their negatives.
 
-    Each answers with unit variance to a direction in which patches vary (Jordan, arXiv 2404.00498, there with 2x2 patches).
+    Each output has unit variance along one principal direction of the patches (Jordan, arXiv 2404.00498, with 2x2 patches).
+
+    Example:
+        >>> stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        >>> before = stem.weight.clone()
+        >>> whiten(stem, torch.rand(8, 3, 32, 32))
+        >>> changed = (stem.weight != before).flatten(1).any(1)
+        >>> changed.sum().item()
+        54
     """
     weight = stem.get_parameter("weight")
     patches = F.unfold(images, weight.shape[-1]).transpose(1, 2).reshape(-1, weight[0].numel())[::7].double()
@@ -155,24 +185,48 @@ def whiten(stem: nn.Module, images: Tensor) -> None:
 
 
 def class_names(model: RecurrentNet) -> list[str]:
-    """What the outputs stand for, from the metadata of loaded weights, or `InputError` if this is no trained classifier."""
+    """The names of the outputs, or `InputError` if this is no trained classifier.
+
+    Example:
+        >>> from rcnet import load
+        >>> class_names(load("r2.cifar10"))[:3]
+        ['airplane', 'automobile', 'bird']
+    """
     if not model.about.classes:
         raise InputError("this network does not classify, or its weights do not name their classes: take a trained classifier")
     return list(model.about.classes)
 
 
 def image_size(model: RecurrentNet) -> int:
-    """The side in pixels of the images that the weights were trained on, or `InputError` if they do not say."""
+    """The side in pixels of the images that the weights were trained on, or `InputError` if it is not recorded.
+
+    Example:
+        >>> from rcnet import load
+        >>> image_size(load("r2.cifar10"))
+        32
+    """
     if model.about.size is None:
-        raise InputError("these weights do not say which size of image they take")
+        raise InputError("these weights do not record the size of their images")
     return model.about.size[0]
 
 
 def read_matching(folder: str | Path, split: str, model: RecurrentNet) -> Labelled:
-    """The labelled images at a path (see `read_labelled`) that have the classes of the weights, at the size that they take.
+    """The labelled images at a path (see `read_labelled`), with the classes and the size of the weights.
 
     Raises:
-        InputError: what `read_labelled` raises, or other classes than the weights know.
+        InputError: what `read_labelled` raises, or other classes than those of the weights.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from rcnet import load
+        >>> model = load("r2.cifar10")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in class_names(model):
+        ...         (Path(folder) / name).mkdir()
+        ...         Image.new("RGB", (40, 40)).save(f"{folder}/{name}/1.png")
+        ...     read_matching(folder, "test", model).images.shape
+        torch.Size([10, 3, 32, 32])
     """
     names, size = class_names(model), image_size(model)
     other: Sequence[str] = ()
@@ -181,7 +235,7 @@ def read_matching(folder: str | Path, split: str, model: RecurrentNet) -> Labell
         if list(found.classes) == names:
             return found
         other = other or [name for name in found.classes if name not in names] or found.classes
-    raise InputError(f"{folder} holds other classes ({_some(other)}) than these weights know: {_some(names)}")
+    raise InputError(f"{folder} contains other classes ({_some(other)}) than these weights know: {_some(names)}")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -203,8 +257,8 @@ def measuring(model: RecurrentNet, data: str | Path) -> Measuring:
     return Measuring({"data": found.name, "images": len(found.labels)}, (height, width), rows, note)
 
 
-def calibration(model: RecurrentNet, folder: str | Path) -> Iterator[Fed]:
-    """256 training images of CIFAR or of a folder by class."""
+def calibration(model: RecurrentNet, folder: str | Path) -> Iterator[CalibrationBatch]:
+    """256 training images of CIFAR or of a folder by class, in batches of 32."""
     images = read_matching(folder, "train", model).images
     chosen = images[spread(len(images), 256)]
     return ((batch.float() / 255).numpy() for batch in torch.split(chosen, 32))

@@ -1,4 +1,4 @@
-"""The settings of a network side by side: what each costs and reaches, and which of them are worth having."""
+"""The settings of a network side by side: cost and quality of each, and the Pareto front."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,35 +27,41 @@ def best_settings(
     precision: str = "fp32",
     each: Callable[..., object] = lambda *_: None,
 ) -> list[dict[str, Any]]:
-    """What each setting of a network costs and reaches, cheapest first (by `ms` where there are any).
+    """Cost and quality of each setting of a network, cheapest first (by `ms` if timed).
 
-    A row has `steps`, `macs`, `ms` and `p95` (if `timed`, or asked for by the budget), `psnr` in dB or `error` in %, `front`:
-    no setting that costs no more is better (the Pareto front), and `best`: of those within the budget the one of best quality,
-    or of all where none is given.
+    A row has `steps`, `macs`, `ms` and `p95` (if `timed`, or if the budget is a time), `psnr` in dB or `error` in %, `front`: no
+    setting that costs no more is better (the Pareto front), and `best`: the best quality within the budget, or of all settings
+    without a budget.
 
     Args:
-        data: what quality is measured on: a folder of images, for a denoiser also uint8 arrays [H, W, C]; CIFAR or a folder of
+        data: images to measure quality on: a folder of images, for a denoiser also uint8 arrays [H, W, C]; CIFAR or a folder of
             images by class for a classifier. None: the results in the file of weights, without measuring.
         budget: e.g. `"50ms"` or `"2GMAC"`, for a call on one image.
         size: height and width in pixels of that image; 321x481 for a denoiser and 32x32 for a classifier unless given.
-        sigma: of the noise, in levels of 255. `blind`: it is not told.
+        sigma: noise level in levels of 255. `blind`: the network is not given it.
         precision: `fp32`, `bf16` or `auto`, of quality and time.
         each: called after each image that is measured, for a progress bar.
 
     Raises:
-        InputError: no data, and no results in the file; data that does not fit; a budget that no setting fits.
+        InputError: no data and no results in the file; data that does not fit; a budget that no setting fits.
+
+    Example:
+        >>> from rcnet import load
+        >>> rows = best_settings(load("r2.cifar10"))
+        >>> [row["steps"] for row in rows], sum(row["best"] for row in rows)
+        ([2, 3, 4], 1)
     """
     size = size or usual_size(model.about.task)
     asked = None if budget is None else parse_budget(budget)
     if data is not None:
         kind = find_task(model.about.task)
-        told = {key: value for key, value in {"sigma": sigma, "blind": blind}.items() if key in kind.options}
-        measured = kind.measuring(model, data, **told).rows(model.settings, precision=precision, each=each)
+        options = {key: value for key, value in {"sigma": sigma, "blind": blind}.items() if key in kind.options}
+        measured = kind.measuring(model, data, **options).rows(model.settings, precision=precision, each=each)
         metric, quality = kind.metric, {n: row[kind.metric] for n, row in zip(model.settings, measured, strict=True)}
     else:
         metric, quality = setting_quality(model)
     if not metric:
-        raise InputError("the file of these weights holds no results for every setting: give data to measure them on")
+        raise InputError("the file of these weights does not have results for every setting: give data to measure on")
     cost: dict[Setting, Mapping[str, float]] = {n: {"macs": macs(model, n, size)} for n in model.settings}
     if timed or (asked and asked.timed):
         cost = {n: {**cost[n], **times} for n, times in latencies(model, size, precision=precision).items()}

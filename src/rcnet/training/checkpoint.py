@@ -66,21 +66,33 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def read_checkpoint(path: Path, run: dict[str, Any]) -> dict[str, Any]:
-    """The state. `InputError` if the file is not a checkpoint or belongs to another run than `run` describes."""
+def read_checkpoint(path: Path, run: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    """The state. `InputError` if the file is not a checkpoint or belongs to another run than `run` describes.
+
+    usual: the defaults of keys, for those that did not exist when the checkpoint was written.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        theirs = dict(state["run"])
+        theirs = {**usual, **_flat(state["run"])}
     except Exception as error:  # torch.load raises almost anything on a broken file
         raise InputError(f"{path} is not a checkpoint of rcnet: delete it to start again, or choose another folder") from error
-    differing = sorted(key for key in run if theirs.get(key) != run[key])
-    if differing:
-        key = differing[0]
+    run = _flat(run)
+    keys = sorted(run.keys() | {key for key in theirs if key.startswith("model.")})
+    if differing := [
+        f"{key} was {theirs.get(key)!r} and is now {run.get(key)!r}" for key in keys if theirs.get(key) != run.get(key)
+    ]:
+        more = f" ({len(differing) - 1} more keys differ)" if len(differing) > 1 else ""
         raise InputError(
-            f"{path} belongs to another run: {key} was {theirs.get(key)!r} and is now {run.get(key)!r}; "
+            f"{path} belongs to another run: {differing[0]}{more}; "
             "resume with the same recipe and data, or start in another folder with --out"
         )
     return state
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    parts = [_flat(x, f"{prefix}{key}.") if isinstance(x, dict) else {prefix + key: x} for key, x in values.items()]
+    return {key: x for part in parts for key, x in part.items()}
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -1,32 +1,41 @@
-"""The console of a run: progress bar, TensorBoard, and the signals that stop it."""
+"""The console of a run: its progress, TensorBoard, and the signals that stop it."""
 
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rcnet.errors import InputError
 
 
-class NoBar(nullcontext[None]):
-    """Replaces tqdm's bar if tqdm is not installed."""
+class Progress:
+    """A line on stderr about a run: rewritten in place in a terminal, printed once a minute elsewhere."""
 
-    n = 0.0
+    def __init__(self, shown: bool) -> None:
+        self.shown, self.terminal = shown, sys.stderr.isatty()
+        self.every = 0.2 if self.terminal else 60.0  # seconds
+        self.last, self.line = time.monotonic(), ""
 
-    def set_description_str(self, text: str) -> None:
-        pass
+    def __call__(self, done: float, text: str) -> None:
+        """Shows the fraction of the run that is done, and a text."""
+        self.line = f"{done:6.1%} {text}"
+        if self.shown and time.monotonic() - self.last >= self.every:
+            print(
+                f"\r\x1b[K{self.line}" if self.terminal else self.line,
+                end="" if self.terminal else "\n",
+                file=sys.stderr,
+                flush=True,
+            )
+            self.last = time.monotonic()
 
-
-def progress_bar(done: float, shown: bool) -> Any:
-    """A progress bar on stderr for the fraction of a run that is done; a `NoBar` if tqdm is not installed."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return NoBar()
-    shape = "{percentage:5.1f}%|{bar:24}| {desc}"
-    return tqdm(total=1.0, initial=done, disable=None if shown else True, bar_format=shape)
+    def end(self) -> None:
+        """Leaves the last line in a terminal."""
+        if self.shown and self.terminal and self.line:
+            print(f"\r\x1b[K{self.line}", file=sys.stderr)
 
 
 def clock_text(seconds: float) -> str:
@@ -51,18 +60,26 @@ class Board:
         self.writer.flush()
 
     def add_rows(self, iteration: int, rows: list[dict[str, Any]]) -> None:
-        """The figures of each step count."""
+        """The figures of each setting, and noise level if there are several, as `validation/psnr, steps 1, sigma 25`."""
         for row in rows:
-            self.add(iteration, {f"{key} at steps {row['steps']}": x for key, x in row.items() if isinstance(x, float)})
+            where = "".join(f", {key} {row[key]}" for key in ("steps", "sigma") if key in row)
+            figures = {f"validation/{key}{where}": x for key, x in row.items() if isinstance(x, float) and key != "sigma"}
+            self.add(iteration, figures)
 
 
 @contextmanager
 def stopped_by_signals(stop: Callable[[], object]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM call `stop`, so that the run ends after a whole iteration; a second Ctrl-C ends it at once."""
+    """Ctrl-C, SIGTERM and SIGHUP (the terminal has closed) call `stop`, so that the run ends after a whole iteration.
+
+    A second one ends it at once. A signal that is ignored, as `nohup` ignores SIGHUP, stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+    ]  # Windows has no SIGHUP
+    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
 
     def on_signal(number: int, frame: object) -> None:
         stop()

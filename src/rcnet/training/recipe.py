@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rcnet.errors import InputError, unknown
+from rcnet.models.files import read_metadata
 from rcnet.models.registry import import_modules
-from rcnet.tasks import TASKS
+from rcnet.tasks import TASKS, task_of
 from rcnet.tasks.task import number
+
+LENGTHS = ("minutes", "epochs", "iterations")  # of a run; the first that is given counts
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class Recipe:
     """One training run. It ends after `minutes` if that is above 0, else `epochs`, else `iterations`; its schedule with it.
 
     The section of each task is an attribute too: `recipe.denoising.sigma`.
+
+    Example:
+        >>> Recipe(model={"name": "r3"}, iterations=100).denoising.sigma
+        25.0
     """
 
     model: Mapping[str, Any] = field(default_factory=dict)  # the network of `init` if it has no name
@@ -64,6 +71,11 @@ class Recipe:
     # scales and shifts are trained further.
     frozen: float = number(0.0, 0, 1)
     ema: float = number(0.0, 0, 1)  # decay of the average of the weights, which is evaluated and saved; 0: the last weights
+    # Measurements on images held out from training (`holdout` of the section), evenly spaced along a run that starts from
+    # `init`, or that asks for `best` or `early_stop`; 0: none.
+    evaluations: int = number(10, 0)
+    best: bool = False  # the best weights that were measured are saved, as they always are in a run that starts from `init`
+    early_stop: int = number(0, 0)  # ends the run after this many measurements in a row without a better one; 0: never
     recalibrate: int = number(0, 0)  # batches on which batch norms' statistics are measured again at the end; 0: not
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False  # torch.compile, one graph per setting; needs a C++ compiler on a CPU
@@ -78,6 +90,11 @@ class Recipe:
         if name not in sections:
             raise AttributeError(f"a recipe has no {name!r}")
         return sections[name]
+
+    @property
+    def measures(self) -> bool:
+        """Whether the weights are measured along the run, and the best kept."""
+        return self.evaluations > 0 and bool(self.init or self.best or self.early_stop)
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON values."""
@@ -122,19 +139,45 @@ def find_recipe(name_or_path: str | Path) -> Path:
 def read_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of that name or file, with `key=value` overrides, e.g. `batch=8`, `optimizer.lr=1e-3`, `model.steps=[1, 2]`.
 
+    With `init` and no key of `optimizer`, a recipe that has no key `init` itself, and so is made to start from nothing, takes the
+    optimizer of the recipe that fine-tunes networks of this task.
+
     Raises:
-        InputError: no such recipe, not TOML, an unknown key or a value of the wrong type.
+        InputError: no such recipe, not TOML, an unknown key, a value of the wrong type, or two lengths.
+
+    Example:
+        >>> read_recipe("r3_fast", ["minutes=5"]).optimizer.name, read_recipe("r3_fast", ["init=r3_fast.photo"]).optimizer.name
+        ('muon', 'adam')
     """
     path = find_recipe(name_or_path)
     try:
         table = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a recipe: {error}") from error
-    lengths = {override.partition("=")[0] for override in overrides} & {"minutes", "epochs", "iterations"}
-    if lengths:  # an override of the length replaces all of the recipe's
-        table = {key: value for key, value in table.items() if key not in ("minutes", "epochs")}
-    read_overrides(overrides, table)
-    return recipe_from(table, f"{name_or_path} with {' '.join(overrides)}" if overrides else str(path))
+    source = f"{name_or_path} with {' '.join(overrides)}" if overrides else str(path)
+    given = read_overrides(overrides)
+    if given.keys() & {*LENGTHS}:  # replaces the recipe's length
+        other = LENGTHS if any(given.get(key) for key in LENGTHS) else LENGTHS[:2]
+        table = {key: value for key, value in table.items() if key not in other}
+    from_nothing = "init" not in table
+    table = read_overrides(overrides, table)
+    if "init" in given and from_nothing and "optimizer" not in given:
+        table |= _for_trained_weights(table, given)
+    if len(lengths := [f"{key} = {table[key]}" for key in LENGTHS if table.get(key)]) > 1:
+        raise InputError(f"{source}: {' and '.join(lengths)} are two lengths of one run: give one")
+    return recipe_from(table, source)
+
+
+def _for_trained_weights(table: Mapping[str, Any], keep: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe that is made to start from nothing takes for trained weights, which its learning rates would undo.
+
+    The optimizer is that of the task's recipe for trained weights. A denoiser's running statistics also stand still, unless
+    `keep` has `frozen`: measured again on batches of patches, they cost quality.
+    """
+    model = table.get("model")
+    kind = task_of(model if isinstance(model, dict) and "name" in model else read_metadata(str(table["init"]))["architecture"])
+    optimizer = tomllib.loads(list_recipes()[kind.finetune].read_text())["optimizer"]
+    return {"optimizer": optimizer} | ({"frozen": 1.0} if kind.gives == "image" and "frozen" not in keep else {})
 
 
 def read_overrides(overrides: Sequence[str], table: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +17,29 @@ from rcnet.errors import InputError
 from rcnet.models.files import load, read_metadata
 from rcnet.models.registry import build_shapes, create_model, entry
 from rcnet.network import RecurrentNet
-from rcnet.tasks.task import Task
+from rcnet.tasks import task_of
+from rcnet.tasks.task import Kind, Setup, Task
 from rcnet.training.recipe import Recipe
 from rcnet.training.steps import offer
+
+
+def set_up(recipe: Recipe, data: Path, device: torch.device, processes: int) -> tuple[Recipe, Kind, Task, RecurrentNet]:
+    """The recipe completed by its `init` weights and its data, its task, and a fresh network."""
+    if recipe.batch % (processes * recipe.accumulate):
+        raise InputError(
+            f"batch = {recipe.batch} cannot be divided evenly among {processes} processes x {recipe.accumulate} parts "
+            "(accumulate): change one of them"
+        )
+    recipe, found = with_init_model(recipe)
+    kind = task_of(recipe.model)
+    about = about_before(recipe, found)
+    section = kind.settled(recipe.sections[kind.key], about)
+    recipe = dataclasses.replace(recipe, sections={**recipe.sections, kind.key: section})
+    torch.manual_seed(recipe.seed)
+    task = kind.begin(section, Setup(data, device, about, recipe.batch, recipe.seed, recipe.precision, recipe.measures))
+    if (recipe.best or recipe.early_stop) and not task.held:
+        raise InputError(f"best and early_stop need images held out from training: {kind.key}.holdout=N")
+    return recipe, kind, task, new_network(recipe, task, found)
 
 
 def with_init_model(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
