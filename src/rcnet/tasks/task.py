@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rcnet.about import About
-from rcnet.models.results import UNITS
 from rcnet.network import RecurrentNet
+from rcnet.runtime.results import UNITS
 
 Rows = list[dict[str, Any]]
 Gives = Literal["image", "classes", ""]
@@ -119,7 +119,7 @@ class Kind:
         section: the dataclass of its keys in a recipe, each with a default; the section has its name in lower case.
         size: height and width in pixels of a usual image, which costs are given for.
         columns: of tables of results, those that a row has: heading -> key in a row and decimals; the first is the metric, of
-            `models.results.UNITS`.
+            `runtime.results.UNITS`.
         begin: called with the section and a `Setup`; what the loop trains on.
         measuring: called with a network, data, and by name the options that its signature has; what it is measured on.
         calibration: called with a network and a folder: batches of what it will see, float32 [B, C, H, W], that int8 takes its
