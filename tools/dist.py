@@ -20,15 +20,21 @@ WHEEL, INSTALLED = 8e6, 200 * 2**20  # bytes at most: of the wheel, and of what 
 COMMANDS = (
     "--help",
     "models --json",
+    "denoise small.png",
+    "denoise small.png -o own.png --model mine.onnx --steps 1",
+    "denoise small.png -o quick.png --budget 10GMAC",
+    "denoise small.png -o fast.png --budget 10min",
     "denoise --demo -o demo.png",
-    "denoise demo.png -o clean.png --steps 1",
-    "denoise demo.png -o own.png --model mine.onnx --steps 1",
-    "denoise demo.png -o quick.png --budget 100GMAC",
-    "denoise demo.png -o fast.png --budget 10min",
-    "classify demo.png --top 3",
+    "classify small.png --top 3",
     "profile r3_fast.gray --size 64x64",
     "doctor",
 )
+SMALL = """
+import rcnet
+from pathlib import Path
+from PIL import Image
+Image.open(Path(rcnet.__file__).parent / "assets" / "cameraman.png").crop((80, 60, 240, 180)).save("small.png")
+"""
 ARRAY = """
 import sys, numpy, rcnet
 assert rcnet.denoise(numpy.zeros((40, 50, 3), "uint8"), steps=1, sigma=5).shape == (40, 50, 3)
@@ -58,6 +64,7 @@ def use(package: Path, constraints: Path) -> None:
             sys.exit(f"more than {INSTALLED / 2**20:.0f} MiB are installed")
         (file,) = (home / "venv").rglob("r3_fast.photo.onnx")
         shutil.copy(file, home / "mine.onnx")
+        subprocess.run([scripts / "python", "-c", SMALL], cwd=home, check=True)
         for command in COMMANDS:
             started = time.perf_counter()
             subprocess.run([scripts / "rcnet", *command.split()], cwd=home, check=True, stdout=subprocess.DEVNULL)
@@ -79,7 +86,7 @@ def serve(scripts: Path, home: Path) -> None:
         print(f"{line.strip()} ({time.perf_counter() - started:.2f} s)", flush=True)
         address = line.split()[-1]
         for model in ("r3_fast.photo", "mine"):
-            request = urllib.request.Request(f"{address}/v1/denoise?model={model}", (home / "demo.png").read_bytes())
+            request = urllib.request.Request(f"{address}/v1/denoise?model={model}", (home / "small.png").read_bytes())
             with urllib.request.urlopen(request) as response:
                 assert response.headers["content-type"] == "image/png"
         server.terminate()
