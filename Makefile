@@ -6,13 +6,14 @@ endif
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fast mutants weights interop lint docs dist clean
+.PHONY: demo test fast mutants weights interop lint docs dist onnx clean
 
 demo: $(VENV)/installed
 	$(BIN)/rcnet denoise --demo
 
 test: lint # a process a core; each takes a half of the tests, and then from the other's
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python tools/dist.py --constraints $(CONSTRAINTS) --only wheel
 
 fast: $(VENV)/installed # a minute of tests, without those that conftest.py calls slow
 	$(BIN)/python -m pytest -m "not slow"
@@ -22,6 +23,9 @@ mutants: $(VENV)/installed # which small changes of the code no test notices; ho
 
 weights: $(VENV)/installed # all parts of the training of bundled weights: make weights NAME=r3.bsd-gray-25 DATA=data/bsd
 	$(BIN)/python tools/weights.py $(NAME) --data $(DATA)
+
+onnx: $(VENV)/installed # what ONNX Runtime runs, of the bundled weights: after each change of these
+	$(BIN)/python tools/onnx_files.py
 
 interop: # the examples with other libraries, in an environment of their own
 	$(PYTHON) -m venv .venv-interop
@@ -34,7 +38,7 @@ lint: $(VENV)/installed
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
-# A wheel and an sdist, installed in an environment of their own and used from another folder
+# A wheel and an sdist, installed without torch in an environment of their own and used from another folder
 dist: $(VENV)/installed
 	$(BIN)/python tools/dist.py --constraints $(CONSTRAINTS)
 

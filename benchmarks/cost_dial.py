@@ -23,12 +23,12 @@ from tqdm import tqdm
 import rcnet
 from benchmarks.page import RESULTS, options, record, table
 from rcnet.cost.counting import macs
-from rcnet.cost.latency import interleaved
 from rcnet.data.images import list_images, read_image
 from rcnet.data.noise import protocol_noise
 from rcnet.device import autocast, hardware
 from rcnet.models import create_model
 from rcnet.network import RecurrentNet, unroll
+from rcnet.runtime.latency import interleaved
 from rcnet.training.provenance import commit
 
 R3, R3_FAST, R2 = "r3.bsd-gray-25", "r3_fast.bsd-gray-25", "r2.cifar10"

@@ -21,7 +21,7 @@ import rcnet
 from benchmarks.classical import evenly
 from benchmarks.page import RESULTS, options, record, table
 from rcnet.data.images import list_images, read_image, read_pair
-from rcnet.deploy.denoise import TorchSession
+from rcnet.deploy.torch_session import TorchSession
 from rcnet.figures.plots import page, style
 from rcnet.runtime.denoise import Work, denoise_pixels
 from rcnet.training.provenance import commit, made_here

@@ -7,13 +7,15 @@ import pytest
 import torch
 
 import rcnet
-from rcnet.cost import latencies, latency, macs, parse_budget, profile, steps_for
-from rcnet.cost.budget import choose_setting
-from rcnet.cost.latency import interleaved, kept_measurements, summary
+from rcnet.cost import latencies, macs, parse_budget, profile, steps_for
+from rcnet.cost.budget import identity
 from rcnet.cost.memory import peak_memory
-from rcnet.deploy.denoise import denoise_setting_for
+from rcnet.deploy.torch_session import TorchSession
 from rcnet.errors import InputError
 from rcnet.models import create_model
+from rcnet.runtime.budget import choose_setting, denoise_setting_for
+from rcnet.runtime.latency import interleaved, kept_measurements, measured_once, summary
+from rcnet.runtime.onnx import OnnxSession, bundled_files
 from rcnet.setting import Setting
 
 from .conftest import IMAGES
@@ -141,15 +143,15 @@ def test_networks_that_take_the_noise_level_are_measured_without_one():
 
 def test_a_denoisers_budget_is_for_the_whole_image():
     model = create_model("r3_fast", steps=(1, 2), width=8, convs=1)
-    whole = macs(model, 2, (48, 64))
-    assert denoise_setting_for(model, f"{3 * whole}MAC", (1, 3, 48, 64)).to_json() == 2
-    assert denoise_setting_for(model, f"{3 * whole - 1}MAC", (1, 3, 48, 64)).to_json() == 1
-    assert denoise_setting_for(model, f"{whole}MAC", (1, 1, 48, 64)).to_json() == 2
-    assert denoise_setting_for(model, "8MMAC", (1, 1, 48, 64)).to_json() == 2
-    assert denoise_setting_for(model, "8MMAC", (1, 1, 48, 64), tile=16).to_json() == 1  # tiles see their surroundings, too
-    assert denoise_setting_for(model, "1000s", (1, 3, 48, 64)).to_json() == 2
+    session, whole = TorchSession(model), macs(model, 2, (48, 64))
+    assert denoise_setting_for(session, f"{3 * whole}MAC", (1, 3, 48, 64)).to_json() == 2
+    assert denoise_setting_for(session, f"{3 * whole - 1}MAC", (1, 3, 48, 64)).to_json() == 1
+    assert denoise_setting_for(session, f"{whole}MAC", (1, 1, 48, 64)).to_json() == 2
+    assert denoise_setting_for(session, "8MMAC", (1, 1, 48, 64)).to_json() == 2
+    assert denoise_setting_for(session, "8MMAC", (1, 1, 48, 64), tile=16).to_json() == 1  # tiles see their surroundings, too
+    assert denoise_setting_for(session, "1000s", (1, 3, 48, 64)).to_json() == 2
     with pytest.raises(InputError, match="for 64x48 pixels, 3 channels"):
-        denoise_setting_for(model, "1us", (1, 3, 48, 64))
+        denoise_setting_for(session, "1us", (1, 3, 48, 64))
 
 
 def test_budget_on_the_command_line(run, refused, tmp_path):
@@ -193,9 +195,11 @@ def test_a_file_whose_folder_has_a_colon_is_no_module(run, tmp_path, monkeypatch
     assert json.loads(run("profile", "hf-hub:ada/denoiser", "--size", "32x32", "--json")[1])["rows"] == json.loads(out)["rows"]
 
 
-def test_times_are_those_of_a_device(monkeypatch):
-    kept = []
-    cpu = latency.measured_once({"network": 1}, torch.device("cpu"), lambda: kept.append("cpu") or [1])
-    monkeypatch.setattr(latency, "hardware", lambda device: f"a {device.type}")
-    gpu = latency.measured_once({"network": 1}, torch.device("cuda"), lambda: kept.append("cuda") or [2])
-    assert (cpu, gpu, kept) == ([1], [2], ["cpu", "cuda"])
+def test_times_are_those_of_a_device_and_a_runtime(monkeypatch):
+    model, kept = rcnet.load("r3_fast.gray"), []
+    here = identity(model, "fp32")
+    monkeypatch.setattr("rcnet.cost.budget.hardware", lambda device: "a card")
+    for what in (here, identity(model, "fp32"), OnnxSession(bundled_files()["r3_fast.gray"]).identity):
+        measured_once(what, lambda what=what: kept.append(what) or [1])
+    assert len(kept) == 3
+    assert measured_once(here, lambda: 1 // 0) == [1]

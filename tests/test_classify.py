@@ -15,11 +15,13 @@ from torch import nn
 from rcnet.cell import batch_norms, norms_of
 from rcnet.cost import macs
 from rcnet.data.labelled import read_labelled, to_float
-from rcnet.deploy.classify import adaptive_macs, classify, classify_adaptively
+from rcnet.deploy.classify import classify, classify_adaptively
+from rcnet.deploy.torch_session import TorchSession
 from rcnet.errors import InputError
 from rcnet.evaluation import adaptive, classification_results, recalibrate
 from rcnet.evaluation.adaptive import Answers, Cascade
 from rcnet.models import create_model, load, save
+from rcnet.runtime.classify import adaptive_macs
 from rcnet.tasks.classify import class_names, read_matching
 from rcnet.training import read_recipe, train
 from rcnet.training.loop import Trainer
@@ -492,7 +494,7 @@ def test_adaptive_classification_is_the_cascade(weights, cifar_folder):
         torch.testing.assert_close(probabilities[here], classify(model, images[here], n), atol=1e-5, rtol=0)
     cost = {n: macs(model, n, (32, 32)) for n in model.settings}
     expected = adaptive.mean_macs(ran, Cascade((two, four), 0.6), cost)
-    assert adaptive_macs(model, (two, four), steps, (32, 32)) == pytest.approx(expected)
+    assert adaptive_macs(TorchSession(model), (two, four), steps, (32, 32)) == pytest.approx(expected)
     with pytest.raises(InputError, match="confidence=2 is not valid"):
         classify_adaptively(model, images, 2)
 

@@ -7,7 +7,7 @@ import rcnet
 from rcnet.errors import InputError
 from rcnet.evaluation import classification_results, denoising_results
 from rcnet.models import create_model, load, save
-from rcnet.models.results import setting_quality
+from rcnet.runtime.results import setting_quality
 from rcnet.tasks.classify import read_matching
 
 from .conftest import IMAGES

@@ -91,7 +91,7 @@ def test_the_table_fits_and_recorded_figures_are_shown(run, tmp_path):
 
 
 def test_results_say_what_was_told():
-    from rcnet.models.results import result_name
+    from rcnet.runtime.results import result_name
 
     about = {"data": "photos, pairs", "precision": "fp32"}
     assert result_name({**about, "blind": True}) == "photos, pairs, blind"

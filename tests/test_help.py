@@ -81,7 +81,7 @@ def test_help_wraps_descriptions_at_the_terminal_alone(run):
 
 
 def test_a_fault_of_ours_asks_for_a_report(run, monkeypatch):
-    monkeypatch.setattr("rcnet.tasks.catalogue.describe_architecture", lambda name: 1 // 0)
+    monkeypatch.setattr("rcnet.runtime.onnx.bundled_files", lambda: 1 // 0)
     status, out, err = run("models")
     assert (status, out) == (1, "")
     assert "ZeroDivisionError" in err
@@ -149,4 +149,4 @@ def test_doctor_reports_a_torch_that_does_not_import(tmp_path):
     )
     assert done.returncode == 2
     assert re.search(r"torch +does not import: libtorch_cpu.so", done.stdout)
-    assert "problems found: machine, precisions" in done.stderr
+    assert "problems found: machine, runtimes, self_test" in done.stderr

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from rcnet.data.images import read_image
-from rcnet.deploy.denoise import TorchSession, denoise, denoise_pixels, denoise_setting_for
+from rcnet.deploy.denoise import denoise, denoise_pixels
+from rcnet.deploy.torch_session import TorchSession
 from rcnet.errors import InputError
 from rcnet.models import create_model, load, save
 from rcnet.models.files import trainings
 from rcnet.models.judge import KNOTS, Judge, attach_judge, hats, level_map
+from rcnet.runtime.budget import denoise_setting_for
 from rcnet.runtime.denoise import judge_picture
 from rcnet.runtime.levels import LOOK, look
 from rcnet.runtime.levels import level_map as numpy_level_map
@@ -195,4 +197,4 @@ def test_budgets_of_denoisers_that_are_told_and_of_those_that_ask_a_judge():
     model = told_denoiser()
     for judge in (model.judge, None):
         attach_judge(model, judge)
-        assert denoise_setting_for(model, "20s", (1, 3, 40, 48)) == model.settings[-1]
+        assert denoise_setting_for(TorchSession(model), "20s", (1, 3, 40, 48)) == model.settings[-1]

@@ -20,13 +20,14 @@ from rcnet.calling import ready
 from rcnet.cell import norms_of
 from rcnet.cost import latencies, macs, profile, steps_for
 from rcnet.cost.budget import fingerprint
-from rcnet.deploy.denoise import denoise_setting_for
 from rcnet.deploy.export import export, load_exported, read_exported
+from rcnet.deploy.torch_session import TorchSession
 from rcnet.evaluation import denoising_results
 from rcnet.evaluation.record import record_result
 from rcnet.figures.features import features
 from rcnet.models import bundled, read_metadata, registry
 from rcnet.models.judge import attach_judge
+from rcnet.runtime.budget import denoise_setting_for
 from rcnet.serve.models import open_model
 from rcnet.serve.served import Work
 from rcnet.tasks.catalogue import describe_architecture
@@ -602,7 +603,7 @@ def test_sides_that_a_network_does_not_take_are_filled(registered):
     assert rcnet.denoise(model, x[..., :2, :3]).shape == (1, 3, 2, 3)
     pixels = np.rint(x[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
     assert np.isfinite(denoising_results(model, [pixels], 25, [1])[0]["psnr"])
-    assert denoise_setting_for(model, "1GMAC", (1, 3, 37, 50)).to_json() == 1
+    assert denoise_setting_for(TorchSession(model), "1GMAC", (1, 3, 37, 50)).to_json() == 1
     assert macs(model, 1, (37, 50)) == macs(model, 1, (40, 52))
     assert profile(model, (37, 50))[0]["macs"] == macs(model, 1, (40, 52))
     assert steps_for(model, "1s", (37, 50)) == 1

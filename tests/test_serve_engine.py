@@ -16,7 +16,8 @@ import starlette.requests
 from PIL import Image
 
 import rcnet
-from rcnet.deploy.denoise import TorchSession, denoise_pixels
+from rcnet.deploy.denoise import denoise_pixels
+from rcnet.deploy.torch_session import TorchSession
 from rcnet.errors import InputError
 from rcnet.models.files import find
 from rcnet.serve.costs import Costs

@@ -1,4 +1,5 @@
-"""Builds the wheel and the sdist into dist/, and uses each in a new environment, from another folder, as a stranger would.
+"""Builds the wheel and the sdist into dist/, and uses each in a new environment without torch, from another folder, as a stranger
+would.
 
 python tools/dist.py [--constraints constraints.txt] [--only wheel]
 """
@@ -8,17 +9,37 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 DIST = ROOT / "dist"
+WHEEL, INSTALLED = 8e6, 200 * 2**20  # bytes at most: of the wheel, and of what `pip install rcnet` adds to an environment
 COMMANDS = (
-    ["models", "--json"],
-    ["denoise", "--demo", "-o", "demo.png"],
-    ["denoise", "demo.png", "-o", "clean.png", "--steps", "1"],
-    ["doctor"],
+    "--help",
+    "models --json",
+    "denoise small.png",
+    "denoise small.png -o own.png --model mine.onnx --steps 1",
+    "denoise small.png -o quick.png --budget 10GMAC",
+    "denoise small.png -o fast.png --budget 10min",
+    "denoise --demo -o demo.png",
+    "classify small.png --top 3",
+    "profile r3_fast.gray --size 64x64",
+    "doctor",
 )
+SMALL = """
+import rcnet
+from pathlib import Path
+from PIL import Image
+Image.open(Path(rcnet.__file__).parent / "assets" / "cameraman.png").crop((80, 60, 240, 180)).save("small.png")
+"""
+ARRAY = """
+import sys, numpy, rcnet
+assert rcnet.denoise(numpy.zeros((40, 50, 3), "uint8"), steps=1, sigma=5).shape == (40, 50, 3)
+sys.exit("torch" in sys.modules)
+"""
 
 
 def build() -> list[Path]:
@@ -34,11 +55,48 @@ def use(package: Path, constraints: Path) -> None:
         home = Path(folder)
         venv.create(home / "venv", with_pip=True)
         scripts = home / "venv" / ("Scripts" if sys.platform == "win32" else "bin")
-        pip = [scripts / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "-c", str(constraints), str(package)], check=True)
+        pip = [scripts / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(constraints)]
+        before = size(home / "venv")
+        subprocess.run([*pip, str(package)], check=True)
+        installed = size(home / "venv") - before
+        print(f"{package.name}: {installed / 2**20:.0f} MiB installed", flush=True)
+        if installed > INSTALLED:
+            sys.exit(f"more than {INSTALLED / 2**20:.0f} MiB are installed")
+        (file,) = (home / "venv").rglob("r3_fast.photo.onnx")
+        shutil.copy(file, home / "mine.onnx")
+        subprocess.run([scripts / "python", "-c", SMALL], cwd=home, check=True)
         for command in COMMANDS:
-            print(f"{package.name}: rcnet {' '.join(command)}", flush=True)
-            subprocess.run([scripts / "rcnet", *command], cwd=home, check=True, stdout=subprocess.DEVNULL)
+            started = time.perf_counter()
+            subprocess.run([scripts / "rcnet", *command.split()], cwd=home, check=True, stdout=subprocess.DEVNULL)
+            print(f"{package.name}: rcnet {command} ({time.perf_counter() - started:.2f} s)", flush=True)
+        subprocess.run([scripts / "python", "-c", ARRAY], cwd=home, check=True)
+        refused = subprocess.run([scripts / "rcnet", "train", "r3", "--data", "."], cwd=home, capture_output=True, text=True)
+        if refused.returncode != 2 or "pip install 'rcnet[torch]'" not in refused.stderr:
+            sys.exit(f"rcnet train without torch says: {refused.stderr}")
+        subprocess.run([*pip, f"{package}[serve]"], check=True)
+        serve(scripts, home)
+
+
+def serve(scripts: Path, home: Path) -> None:
+    """Starts the server of two networks, sends a picture, and ends it."""
+    started = time.perf_counter()
+    command = [scripts / "rcnet", "serve", "r3_fast.photo", "mine.onnx", "--port", "0", "--slo", "60s"]
+    with subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, text=True) as server:
+        line = server.stdout.readline()  # type: ignore[union-attr]
+        print(f"{line.strip()} ({time.perf_counter() - started:.2f} s)", flush=True)
+        address = line.split()[-1]
+        for model in ("r3_fast.photo", "mine"):
+            request = urllib.request.Request(f"{address}/v1/denoise?model={model}", (home / "small.png").read_bytes())
+            with urllib.request.urlopen(request) as response:
+                assert response.headers["content-type"] == "image/png"
+        server.terminate()
+    if server.returncode not in (0, -15):
+        sys.exit(f"the server ended with {server.returncode}")
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 def main() -> None:
@@ -48,6 +106,8 @@ def main() -> None:
     args = parser.parse_args()
     for package in build():
         print(f"{package.name}: {package.stat().st_size / 1e6:.2f} MB", flush=True)
+        if package.suffix == ".whl" and package.stat().st_size > WHEEL:
+            sys.exit(f"the wheel has more than {WHEEL / 1e6:.0f} MB")
         if args.only != ("sdist" if package.suffix == ".whl" else "wheel"):
             use(package, args.constraints.resolve())
     print("dist: works")

@@ -25,7 +25,7 @@ from rcnet.about import SMOOTH
 from rcnet.cost.counting import macs
 from rcnet.deploy.export import export
 from rcnet.deploy.graphs import cut
-from rcnet.models.judge import is_untold
+from rcnet.models.judge import needs_level
 from rcnet.runtime.levels import LEVELS, LOOK
 from rcnet.runtime.tiles import grid
 
@@ -60,7 +60,7 @@ def write_network(name: str, site: Path) -> None:
     net = rcnet.load(name)
     if net.about.task != "denoise":
         raise SystemExit(f"{name} does not denoise")
-    if is_untold(net):
+    if needs_level(net):
         raise SystemExit(f"{name} has no judge of noise, and the page asks nobody: rcnet judge trains one")
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "network.onnx"

@@ -4,6 +4,7 @@ Neural Networks"."""
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from rcnet.errors import InputError, needs_torch
 from rcnet.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from rcnet.deploy.denoise import denoise
     from rcnet.deploy.export import export, load_exported
     from rcnet.deploy.optimize import optimize
-    from rcnet.errors import InputError
     from rcnet.evaluation.recalibrate import recalibrate
     from rcnet.hub import from_pretrained, push_to_hub, save_pretrained
     from rcnet.models import create_model, list_models, load, register, save
@@ -63,17 +63,17 @@ _HOME = {
     "load_exported": "rcnet.deploy.export",
     "optimize": "rcnet.deploy.optimize",
     "steps_for": "rcnet.cost.budget",
-    "InputError": "rcnet.errors",
     "recalibrate": "rcnet.evaluation.recalibrate",
     "best_settings": "rcnet.tasks.dial",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Loads a public name when it is first used: `rcnet --help` need not wait two seconds for torch."""
+    """Loads a public name when it is first used: denoising needs no torch, and `rcnet --help` does not wait for anything."""
     if name not in _HOME:
         raise AttributeError(f"module 'rcnet' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    with needs_torch():
+        value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value
 

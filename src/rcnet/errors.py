@@ -1,8 +1,10 @@
 """The one exception for bad input, whose message is the line that the command line prints."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
+TORCH = ("torch", "safetensors")  # what the extra of that name installs
 LISTED_BY = {"weights": "rcnet models", "model": "rcnet models"}
 
 
@@ -30,3 +32,14 @@ def unknown(what: str, given: object, valid: Iterable[object]) -> InputError:
     hint = f"did you mean {near[0]!r}? " if near else ""
     listed = f" ({LISTED_BY[what]} lists them)" if what in LISTED_BY else ""
     return InputError(f"unknown {what} {str(given)!r}: {hint}valid: {', '.join(names) or 'none'}{listed}")
+
+
+@contextmanager
+def needs_torch() -> Iterator[None]:
+    """Around imports: `InputError` that names the extra where torch, or what comes with it, is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in TORCH:
+            raise
+        raise InputError(f"this needs {error.name}: pip install 'rcnet[torch]'") from error

@@ -12,9 +12,9 @@ from rcnet.figures.side_by_side import save_picture
 from rcnet.models.files import load, save, trainings
 from rcnet.models.huggingface import PREFIX, WEIGHTS, hub
 from rcnet.models.judge import needs_level
-from rcnet.models.results import result_name, rows_of
 from rcnet.network import RecurrentNet
 from rcnet.replacing import replacing
+from rcnet.runtime.results import result_name, rows_of
 from rcnet.tasks import TASKS, usual_size
 from rcnet.tasks.dial import best_settings
 from rcnet.tasks.task import Kind

@@ -27,7 +27,7 @@ from rcnet.cli.profile import profile
 from rcnet.cli.run import run
 from rcnet.cli.serve import serve
 from rcnet.cli.train import train
-from rcnet.errors import Diverged, InputError
+from rcnet.errors import Diverged, InputError, needs_torch
 from rcnet.version import __version__
 
 app = App(
@@ -93,12 +93,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        app(
-            [PIPE if argument == "-" else argument for argument in given],
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
+        with needs_torch():
+            app(
+                [PIPE if argument == "-" else argument for argument in given],
+                exit_on_error=False,
+                print_error=False,
+                result_action="return_value",
+            )
     except InputError as error:
         fail(with_next(str(error), given), 1 if isinstance(error, Diverged) else 2)
     except BrokenPipeError:  # the reader of the output, e.g. head, has exited

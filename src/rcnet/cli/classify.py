@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -27,6 +27,7 @@ def classify(
     confidence: str | None = None,
     top: int = 1,
     precision: str = "fp32",
+    runtime: Literal["auto", "onnx", "torch"] = "auto",
     json_output: Json = False,
 ) -> None:
     """Classify images; --steps or --budget sets the cost.
@@ -48,7 +49,7 @@ def classify(
     inputs
         Images, or folders of images.
     model
-        Bundled weights (see rcnet models) or a file of weights.
+        Bundled weights (see rcnet models), an exported .onnx file or a file of weights.
     steps
         Cost: a step count of the model, or one number per cell, e.g. 4,3. Default: the largest.
     budget
@@ -60,7 +61,10 @@ def classify(
     top
         How many of the likeliest classes to print.
     precision
-        fp32, bf16 or auto.
+        fp32, bf16, which needs torch, or auto.
+    runtime
+        onnx: ONNX Runtime, for bundled weights and exported .onnx files. torch: bundled weights and files of weights. The one
+        that can unless given.
     json_output
         Print JSON.
     """
@@ -68,57 +72,54 @@ def classify(
         raise InputError("no image given: rcnet classify IN..., e.g. rcnet classify cat.png")
     if top < 1:
         raise InputError(f"--top {top} is not valid: give a whole number from 1")
-    import torch
-    from tqdm import tqdm
+    import numpy as np
 
-    from rcnet.cli.text import check_cost, collect_errors, count, read_steps, table
-    from rcnet.cost import macs
-    from rcnet.cost.budget import setting_for
-    from rcnet.data.images import list_images
-    from rcnet.deploy.classify import (
+    from rcnet.cli.text import check_cost, collect_errors, count, progress, read_steps, table
+    from rcnet.data.images import fit, list_images, read_image
+    from rcnet.deploy.sessions import open_session
+    from rcnet.runtime.budget import setting_for
+    from rcnet.runtime.classify import (
         adaptive_macs,
+        adaptively,
         best_classes,
         cascade_of,
-        classify_adaptively,
-        read_fitting,
+        class_names,
+        image_size,
+        probabilities,
     )
-    from rcnet.deploy.classify import classify as run
-    from rcnet.device import best_device, resolve_precision
-    from rcnet.models import load
-    from rcnet.tasks.classify import class_names, image_size
 
-    files = [file for path in inputs for file in (list_images(path) if path.is_dir() else [path])]
-    network = load(model).to(best_device())
     check_cost(steps, budget)
-    names, setting = class_names(network), read_steps(steps, network)
+    files = [file for path in inputs for file in (list_images(path) if path.is_dir() else [path])]
+    session = open_session(model, runtime=runtime, precision=precision)
+    names, side, setting = class_names(session), image_size(session), read_steps(steps, session)
+    size = (side, side)
     if confidence is not None and (steps is not None or budget is not None):
         raise InputError("give one of --confidence, --steps and --budget")
-    sure = None if confidence is None else cascade_of(network, read_confidence(confidence))
-    resolve_precision(precision, best_device())
+    sure = None if confidence is None else cascade_of(session, read_confidence(confidence))
     if budget is not None:
-        size = (image_size(network), image_size(network))
-        setting = setting_for(network, budget, size, precision=precision)
+        setting = setting_for(session, budget, size)
     at_a_time = BATCH if budget is None else 1
     rows: list[tuple[Path, list[tuple[str, float]]]] = []
     taken: list[Setting] = []
     failed: list[InputError] = []
-    for first in tqdm(range(0, len(files), at_a_time), disable=None if len(files) > BATCH else True, unit="batch", leave=False):
-        read = []
-        for file in files[first : first + at_a_time]:
-            with collect_errors(len(files), failed):
-                read.append((file, read_fitting(file, network)))
-        if read:
-            images = torch.stack([x for _, x in read])
-            if sure is None:
-                probabilities = run(network, images, setting, precision=precision)
-            else:
-                probabilities, settings = classify_adaptively(network, images, *sure, precision=precision)
-                taken += settings
-            best = best_classes(probabilities, names, top)
-            rows += zip([file for file, _ in read], best, strict=True)
+    with progress(len(files), unit="image", hidden=len(files) <= BATCH) as step:
+        for first in range(0, len(files), at_a_time):
+            part, read = files[first : first + at_a_time], []
+            for file in part:
+                with collect_errors(len(files), failed):
+                    read.append((file, fit(read_image(file, session.about.channels), side)))
+            if read:
+                images = np.stack([image for _, image in read]).transpose(0, 3, 1, 2)
+                if sure is None:
+                    found = probabilities(session, images, setting)
+                else:
+                    found, settings = adaptively(session, images, *sure)
+                    taken += settings
+                rows += zip([file for file, _ in read], best_classes(found, names, top), strict=True)
+            step(len(part))
     if json_output:
-        found = [{"file": str(f), "classes": [{"class": c, "probability": p} for c, p in best]} for f, best in rows]
-        print(json.dumps([{**row, "steps": n.to_json()} for row, n in zip(found, taken, strict=True)] if taken else found))
+        told = [{"file": str(f), "classes": [{"class": c, "probability": p} for c, p in best]} for f, best in rows]
+        print(json.dumps([{**row, "steps": n.to_json()} for row, n in zip(told, taken, strict=True)] if taken else told))
     else:
         lines = [
             (file if i == 0 else "", name, f"{100 * p:.1f}%", *([taken[k] if i == 0 else ""] if taken else []))
@@ -127,8 +128,7 @@ def classify(
         ]
         print(table(("file", "class", "probability", *(["steps"] if taken else [])), lines))
     if sure is not None and taken:
-        size = (image_size(network), image_size(network))
-        work, whole = adaptive_macs(network, sure[1], taken, size), macs(network, network.settings[-1], size)
+        work, whole = adaptive_macs(session, sure[1], taken, size), session.macs(session.settings[-1], size)
         print(f"{count(work)} MACs per image; {count(whole)} at the largest setting", file=sys.stderr)
     if failed:
         raise InputError(f"{len(failed)} of {len(files)} images could not be read; the others are above")

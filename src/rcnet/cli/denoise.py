@@ -33,6 +33,7 @@ def denoise(
     compare: bool = False,
     precision: str = "auto",
     threads: int | None = None,
+    runtime: Literal["auto", "onnx", "torch"] = "auto",
     demo: bool = False,
 ) -> None:
     """Remove noise from images, at the cost that --steps or --budget names.
@@ -64,7 +65,8 @@ def denoise(
     out_dir
         Folder for the results, under the names of the inputs; made if there is none.
     model
-        Bundled weights (see rcnet models) or a file of weights. r3_fast.photo unless given, and r3_fast.gray for gray images.
+        Bundled weights (see rcnet models), an exported .onnx file or a file of weights. r3_fast.photo unless given,
+        and r3_fast.gray for gray images.
     steps
         Cost: a step count of the model. The largest unless given.
     budget
@@ -89,9 +91,13 @@ def denoise(
     compare
         Also write one picture with the input and the result of every step, labelled.
     precision
-        auto, the fastest of this machine within about 0.01 dB: bf16 where the processor has it; or fp32 or bf16.
+        fp32; bf16, which needs torch and a processor that has it; or auto: fp32, or bf16 for much work where that was measured
+        to be faster. They differ by about 0.01 dB.
     threads
-        Threads of the processor; what torch takes unless given.
+        Threads of the processor; one per core unless given.
+    runtime
+        onnx: ONNX Runtime, for bundled weights and exported .onnx files. torch: bundled weights and files of weights. The one
+        that can, or that is faster, unless given.
     demo
         Noise of sigma 25 on a bundled photograph, and a table of steps, parameters, MACs, ms and PSNR; -o names the picture.
     """
@@ -111,7 +117,9 @@ def denoise(
 
     tile = TILE if tile is None else tile
     batch = Batch(inputs, output, out_dir, "-denoised", compare, resume)
-    run_files(batch, Options(model, steps, budget, white, pages, tile, precision, threads, sigma, sigma_map, strength), found)
+    run_files(
+        batch, Options(model, steps, budget, white, pages, tile, precision, threads, runtime, sigma, sigma_map, strength), found
+    )
 
 
 def found(done: list[Done]) -> str:
@@ -136,9 +144,7 @@ def found(done: list[Done]) -> str:
 
 def run_demo(picture: Path) -> None:
     """The table and the picture of `rcnet denoise --demo`."""
-    from tqdm import tqdm
-
-    from rcnet.cli.text import count, table
+    from rcnet.cli.text import count, progress, table
     from rcnet.figures.demo import ROUNDS, demo
     from rcnet.figures.side_by_side import save_picture
 
@@ -146,8 +152,8 @@ def run_demo(picture: Path) -> None:
         raise InputError(f"the picture of the demo is a PNG: {picture} does not end in .png")
     if not picture.parent.is_dir() or picture.is_dir():
         raise InputError(f"{picture} cannot be written: its folder does not exist, or it is a folder")
-    with tqdm(total=1 + ROUNDS, desc="denoising at every step", disable=None, leave=False) as bar:
-        rows, image, about = demo(bar.update)
+    with progress(1 + ROUNDS, "denoising at every step") as step:
+        rows, image, about = demo(step)
     lines = [
         (r["model"], r["steps"], f"{r['parameters']:,}", count(r["macs"]), f"{r['ms']:.0f}", f"{r['psnr']:.2f}") for r in rows
     ]

@@ -11,7 +11,7 @@ from rcnet.errors import InputError
 def doctor(*, json_output: Json = False) -> None:
     """Print what a bug report needs, and test rcnet on a bundled image.
 
-    Prints versions, processor, precisions, extras and how to install them,
+    Prints versions, processor, runtimes, extras and how to install them,
     the cache, and the result of a self-test of some seconds. Exit status 0:
     no problem; 2: a test failed. Nothing private is printed.
 
@@ -43,7 +43,7 @@ def _section(name: str, part: Mapping[str, Any]) -> str:
     if name == "self_test":
         rows = [
             (
-                r["precision"],
+                r["runtime"],
                 r["steps"],
                 f"{r['psnr']:.2f}",
                 f"{r['expected']:.2f}",
@@ -54,7 +54,7 @@ def _section(name: str, part: Mapping[str, Any]) -> str:
         ]
         verdict = f"{'passed' if part['passed'] else 'FAILED'} in {part['seconds']} s"
         about = f"{part['weights']}, of {len(part['read'])} sets of weights"
-        return f"{title}: {verdict}, {about}\n{table(('precision', 'steps', 'PSNR dB', 'expected', 'ms', ''), rows)}"
+        return f"{title}: {verdict}, {about}\n{table(('runtime', 'steps', 'PSNR dB', 'expected', 'ms', ''), rows)}"
     if not part:
         return f"{title}: none"
     width = max(map(len, part))

@@ -18,6 +18,7 @@ def export(
     steps: str = "all",
     int8: Path | None = None,
     kernel_bits: Literal[7, 8] | None = None,
+    half: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Export trained weights to one file that holds every step count, each kernel once.
 
@@ -50,6 +51,8 @@ def export(
     kernel_bits
         Of int8 kernels: 7 is right on every processor, and 8 more exact, but wrong on x86 without VNNI. What suits this machine
         unless given.
+    half
+        Store the kernels of a .onnx file in fp16, half of its size; they compute in fp32.
     """
     from rcnet.cli.text import read_steps
     from rcnet.deploy.export import export as run
@@ -62,7 +65,7 @@ def export(
     if output.is_dir():
         raise InputError(f"{output} cannot be written: it is a folder")
     images = None if int8 is None else calibration_images(network, int8)
-    path = run(network, output, to, settings, images, kernel_bits)
+    path = run(network, output, to, settings, images, kernel_bits, half)
     if int8 and kernel_bits is None and read_exported(path)["kernel_bits"] == 7:
         print("kernels of 7 bits, as this processor saturates sums of 8; --kernel-bits 8 for one that does not", file=sys.stderr)
     if network.judge is not None and "level_map" not in read_exported(path):

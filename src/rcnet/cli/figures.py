@@ -100,7 +100,7 @@ def _dial(network: "RecurrentNet", name: str, data: Path | None, sigma: float | 
 
     from rcnet.device import best_device
     from rcnet.figures.dial import dial
-    from rcnet.models.results import complete_result, result_name
+    from rcnet.runtime.results import complete_result, result_name
     from rcnet.tasks.dial import best_settings
 
     network = network.to(best_device())
@@ -113,8 +113,7 @@ def _dial(network: "RecurrentNet", name: str, data: Path | None, sigma: float | 
 def _with_images(name: str, network: "RecurrentNet", files: list[Path], sigma: float | None) -> "Image":
     """The figures that show images."""
     from rcnet.about import Noise
-    from rcnet.data.images import read_image
-    from rcnet.data.labelled import fit
+    from rcnet.data.images import fit, read_image
     from rcnet.data.noise import check_sigma
     from rcnet.figures.denoised import denoised_by_steps
     from rcnet.figures.features import features

@@ -1,6 +1,10 @@
 """rcnet models"""
 
 import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
 
 from rcnet.cli.text import Json
 
@@ -19,20 +23,14 @@ def models(name: str | None = None, /, *, json_output: Json = False) -> None:
     Parameters
     ----------
     name
-        Bundled weights or a file of weights, of which all results are shown.
+        Bundled weights, an exported .onnx file or a file of weights, of which all results are shown; or an architecture.
     json_output
         Print JSON.
     """
     from rcnet.cli.text import count, table
-    from rcnet.models import bundled, list_models
     from rcnet.setting import Setting
-    from rcnet.tasks import TASKS
-    from rcnet.tasks.catalogue import describe_architecture, describe_weights
 
-    if name is None:
-        rows = [describe_architecture(known) for known in list_models()] + [describe_weights(known) for known in bundled()]
-    else:
-        rows = [describe_architecture(name) if name in list_models() else describe_weights(name)]
+    rows = known() if name is None else [described(name)]
     if json_output:
         print(json.dumps(rows if name is None else rows[0], indent=1))
         return
@@ -40,9 +38,9 @@ def models(name: str | None = None, /, *, json_output: Json = False) -> None:
     for row in rows:
         for i, step in enumerate(row["steps"]):
             first = (row["name"], row["task"]) if i == 0 else ("", "")
-            results = [f"{value:.2f} {TASKS[row['task']].unit}, {data}" for data, value in step.get("results", {}).items()]
+            results = [f"{value:.2f} {row['unit']}, {data}" for data, value in step.get("results", {}).items()]
             lines.append(
-                (*first, Setting.of(step["steps"]), f"{step['parameters']:,}", count(step["macs"]), "".join(results[:1]))
+                (*first, Setting.of(step["steps"]), f"{step['parameters']:,}", count(step["macs"] or 0), "".join(results[:1]))
             )
     print(table(("name", "task", "steps", "parameters", "MACs", "result"), lines))
     if name is None:
@@ -52,13 +50,52 @@ def models(name: str | None = None, /, *, json_output: Json = False) -> None:
         counts = [f"steps {Setting.of(step['steps'])}" for step in rows[0]["steps"]]
         values = [[step.get("results", {}).get(data) for step in rows[0]["steps"]] for data in measured]
         shown = [["" if value is None else f"{value:.2f}" for value in line] for line in values]
-        print(f"\n{TASKS[rows[0]['task']].unit}:")
+        print(f"\n{rows[0]['unit']}:")
         print(table(("measured on", *counts), [(data, *line) for data, line in zip(measured, shown, strict=True)]))
     if name is None:
         return
-    labels = {key: label for label, (key, _) in TASKS[rows[0]["task"]].columns.items()} if rows[0]["task"] in TASKS else {}
+    labels = {key: label for label, key in rows[0].get("columns", {}).items()}
     for data in dict.fromkeys(data for step in rows[0]["steps"] for data in step.get("other_results", {})):
         found = [(step["steps"], step["other_results"][data]) for step in rows[0]["steps"] if data in step["other_results"]]
         lines = [(n, *(f"{value:.2f}" for value in values.values())) for n, values in found]
         print(f"\n{data}:")
         print(table(("steps", *(labels[key] for key in found[0][1])), lines))
+
+
+def known() -> list[dict[str, Any]]:
+    """A row for each architecture and each set of bundled weights."""
+    from rcnet.runtime.onnx import bundled_files
+
+    return [*architectures().values(), *(exported(name, path) for name, path in bundled_files().items())]
+
+
+def described(name: str) -> dict[str, Any]:
+    """The row of an architecture or of weights."""
+    from rcnet.deploy.sessions import onnx_file
+
+    if name in (rows := architectures()):
+        return rows[name]
+    if path := onnx_file(name):
+        return exported(name, path)
+    from rcnet.tasks.catalogue import describe_weights
+
+    return describe_weights(name)
+
+
+def exported(name: str, path: Path) -> dict[str, Any]:
+    from rcnet.runtime.onnx import OnnxSession
+    from rcnet.runtime.results import row_of_weights
+
+    return row_of_weights(name, OnnxSession(path).metadata)
+
+
+def architectures() -> dict[str, dict[str, Any]]:
+    """The rows of the architectures by name: as `tools/onnx_files.py` wrote them, and those of modules that users name."""
+    rows = json.loads((resources.files("rcnet") / "weights" / "networks.json").read_text())
+    found = {row["name"]: row for row in rows}
+    if os.environ.get("RCNET_MODULES"):
+        from rcnet.models import list_models
+        from rcnet.tasks.catalogue import describe_architecture
+
+        found |= {name: describe_architecture(name) for name in list_models() if name not in found}
+    return dict(sorted(found.items()))

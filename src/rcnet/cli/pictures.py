@@ -1,21 +1,23 @@
 """Files of pictures through networks that give images: what `rcnet denoise` and `rcnet run` share."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from rcnet.cli.text import progress
 from rcnet.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from rcnet.deploy.files import Job
-    from rcnet.deploy.optimize import Optimized
+    from rcnet.deploy.sessions import Runtime
     from rcnet.runtime.picture import Picture
+    from rcnet.runtime.session import Session
     from rcnet.setting import Setting
 
-COLOUR, GRAY = "r3_fast.photo", "r3_fast.gray"  # what pictures go through unless --model says
 JUDGED = 1024  # side, in pixels, of the middle whose noise is judged before weights for one level see an image
 
 
@@ -41,6 +43,7 @@ class Options(NamedTuple):
     tile: int
     precision: str
     threads: int | None
+    runtime: "Runtime"
     sigma: float | None = None
     sigma_map: Path | None = None
     strength: float = 1.0
@@ -77,20 +80,16 @@ def run_files(batch: Batch, options: Options, report: Report) -> None:
     jobs, skipped = plan(inputs, output, out_dir, compare, ending)
     if options.threads is not None and options.threads < 1:
         raise InputError(f"--threads {options.threads} is not valid: give a whole number from 1")
-    import torch
-
     from rcnet.cli.text import check_cost, collect_errors
     from rcnet.runtime.denoise import check_strength
     from rcnet.runtime.tiles import check_tile
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
     check_cost(options.steps, options.budget)
     check_tile(options.tile)
     check_strength(options.strength)
-    sessions: dict[str, Optimized] = {}
+    sessions = Sessions(options, megapixels(jobs) if options.precision == "auto" else 0.0)
     if options.model is not None:
-        weights(options.model, options, sessions)
+        sessions[options.model]
     for line in skipped:
         print(line, file=sys.stderr)
     if resume and (todo := not_done(jobs)) != jobs:
@@ -105,33 +104,52 @@ def run_files(batch: Batch, options: Options, report: Report) -> None:
         raise InputError(f"{len(failed)} of {len(jobs)} images failed; the others are done")
 
 
-def weights(name: str, options: Options, sessions: "dict[str, Optimized]") -> "Optimized":
-    """The sessions of these weights, made when they are first asked for."""
-    from rcnet.cli.text import read_steps
-    from rcnet.deploy.denoise import network_of
-    from rcnet.deploy.optimize import optimize
-    from rcnet.device import best_device
-    from rcnet.models import load
+class Sessions(dict[str, "Session"]):
+    """The sessions by the names of their weights, each opened when it is first asked for."""
 
-    if name not in sessions:
-        network = load(name).to(best_device())
-        network_of(network)
-        read_steps(options.steps, network)
-        if (options.sigma is not None or options.sigma_map) and not network.about.takes_level:
+    def __init__(self, options: Options, megapixels: float) -> None:
+        self.options, self.megapixels = options, megapixels
+
+    def __missing__(self, name: str) -> "Session":
+        from rcnet.cli.text import read_steps
+        from rcnet.deploy.sessions import COLOUR, open_session
+        from rcnet.runtime.denoise import check_gives_images
+
+        options = self.options
+        session = open_session(
+            name,
+            runtime=options.runtime,
+            precision=options.precision,
+            threads=options.threads,
+            megapixels=self.megapixels,
+        )
+        check_gives_images(session)
+        read_steps(options.steps, session)
+        if (options.sigma is not None or options.sigma_map) and not session.about.takes_level:
             raise InputError(
                 f"{name} takes no noise level: leave out --sigma and --sigma-map, or take weights that do, e.g. {COLOUR}"
             )
-        sessions[name] = optimize(network, precision=options.precision)
-    return sessions[name]
+        self[name] = session
+        return session
 
 
-def run_file(job: "Job", options: Options, sessions: "dict[str, Optimized]", report: Report) -> None:
+def megapixels(jobs: "Sequence[Job]") -> float:
+    """Of all the images, by their headers; what cannot be read now counts nothing."""
+    from PIL import Image
+
+    pixels = 0
+    for job in jobs:
+        with contextlib.suppress(OSError), Image.open(job.file) as image:
+            pixels += image.width * image.height
+    return pixels / 1e6
+
+
+def run_file(job: "Job", options: Options, sessions: Sessions, report: Report) -> None:
     """One file, for a budget or at steps: read, check that the result can be written, run on each page, write."""
     import dataclasses
 
     from rcnet.data.imagefile import upright
     from rcnet.deploy.files import PIPE, prepare, read, write
-    from rcnet.figures.side_by_side import in_rows, save_picture, side_by_side
     from rcnet.runtime import picture
 
     images = read(job, options.pages == "all")
@@ -150,54 +168,54 @@ def run_file(job: "Job", options: Options, sessions: "dict[str, Optimized]", rep
         print(f"{job.target} (steps {done[-1].setting})" if options.budget else job.target)
     print(f"{job.file}: {report(done)}", file=sys.stderr)
     if job.picture:
+        from rcnet.figures.side_by_side import in_rows, save_picture, side_by_side
+
         panels = [("input", seen.original), *((f"steps {n}", result) for n, result in done[-1].results.items())]
         shown = [(label, upright(image, seen.curve.encode(panel))) for label, panel in panels]
         save_picture(job.picture, side_by_side(in_rows(shown)))
         print(job.picture)
 
 
-def run_picture(job: "Job", picture: "Picture", options: Options, sessions: "dict[str, Optimized]") -> Done:
+def run_picture(job: "Job", picture: "Picture", options: Options, sessions: Sessions) -> Done:
     """One picture at the setting that is asked for, or at every setting."""
-    from tqdm import tqdm
-
     from rcnet.cli.text import read_steps
-    from rcnet.deploy.denoise import TorchSession, denoise_setting_for
     from rcnet.deploy.files import read_map
+    from rcnet.deploy.sessions import COLOUR, GRAY
     from rcnet.runtime.denoise import Work, denoise_pixels, judge_picture
     from rcnet.runtime.tiles import count_tiles
 
     pixels = picture.pixels
-    model = weights(options.model or (GRAY if pixels.shape[2] == 1 else COLOUR), options, sessions)
-    shape = (1, pixels.shape[2], *pixels.shape[:2])
-    network = model.network
-    setting = read_steps(options.steps, network)
+    session = sessions[options.model or (GRAY if pixels.shape[2] == 1 else COLOUR)]
+    setting = read_steps(options.steps, session)
     if options.budget:
-        setting = denoise_setting_for(model, options.budget, shape, tile=options.tile)
-    warn_of_level(job.file, model, picture)
-    runs = list(network.settings) if job.picture else [setting]
-    tiles = count_tiles(network.about, (1, 1, *shape[2:]), options.tile)
+        from rcnet.runtime.budget import denoise_setting_for
+
+        setting = denoise_setting_for(session, options.budget, (1, pixels.shape[2], *pixels.shape[:2]), options.tile)
+    warn_of_level(job.file, session, picture)
+    runs = list(session.settings) if job.picture else [setting]
+    tiles = count_tiles(session.about, (1, 1, *pixels.shape[:2]), options.tile)
     sigma = options.sigma if options.sigma_map is None else read_map(options.sigma_map, pixels.shape[:2])
-    session = TorchSession(model)
     judged = judge_picture(session, pixels, picture.curve, picture.visible)
     work = Work(pixels, sigma, options.strength, picture.curve, picture.visible, judged)
     results, total = {}, len(runs) * tiles
-    with tqdm(total=total, desc=job.file.name, unit="tile", disable=None if total > 4 else True, leave=False) as bar:
+    with progress(total, job.file.name, unit="tile", hidden=total <= 4) as step:
         for n in runs:
-            denoised, level = denoise_pixels(session, work, n, tile=options.tile, each=bar.update)
+            denoised, level = denoise_pixels(session, work, n, tile=options.tile, each=step)
             results[n] = picture.restore(denoised)
             if n == setting:
                 removed = level
-    strength = options.strength if network.about.levels < 2 else 1.0
+    strength = options.strength if session.about.levels < 2 else 1.0
     return Done(results, setting, removed, strength, None if judged is None else judged.mean((0, 2)).tolist())
 
 
-def warn_of_level(file: Path, model: "Optimized", picture: "Picture") -> None:
+def warn_of_level(file: Path, session: "Session", picture: "Picture") -> None:
     """Says on stderr that weights made for one noise level are far from that of this picture."""
-    from rcnet.data.noise import estimate_sigma
-
-    trained = model.network.about.noise.sigma if model.network.about.noise else None
+    trained = session.about.noise.sigma if session.about.noise else None
     if not isinstance(trained, float):
         return
+    from rcnet.data.noise import estimate_sigma
+    from rcnet.deploy.sessions import COLOUR, GRAY
+
     top, left = (max(side - JUDGED, 0) // 2 for side in picture.pixels.shape[:2])
     level = estimate_sigma(picture.curve.encode(picture.pixels[top : top + JUDGED, left : left + JUDGED]))
     if abs(level - trained) > max(4, 0.35 * trained):

@@ -26,6 +26,7 @@ def run(
     compare: bool = False,
     precision: str = "auto",
     threads: int | None = None,
+    runtime: Literal["auto", "onnx", "torch"] = "auto",
 ) -> None:
     """Run trained weights on images, whatever task that gives an image for an image they were made for.
 
@@ -43,7 +44,7 @@ def run(
     inputs
         Images, or folders of images; - reads one from a pipe.
     model
-        A file of weights, or bundled weights (see rcnet models).
+        A file of weights, an exported .onnx file, or bundled weights (see rcnet models).
     output
         File of the result; its suffix names the format. For one input. - writes to a pipe, in the format of the input.
         Beside the input, as NAME-out, unless this or --out-dir is given.
@@ -65,9 +66,12 @@ def run(
     compare
         Also write one picture with the input and the result of every step, labelled.
     precision
-        auto, the fastest of this machine within about 0.01 dB; or fp32 or bf16.
+        auto, the fastest of this machine within about 0.01 dB; or fp32, or bf16, which needs torch.
     threads
-        Threads of the processor; what torch takes unless given.
+        Threads of the processor; one per core unless given.
+    runtime
+        onnx: ONNX Runtime, for bundled weights and exported .onnx files. torch: bundled weights and files of weights. The one
+        that can, or that is faster, unless given.
     """
     if not inputs:
         raise InputError("no image given: rcnet run IN... --model WEIGHTS")
@@ -75,7 +79,7 @@ def run(
 
     tile = TILE if tile is None else tile
     batch = Batch(inputs, output, out_dir, "-out", compare, resume)
-    run_files(batch, Options(model, steps, budget, white, pages, tile, precision, threads), changed)
+    run_files(batch, Options(model, steps, budget, white, pages, tile, precision, threads, runtime), changed)
 
 
 def changed(done: list[Done]) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from rcnet.errors import InputError
+from rcnet.errors import InputError, unknown
 
 
 def serve(
@@ -50,7 +50,7 @@ def serve(
     Parameters
     ----------
     models
-        Bundled weights (see rcnet models) or files of weights.
+        Bundled weights (see rcnet models), exported .onnx files or files of weights.
     slo
         The objective: in which time answers are promised, e.g. 150ms or 2s.
     least
@@ -65,9 +65,9 @@ def serve(
     device
         A worker process for each, e.g. cuda:0. The first GPU unless given, or the processor.
     threads
-        Threads of the processor for each worker; what torch takes unless given.
+        Threads of the processor for each worker; one per core unless given.
     precision
-        auto, fp32 or bf16.
+        fp32, bf16, which needs torch, or auto: what was measured to be faster.
     queue
         Requests that may wait.
     batch
@@ -94,7 +94,7 @@ def serve(
     replicas
         With --ray: how many engines, 1 unless given, e.g. 2, or 1-8 for as many as the load needs.
     """
-    from rcnet.cost.budget import parse_budget
+    from rcnet.runtime.budget import parse_budget
 
     objective = parse_budget(slo)
     if not objective.timed:
@@ -114,10 +114,12 @@ def serve(
         from rcnet.serve.settings import Limits, Settings
     except ImportError as error:
         raise InputError(f"serving needs {error.name}: pip install 'rcnet[serve]'") from error
-    from rcnet.device import best_device, resolve_precision
+    from rcnet.deploy.sessions import default_device
+    from rcnet.device import PRECISIONS
     from rcnet.serve.served import name_of
 
-    resolve_precision(precision, best_device())
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
     for each in device or [] if not ray else []:  # with Ray the replicas have them
         check_device(each)
     settings = Settings(
@@ -127,7 +129,7 @@ def serve(
         least=read_least(least or [], [name_of(source) for source in models]),
         host=host,
         port=port,
-        devices=device or [str(best_device())],
+        devices=device or [default_device()],
         threads=threads,
         precision=precision,
         queue=queue,
@@ -188,9 +190,13 @@ def read_token(file: Path | None) -> str:
 
 def check_device(name: str) -> None:
     """`InputError` unless it is here; it is not touched, as the worker may need it for itself."""
-    import torch
+    from rcnet.deploy.sessions import has_torch
+    from rcnet.runtime.onnx import devices
 
-    valid = ["cpu", *(f"cuda:{place}" for place in range(torch.cuda.device_count()))]
-    valid += ["cuda"] if len(valid) > 1 else []
+    valid = devices()
+    if name not in valid and has_torch():
+        import torch
+
+        valid += [f"cuda:{place}" for place in range(torch.cuda.device_count())]
     if name not in valid:
         raise InputError(f"--device {name} is not there: valid: {', '.join(valid)}")

@@ -1,9 +1,9 @@
 """Text output (tables, counts), and the options --steps and --budget."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -12,6 +12,7 @@ from rcnet.setting import Setting
 
 if TYPE_CHECKING:
     from rcnet.network import RecurrentNet
+    from rcnet.runtime.session import Session
 
 Budget = Annotated[str | None, Parameter(allow_leading_hyphen=True)]  # -5ms is a bad budget, not an option
 Json = Annotated[bool, Parameter(name="--json")]
@@ -40,19 +41,31 @@ def count(number: float) -> str:
 
 def check_cost(steps: str | None, budget: str | None) -> None:
     """Raises `InputError` if both are given, or one is invalid for every network."""
-    from rcnet.cost.budget import parse_budget
-
     if steps is not None and budget is not None:
         raise InputError("give either --steps or --budget")
     if budget is not None:
+        from rcnet.runtime.budget import parse_budget
+
         parse_budget(budget)
     if steps is not None:
         Setting.parse(steps)
 
 
-def read_steps(steps: str | None, network: "RecurrentNet") -> Setting:
+def read_steps(steps: str | None, network: "RecurrentNet | Session") -> Setting:
     """The setting of the network for a text, the largest for None. Raises `InputError` for an invalid one."""
-    return network.per_cell(None if steps is None else Setting.parse(steps, len(network.recurrent_cells())))
+    return network.per_cell(None if steps is None else Setting.parse(steps, len(network.settings[0])))
+
+
+@contextmanager
+def progress(total: int, about: str = "", unit: str = "it", hidden: bool = False) -> Iterator[Callable[..., Any]]:
+    """A progress bar where stderr is a terminal; gives what moves it on."""
+    if hidden or not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=about or None, unit=unit, leave=False) as bar:
+        yield bar.update
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def train(
     """
     from rcnet.cli.text import table
     from rcnet.models import load
-    from rcnet.models.results import HIGHER, UNITS
+    from rcnet.runtime.results import HIGHER, UNITS
     from rcnet.tasks import TASKS, find_task
     from rcnet.training import read_recipe
     from rcnet.training import train as run

@@ -1,15 +1,20 @@
-"""Folders of images as uint8 arrays in memory, and random patches of them."""
+"""Folders of images as uint8 arrays in memory, and random patches of them. torch is imported when a function needs it."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
+from PIL import Image
 
 from rcnet.data import imagefile
 from rcnet.data.formats import NAMES, SUFFIXES, ImageFile
 from rcnet.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 SPLITS = ("train", "val", "test")
 # The gray version of BSD (BSD68) is this sum of the colour images, rounded; PIL's "L" differs by a level in a few pixels.
@@ -78,6 +83,35 @@ def in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     return to_gray(pixels)[:, :, None] if channels == 1 else np.repeat(pixels, 3, axis=2)
 
 
+def fit(image: np.ndarray, size: int) -> np.ndarray:
+    """The centre of an image, uint8 [size, size, C], from uint8 [H, W, C], gray or RGB.
+
+    The shorter side is resized to `size` (bicubic with antialiasing), the longer one is cut, as torchvision's `Resize` and
+    `CenterCrop` do it.
+
+    Raises:
+        InputError: a size below 1.
+
+    Example:
+        >>> fit(np.zeros((480, 640, 3), np.uint8), 32).shape
+        (32, 32, 3)
+    """
+    check_size(size)
+    height, width = image.shape[:2]
+    short = min(height, width)
+    wide, high = size * width // short, size * height // short
+    if (wide, high) != (width, height):
+        whole = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+        image = np.atleast_3d(np.array(whole.resize((wide, high), Image.Resampling.BICUBIC)))
+    top, left = round((high - size) / 2), round((wide - size) / 2)
+    return image[top : top + size, left : left + size]
+
+
+def check_size(size: int) -> None:
+    if size < 1:
+        raise InputError(f"size = {size} is not valid: images are at least 1 pixel wide")
+
+
 def read_folder(folder: str | Path, channels: int) -> list[np.ndarray]:
     """Every image in a folder and its subfolders, uint8 [H, W, channels]."""
     return list(read_images(list_images(folder), channels))
@@ -120,6 +154,8 @@ def _parts(folder: Path) -> list[str]:
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
     """Float [1, C, H, W] in [0, 1] of uint8 [H, W, C]."""
+    import torch
+
     return torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32)).unsqueeze(0) / 255
 
 
@@ -134,6 +170,8 @@ class Pixels(NamedTuple):
 
 def pixels_of(images: Sequence[np.ndarray], device: torch.device | str = "cpu") -> Pixels:
     """The images, uint8 [H, W, C], on a device, for `random_patches`."""
+    import torch
+
     height, width = (torch.tensor([image.shape[i] for image in images]) for i in (0, 1))
     start = torch.cumsum(height * width, 0) - height * width
     values = torch.cat([torch.from_numpy(image).reshape(-1, image.shape[2]) for image in images])
@@ -145,6 +183,8 @@ def random_patches(pixels: Pixels, patch: int, count: int, rng: np.random.Genera
 
     All images must be at least as large as the patch. `rng` makes all draws; pixels are gathered on their device.
     """
+    import torch
+
     device = pixels.values.device
     k = torch.from_numpy(rng.integers(len(pixels.start), size=count)).to(device)
     down, right = (torch.from_numpy(rng.random(count)).to(device) for _ in range(2))

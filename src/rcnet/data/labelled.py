@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from rcnet.data.cifar import CIFAR, RECORDS, cifar_sets, read_cifar
 from rcnet.data.formats import SUFFIXES
-from rcnet.data.images import in_channels, list_images, read_images
+from rcnet.data.images import check_size, fit, in_channels, list_images, read_images
 from rcnet.errors import InputError, unknown
 
 DATASETS = ("auto", *CIFAR, "folder")
@@ -60,7 +59,7 @@ def read_labelled(folder: str | Path, split: str, dataset: str = "auto", size: i
     if dataset not in DATASETS:
         raise unknown("data set", dataset, DATASETS)
     if size is not None:
-        _check_size(size)
+        check_size(size)
     if dataset == "auto":
         found = cifar_sets(folder)
         if len(found) > 1:
@@ -86,30 +85,6 @@ def in_order(found: Labelled, classes: Sequence[str]) -> Labelled:
         return found
     index = torch.tensor([list(classes).index(name) for name in found.classes])
     return dataclasses.replace(found, labels=index[found.labels], classes=tuple(classes))
-
-
-def fit(image: np.ndarray, size: int) -> np.ndarray:
-    """The centre of an image, uint8 [size, size, C], from uint8 [H, W, C], gray or RGB.
-
-    The shorter side is resized to `size` (bicubic with antialiasing), the longer one is cut, as torchvision's `Resize` and
-    `CenterCrop` do it.
-
-    Raises:
-        InputError: a size below 1.
-
-    Example:
-        >>> fit(np.zeros((480, 640, 3), np.uint8), 32).shape
-        (32, 32, 3)
-    """
-    _check_size(size)
-    height, width = image.shape[:2]
-    short = min(height, width)
-    wide, high = size * width // short, size * height // short
-    if (wide, high) != (width, height):
-        whole = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-        image = np.atleast_3d(np.array(whole.resize((wide, high), Image.Resampling.BICUBIC)))
-    top, left = round((high - size) / 2), round((wide - size) / 2)
-    return image[top : top + size, left : left + size]
 
 
 def augment(
@@ -171,11 +146,6 @@ def augment(
 def to_float(images: Tensor) -> Tensor:
     """uint8 as float32 in [0, 1], of the same shape."""
     return images.float().div_(255)
-
-
-def _check_size(size: int) -> None:
-    if size < 1:
-        raise InputError(f"size = {size} is not valid: images are at least 1 pixel wide")
 
 
 def _window(rng: np.random.Generator, batch: int, side: int, crop: int) -> Tensor:

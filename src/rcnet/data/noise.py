@@ -1,10 +1,16 @@
 """Gaussian noise: of one sigma, of a range, and as in 8-bit files. The noise of cameras is in `camera.py`."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
-from torch import Tensor
 
 from rcnet.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Sigma = float | tuple[float, float]
 
@@ -34,15 +40,19 @@ def add_noise(
         >>> round(255 * noisy.std().item())
         25
     """
+    import torch
+
     shape = (len(clean), 1, *clean.shape[2:]) if in_gray else clean.shape
     noise = torch.randn(shape, generator=generator, device=clean.device)
     level = draw_levels(sigma, len(clean), generator) if isinstance(sigma, tuple) else sigma
-    noisy = clean + noise * (level.view(-1, 1, 1, 1) / 255 if isinstance(level, Tensor) else level / 255)
+    noisy = clean + noise * (level.view(-1, 1, 1, 1) / 255 if isinstance(level, torch.Tensor) else level / 255)
     return (noisy.clamp(0, 1) * 255).round() / 255 if as_8bit else noisy
 
 
 def draw_levels(sigma: Sigma, count: int, generator: torch.Generator) -> Tensor:
     """`count` standard deviations, [count] in levels of 255, on the generator's device: constant, or uniform in the range."""
+    import torch
+
     low, high = sigma if isinstance(sigma, tuple) else (sigma, sigma)
     return low + (high - low) * torch.rand(count, generator=generator, device=generator.device)
 
@@ -71,7 +81,14 @@ def estimate_sigma(image: np.ndarray) -> float:
 
 
 def protocol_noise(image: np.ndarray, sigma: float, as_8bit: bool = False, seed: int = 0) -> Tensor:
-    """The noisy image of the BSD68 protocol: float [1, C, H, W] of uint8 [H, W, C].
+    """As `protocol_pixels`, a tensor."""
+    import torch
+
+    return torch.from_numpy(protocol_pixels(image, sigma, as_8bit, seed))
+
+
+def protocol_pixels(image: np.ndarray, sigma: float, as_8bit: bool = False, seed: int = 0) -> np.ndarray:
+    """The noisy image of the BSD68 protocol: float32 [1, C, H, W] of uint8 [H, W, C].
 
     Noise is `np.random.RandomState(0).normal(0, sigma / 255, shape)` for every image, unless `seed` is another; neither clipped
     nor rounded unless `as_8bit`.
@@ -79,4 +96,4 @@ def protocol_noise(image: np.ndarray, sigma: float, as_8bit: bool = False, seed:
     noisy = image / 255 + np.random.RandomState(seed).normal(0, sigma / 255, image.shape)
     if as_8bit:
         noisy = np.rint(np.clip(noisy, 0, 1) * 255) / 255
-    return torch.from_numpy(np.ascontiguousarray(noisy.transpose(2, 0, 1))).unsqueeze(0).float()
+    return np.ascontiguousarray(noisy.transpose(2, 0, 1)[None], np.float32)

@@ -11,6 +11,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
+from rcnet.runtime.session import Session
 from rcnet.version import __version__
 
 WEIGHTS, SIGMA = "r3_fast.bsd-gray-25", 25
@@ -34,7 +35,7 @@ def examine() -> dict[str, Any]:
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "versions": versions,
         "machine": machine,
-        "precisions": precisions,
+        "runtimes": runtimes,
         "extras": extras,
         "cache": cache,
         "environment": environment,
@@ -44,21 +45,24 @@ def examine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of rcnet, Python, the system and what rcnet needs."""
+    """Of rcnet, Python, the system, what rcnet needs, and torch."""
     found = {"rcnet": __version__, "python": platform.python_version(), "system": platform.platform()}
-    return found | {name: _version(name) or "not installed" for name in _needs().get("", ["torch", "numpy"])}
+    needs = dict.fromkeys([*_needs().get("", ["numpy", "onnxruntime"]), "torch"])
+    return found | {name: _version(name) or "not installed" for name in needs}
 
 
 def machine() -> dict[str, Any]:
-    """The processors, their instructions and threads, the graphics cards, and the compiler that torch.compile needs."""
+    """The processor and its cores, and where torch is installed the graphics cards and the compiler that torch.compile needs."""
+    from rcnet.deploy.sessions import has_torch
+    from rcnet.device import processor
+
+    found = {"processor": processor(), "cores": os.cpu_count()}
+    if not has_torch():
+        return found
     import torch
 
-    from rcnet.device import hardware
-
     compiler = next((name for name in (os.environ.get("CXX"), "g++", "clang++", "cl") if name and shutil.which(name)), "none")
-    return {
-        "processor": hardware(torch.device("cpu")),
-        "cores": os.cpu_count(),
+    return found | {
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "graphics": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or "none",
         "cuda": torch.version.cuda or "none",
@@ -66,13 +70,18 @@ def machine() -> dict[str, Any]:
     }
 
 
-def precisions() -> dict[str, str]:
-    """Of the device that the commands take: whether bf16 is native, and what `auto` stands for."""
-    from rcnet.device import best_device, gains_by_bf16, resolve_precision
+def runtimes() -> dict[str, Any]:
+    """What computes: the devices that ONNX Runtime offers, and torch's device and whether bf16 is native there."""
+    from rcnet.deploy.sessions import has_torch
+    from rcnet.runtime.onnx import devices
+
+    found: dict[str, Any] = {"onnxruntime": devices()}
+    if not has_torch():
+        return found | {"torch": "not installed: pip install 'rcnet[torch]' for training, converting and exporting"}
+    from rcnet.device import best_device, gains_by_bf16
 
     device = best_device()
-    bf16 = "native" if gains_by_bf16(device) else "emulated, slower than fp32"
-    return {"device": device.type, "fp32": "native", "bf16": bf16, "auto": resolve_precision("auto", device)}
+    return found | {"torch": [device.type, "bf16 native" if gains_by_bf16(device) else "bf16 emulated, slower than fp32"]}
 
 
 def extras() -> dict[str, Any]:
@@ -91,7 +100,7 @@ def extras() -> dict[str, Any]:
 
 def cache() -> dict[str, Any]:
     """The folder of measured latencies, whether it can be written, and the size of what it holds."""
-    from rcnet.cost.latency import kept_measurements
+    from rcnet.runtime.latency import kept_measurements
 
     path = kept_measurements()
     there = next(folder for folder in path.parents if folder.exists())
@@ -105,40 +114,43 @@ def environment() -> dict[str, str]:
 
 
 def self_test() -> dict[str, Any]:
-    """All bundled weights are read, and the bundled picture is denoised at each step in each native precision.
+    """All bundled weights are read, and the bundled picture is denoised at each step by ONNX Runtime, and by torch in its native
+    precisions where it is installed.
 
     A row each: PSNR in dB, what is expected, and the milliseconds of the first call.
     """
-    from rcnet.data.images import read_image, to_tensor
-    from rcnet.data.noise import protocol_noise
-    from rcnet.deploy.optimize import optimize
-    from rcnet.device import best_device, gains_by_bf16
-    from rcnet.evaluation.denoise import psnr, to_uint8_levels
-    from rcnet.models import bundled, load
+    from rcnet.data.images import read_image
+    from rcnet.data.noise import protocol_pixels
+    from rcnet.deploy.sessions import has_torch, torch_session
+    from rcnet.runtime.onnx import OnnxSession, bundled_files
+    from rcnet.runtime.results import psnr
 
     started = time.perf_counter()
     image = read_image(Path(str(resources.files("rcnet") / "assets" / "cameraman.png")), 1)
-    clean, device = to_tensor(image), best_device()
-    noisy = protocol_noise(image, SIGMA).to(device)
-    networks = {name: load(name) for name in bundled()}
-    network = networks[WEIGHTS].to(device)
+    noisy = protocol_pixels(image, SIGMA)
+    exported = {name: OnnxSession(path) for name, path in bundled_files().items()}
+    sessions: dict[str, Session] = {"onnxruntime fp32": exported[WEIGHTS]}
+    if has_torch():
+        from rcnet.device import best_device, gains_by_bf16
+
+        for precision in ("fp32", "bf16") if gains_by_bf16(best_device()) else ("fp32",):
+            sessions[f"torch {precision}"] = torch_session(WEIGHTS, precision)
     rows = []
-    for precision in ("fp32", "bf16") if gains_by_bf16(device) else ("fp32",):
-        session = optimize(network, precision=precision)
+    for runtime, session in sessions.items():
         for steps, expected in EXPECTED.items():
             before = time.perf_counter()
-            reached = psnr(to_uint8_levels(session(noisy, steps=steps).cpu()), clean)
+            reached = psnr(session.run(noisy, session.per_cell(steps)), image[:, :, 0])
             ms = 1000 * (time.perf_counter() - before)
-            good = abs(reached - expected) <= TOLERANCE[precision]
+            good = abs(reached - expected) <= TOLERANCE[session.precision]
             rows.append(
-                {"precision": precision, "steps": steps, "psnr": round(reached, 3), "expected": expected}
+                {"runtime": runtime, "steps": steps, "psnr": round(reached, 3), "expected": expected}
                 | {"ms": round(ms, 1), "passed": good}
             )
     return {
         "passed": all(row["passed"] for row in rows),
         "seconds": round(time.perf_counter() - started, 1),
         "weights": WEIGHTS,
-        "read": sorted(networks),
+        "read": sorted(exported),
         "rows": rows,
     }
 

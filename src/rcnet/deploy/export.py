@@ -29,6 +29,7 @@ from rcnet.network import RecurrentNet, evaluating, unroll
 from rcnet.replacing import naming
 from rcnet.runtime.levels import LEVELS, Level, level_map, sigma_input
 from rcnet.setting import Setting, Steps, listed
+from rcnet.tasks.catalogue import summary
 
 
 class Format(NamedTuple):
@@ -86,6 +87,7 @@ def export(
     steps: Sequence[Steps] = (),
     calibration: Calibration = None,
     kernel_bits: int | None = None,
+    half: bool = False,
 ) -> Path:
     """Writes one file (two for OpenVINO: .xml and .bin) that holds every step count asked for; returns its path.
 
@@ -97,7 +99,8 @@ def export(
     A denoiser's judge is the output `levels` of ONNX and OpenVINO files, [batch, 2, knots], and needs `image` alone; the other
     formats leave it out. `load_judge` and `rcnet.runtime.levels.level_map` make the input `sigma` of it.
 
-    The metadata of the weights is in the property `rcnet`, as JSON. There `inputs` and `outputs` name these, `levels` is the
+    The metadata of the weights is in the property `rcnet`, as JSON, and so are the cost and the results of each step count.
+    There `inputs` and `outputs` name these, `levels` is the
     number of channels of `sigma`, and `multiple` is what the sides of images have to be multiples of. With a judge, `level_map`
     holds the name of its `output`, `knots`, the number of brightnesses from 0 to 1 at which it gives levels, and `smoothing`, the
     pixels a side of the square over which the brightness is averaged before a level is read off.
@@ -110,10 +113,12 @@ def export(
             networks that take both. Convolutions then compute in int8.
         kernel_bits: of int8 kernels: 8, or 7, which loses a little more and is right on every processor: x86 without VNNI
             saturates sums of 8 bits, which loses far more. What suits this machine unless given.
+        half: store the kernels of a .onnx file in fp16, half of the size; they compute in fp32. Weights that `save(half=True)`
+            wrote lose nothing by it.
 
     Raises:
-        InputError: an unknown format, other bits or bits without int8, int8 for a format that has none, unsupported steps, a
-            folder that does not exist, or a missing package.
+        InputError: an unknown format, other bits or bits without int8, int8 or half for a format that has none, unsupported
+            steps, a folder that does not exist, or a missing package.
         OSError: the file cannot be written, e.g. as the disk is full; what was there is as it was.
     """
     path = Path(path)
@@ -131,6 +136,8 @@ def export(
         raise InputError(f"kernel_bits={kernel_bits!r} is not valid: 7 or 8")
     if kernel_bits and calibration is None:
         raise InputError(f"kernel_bits={kernel_bits} is for int8, which takes images to calibrate on: name some, or leave it out")
+    if half and (to != "onnx" or calibration is not None):
+        raise InputError("half is for onnx files without int8: leave it out")
     settings, about = chosen(model, steps or None), model.about
     check_sides(model, settings)
     metadata = {**model.metadata, "architecture": model.architecture, "task": about.task, "preprocessing": about.to_json()}
@@ -141,6 +148,8 @@ def export(
         metadata["level_map"] = {"output": LEVELS, "knots": KNOTS, "smoothing": SMOOTH}
     metadata |= {"inputs": about.inputs[:2], "levels": about.levels, "cells": len(model.recurrent_cells())}
     metadata |= {"outputs": {n.name: n.to_json() for n in settings}, "multiple": about.multiple}
+    metadata |= {"half": True} if half else {}
+    metadata |= {"catalogue": summary(model, settings)}
     metadata["precision"] = "fp32" if calibration is None else "int8"
     if calibration is not None:
         metadata["kernel_bits"] = kernel_bits or (8 if sums_8_bits() else 7)

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rcnet.runtime import graph as parts
 from rcnet.runtime.onnx import KEY
 
@@ -43,6 +45,20 @@ def once(proto: Any) -> None:
     for node in proto.graph.node:
         for i, name in enumerate(node.input):
             node.input[i] = other.get(name, name)
+
+
+def halve(proto: Any) -> None:
+    """Stores kernels in fp16. They compute in fp32: runtimes undo the cast once, when they load the file."""
+    import onnx
+
+    for tensor in list(proto.graph.initializer):
+        if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2:
+            continue
+        kernel = onnx.numpy_helper.to_array(tensor)
+        if np.abs(kernel).max(initial=0) < np.finfo(np.float16).max:
+            name = tensor.name
+            tensor.CopyFrom(onnx.numpy_helper.from_array(kernel.astype(np.float16), f"{name}.half"))
+            proto.graph.node.insert(0, onnx.helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT))
 
 
 def reached(graph: Any, outputs: Iterable[str]) -> set[str]:

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from rcnet.deploy.graphs import cut
 from rcnet.deploy.packages import needed, quiet
 from rcnet.deploy.writing import SIDE
 from rcnet.errors import InputError
 from rcnet.runtime.levels import LEVELS
-from rcnet.runtime.onnx import KEY
+from rcnet.runtime.onnx import KEY, inference_session
 
 Runner = Callable[[dict[str, np.ndarray]], np.ndarray]
 
@@ -34,11 +33,7 @@ def executorch_text(path: Path) -> str:
 
 
 def onnx_session(path: Path, output: str, threads: int | None, _: str) -> Runner:
-    runtime = needed("onnxruntime")
-    options = runtime.SessionOptions()
-    if threads:
-        options.intra_op_num_threads = threads
-    session = runtime.InferenceSession(cut(path, output), options, providers=["CPUExecutionProvider"])
+    session = inference_session(path.read_bytes(), output, threads)
     return lambda fed: session.run(None, fed)[0]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 from torch.fx.experimental import _config as tracing
 
-from rcnet.deploy.graphs import name_sides, once, text_of
+from rcnet.deploy.graphs import halve, name_sides, once, text_of
 from rcnet.deploy.int8 import quantized
 from rcnet.deploy.packages import needed, quiet
 from rcnet.models.judge import MULTIPLE, Judge
@@ -117,6 +117,7 @@ def _example(batch: int, channels: int, levels: int, height: int, width: int) ->
 def to_onnx(
     net: nn.Module, path: Path, channels: int, metadata: dict[str, Any], calibration: Calibration, outputs: bool = True
 ) -> list[Path]:
+    """`half` in the metadata: kernels are stored in fp16."""
     onnx = needed("onnx", "onnxscript")
     traced = _program(net, channels, metadata)
     with quiet():
@@ -135,6 +136,8 @@ def to_onnx(
     if calibration is not None:
         proto = quantized(proto, calibration, outputs=outputs, kernel_bits=metadata["kernel_bits"])
     once(proto)
+    if metadata.get("half"):
+        halve(proto)
     name_sides(proto.graph)
     onnx.helper.set_model_props(proto, {KEY: json.dumps(metadata)})
     onnx.checker.check_model(proto)

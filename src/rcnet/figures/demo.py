@@ -7,17 +7,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from PIL import Image
 
-from rcnet.cost import macs, parameters
-from rcnet.data.images import read_image, to_tensor
-from rcnet.data.noise import protocol_noise
-from rcnet.deploy.denoise import denoise
-from rcnet.device import best_device, hardware
-from rcnet.evaluation.denoise import psnr, to_uint8_levels
+from rcnet.data.images import read_image
+from rcnet.data.noise import protocol_pixels
+from rcnet.deploy.sessions import open_session
+from rcnet.device import processor
 from rcnet.figures.side_by_side import Panel, in_rows, side_by_side
-from rcnet.models import load
+from rcnet.runtime.denoise import denoise_images
+from rcnet.runtime.results import psnr
 from rcnet.setting import Setting
 
 WEIGHTS = ("r3.bsd-gray-25", "r3_fast.bsd-gray-25")
@@ -33,36 +32,35 @@ def demo(each: Callable[[], Any] = lambda: None) -> tuple[list[dict[str, Any]], 
     """
     path = Path(str(resources.files("rcnet") / "assets" / "cameraman.png"))
     image = read_image(path, 1)
-    clean, noisy = to_tensor(image), protocol_noise(image, SIGMA)
-    device = best_device()
-    models = {name: load(name).to(device) for name in WEIGHTS}
+    clean, noisy = image[:, :, 0], protocol_pixels(image, SIGMA)
+    models = {name: open_session(name) for name in WEIGHTS}
     calls = [(name, n) for name, model in models.items() for n in model.settings]
     each()
-    outputs = {(name, n): denoise(models[name], noisy, n) for name, n in calls}  # also the warm-up
+    outputs = {(name, n): denoise_images(models[name], noisy, n) for name, n in calls}  # also the warm-up
     times: dict[tuple[str, Setting], list[float]] = {call: [] for call in calls}
     for _ in range(ROUNDS):
         each()
         for name, n in calls:
             start = time.perf_counter()
-            denoise(models[name], noisy, n)
+            denoise_images(models[name], noisy, n)
             times[name, n].append(time.perf_counter() - start)
     rows: list[dict[str, Any]] = [
         {
             "model": name,
             "steps": n,
-            "parameters": parameters(models[name]),
-            "macs": macs(models[name], n, image.shape[:2]),
+            "parameters": models[name].parameters,
+            "macs": models[name].macs(n, image.shape[:2]),
             "ms": 1000 * statistics.median(times[name, n]),
-            "psnr": psnr(to_uint8_levels(outputs[name, n]), clean),
+            "psnr": psnr(outputs[name, n], clean),
         }
         for name, n in calls
     ]
 
-    def panel(label: str, x: torch.Tensor) -> Panel:
-        crop = x[0, 0, CROP[0], CROP[1]].numpy()
+    def panel(label: str, x: np.ndarray) -> Panel:
+        crop = x[0, 0, CROP[0], CROP[1]]
         return label, crop.repeat(2, axis=0).repeat(2, axis=1)[:, :, None]
 
-    before = psnr(to_uint8_levels(noisy), clean)
+    before = psnr(noisy, clean)
     panels = []
     for name in models:
         family = name.partition(".")[0]
@@ -71,7 +69,7 @@ def demo(each: Callable[[], Any] = lambda: None) -> tuple[list[dict[str, Any]], 
             for row in rows
             if row["model"] == name
         ]
-        panels += in_rows([panel(f"noisy: {before:.2f} dB", noisy), *results, panel("clean", clean)])
+        panels += in_rows([panel(f"noisy: {before:.2f} dB", noisy), *results, panel("clean", clean[None, None] / 255)])
     height, width = image.shape[:2]
-    about = f"{path.name}, {width}x{height} gray, noise of sigma {SIGMA} ({before:.2f} dB); {hardware(device)}, fp32"
+    about = f"{path.name}, {width}x{height} gray, noise of sigma {SIGMA} ({before:.2f} dB); {processor()}, fp32"
     return rows, side_by_side(panels), about

@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 
 from rcnet.figures.plots import page, style, to_image
-from rcnet.models.results import UNITS
+from rcnet.runtime.results import UNITS
 from rcnet.setting import Setting
 
 

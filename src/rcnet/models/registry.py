@@ -1,11 +1,9 @@
 """`register`, `create_model` and `list_models`: architectures by name."""
 
 import dataclasses
-import importlib
 import inspect
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 
 from rcnet.cell import supported_steps
 from rcnet.errors import InputError, unknown
+from rcnet.modules import import_named
 from rcnet.network import RecurrentNet
 
 Build = Callable[..., RecurrentNet]
@@ -128,16 +127,6 @@ def entry(name: str) -> Entry:
             raise InputError(f"the module of {name} is not imported; if you trust it, set RCNET_MODULES={module}")
         raise unknown("model", name, list_models())
     return _known()[name]
-
-
-def import_named(module: str) -> Any:
-    """A module that a user named: an installed one, or a file in the current folder."""
-    if "" not in sys.path:  # as under python -m; last, so that no file here hides an installed package
-        sys.path.append("")
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(f"the module {module!r} cannot be imported: {error}") from error
 
 
 def find_builder(name: str) -> Entry:

@@ -1,7 +1,7 @@
 """Denoising pictures of any size and number of channels, over a session of whatever runtime."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -9,36 +9,11 @@ from rcnet.about import About
 from rcnet.errors import InputError
 from rcnet.runtime.levels import Level, given_levels, look, tell
 from rcnet.runtime.picture import Curve, without
+from rcnet.runtime.session import Session
 from rcnet.runtime.tiles import TILE, Place, check_tile, tiles
 from rcnet.setting import Setting
 
 BLOCK = 32  # pixels a side, of the visible parts that a judge sees: it looks at places of 8
-
-
-class Session(Protocol):
-    """A denoiser ready to run.
-
-    Attributes:
-        about: what it takes and gives.
-        settings: what it can be called with, the cheapest first.
-    """
-
-    @property
-    def about(self) -> About: ...
-
-    @property
-    def settings(self) -> tuple[Setting, ...]: ...
-
-    def run(self, x: np.ndarray, setting: Setting, sigma: np.ndarray | None) -> np.ndarray:
-        """Float [B, C, H, W] of the same, in [0, 1]; sides are multiples of `about.multiple`.
-
-        sigma: levels of 255, float32 [B, levels, 1 or H, 1 or W]; None: unknown, or a network that takes none.
-        """
-        ...
-
-    def judge(self, x: np.ndarray) -> np.ndarray | None:
-        """The noise levels of pictures [B, C, H, W], float32 [B, 2, KNOTS]; None of a network without a judge."""
-        ...
 
 
 class Work(NamedTuple):
@@ -73,6 +48,21 @@ def check_strength(strength: float) -> None:
     """`InputError` for a strength that is none."""
     if not 0 <= strength <= 2:
         raise InputError(f"strength={strength} is not valid: give a number from 0, nothing is removed, to 2; 1 is as trained")
+
+
+def check_gives_images(session: Session) -> None:
+    """`InputError` for a network that gives no images."""
+    if session.gives != "image":
+        raise InputError(
+            "this network gives no images: take one that does, e.g. r3_fast.photo, or say what yours is made for: "
+            "net.about = rcnet.About(TASK), TASK one that gives images, e.g. denoise"
+        )
+
+
+def check_range(x: np.ndarray) -> None:
+    """`InputError` for floats in [0, 255] instead of [0, 1]. Noise may leave [0, 1], so only values above 2 count."""
+    if x.size and float(x.max()) > 2 and (float(x.mean()) > 2 or bool((x == x.round()).all())):
+        raise InputError(f"images must be in [0, 1], but the maximum is {float(x.max()):g}: divide them by 255")
 
 
 def check_channels(about: About, channels: int) -> None:

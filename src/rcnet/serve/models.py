@@ -7,24 +7,17 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
-from rcnet.cost.counting import macs, parameters
-from rcnet.data.images import in_channels
-from rcnet.data.labelled import fit
-from rcnet.deploy.classify import best_classes
-from rcnet.deploy.denoise import TorchSession
-from rcnet.deploy.optimize import Optimized, optimize
+from rcnet.data.images import fit, in_channels
+from rcnet.deploy.sessions import open_session
 from rcnet.errors import InputError
-from rcnet.models import load
-from rcnet.models.results import setting_quality
+from rcnet.runtime.classify import best_classes, class_names, image_size, probabilities
 from rcnet.runtime.denoise import Work as Picture
 from rcnet.runtime.denoise import denoise_many, judge_picture
 from rcnet.runtime.picture import Curve
+from rcnet.runtime.session import Session
 from rcnet.serve.served import Classification, Denoised, Served, Work, name_of
 from rcnet.setting import Setting
-from rcnet.tasks import gives
-from rcnet.tasks.classify import class_names, image_size
 
 ASSUMED = 0.05  # of the error, removed by each further setting if no results are known; bundled weights gain 0.01 to 0.2
 WARM_UP = ((1, 64), (1, 64), (4, 64), (1, 160), (1, 160))  # batch and side of timed calls: small, batched, larger
@@ -38,39 +31,38 @@ class Model(NamedTuple):
     sides: tuple[tuple[int, int], ...]
 
 
-def open_model(source: str, device: str, precision: str) -> Model:
-    """Loads bundled weights or a file of weights on a device, with all settings ready.
+def open_model(source: str, device: str, precision: str, threads: int = 0) -> Model:
+    """Opens bundled weights, an exported .onnx file or a file of weights on a device; see `deploy.sessions.open_session`.
 
     Raises:
-        InputError: what `rcnet.load` raises, or weights for a task that is not served.
+        InputError: what `open_session` raises; weights of a task that is not served.
     """
-    network = load(source).to(torch.device(device))
-    session = optimize(network, precision=precision)
+    megapixels = math.inf if precision == "auto" else 0.0
+    session = open_session(source, precision=precision, threads=threads or None, device=device, megapixels=megapixels)
     run: Callable[[Setting, Sequence[Work]], list[Any]]
     sides: tuple[tuple[int, int], ...]
-    given = gives(network.about.task)
-    if given == "image":
-        side, size, names, run, sides = 64, 0, [], partial(denoise, TorchSession(session)), WARM_UP
-    elif given == "classes":
-        side = size = image_size(network)
-        names, sides = class_names(network), ((1, side), (1, side), (4, side))
+    if session.gives == "image":
+        side, size, names, run, sides = 64, 0, [], partial(denoise, session), WARM_UP
+    elif session.gives == "classes":
+        side = size = image_size(session)
+        names, sides = class_names(session), ((1, side), (1, side), (4, side))
         run = partial(classify, session, names, side)
     else:
         raise InputError(f"{source} is not served: a server takes networks that give images or classes")
-    cost = {setting: macs(network, setting, (side, side)) / side**2 for setting in network.settings}
+    cost = {setting: session.macs(setting, (side, side)) / side**2 for setting in session.settings}
     cost = dict(sorted(cost.items(), key=lambda item: item[1]))
-    metric, results = setting_quality(network)
+    metric, results = session.quality()
     about = Served(
         name=name_of(source),
-        task=network.about.task,
-        gives=given,
+        task=session.about.task,
+        gives=session.gives,
         macs=cost,
         metric=metric,
         results=results,
         quality=quality(metric, results, cost),
-        parameters=parameters(network),
-        channels=network.about.channels,
-        noise_level=network.about.takes_level,
+        parameters=session.parameters,
+        channels=session.about.channels,
+        noise_level=session.about.takes_level,
         size=size,
         classes=tuple(names),
         precision=session.precision,
@@ -87,7 +79,7 @@ def quality(metric: str, results: Mapping[Setting, float], settings: Iterable[Se
     return {n: ASSUMED * i for i, n in enumerate(settings)}
 
 
-def denoise(session: TorchSession, setting: Setting, work: Sequence[Work]) -> list[Denoised]:
+def denoise(session: Session, setting: Setting, work: Sequence[Work]) -> list[Denoised]:
     """Denoises pictures; several of one small shape go through the network at once."""
     pictures = []
     for item in work:
@@ -99,15 +91,11 @@ def denoise(session: TorchSession, setting: Setting, work: Sequence[Work]) -> li
     return [Denoised(*result, found) for result, found in zip(done, levels, strict=True)]
 
 
-def classify(session: Optimized, names: Sequence[str], side: int, setting: Setting, work: Sequence[Work]) -> list[Classification]:
+def classify(session: Session, names: Sequence[str], side: int, setting: Setting, work: Sequence[Work]) -> list[Classification]:
     """The likeliest classes of pictures, uint8 [H, W, 1 or 3] of any size."""
-    images = [fit(in_channels(item.pixels, session.network.about.channels), side) for item in work]
-    x = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) / 255)
-    device = next(session.network.parameters()).device
-    probabilities = session(x.to(device), setting).softmax(1).cpu()
-    return [
-        Classification(tuple(best_classes(row[None], names, item.top)[0])) for row, item in zip(probabilities, work, strict=True)
-    ]
+    images = np.stack([fit(in_channels(item.pixels, session.about.channels), side) for item in work])
+    found = probabilities(session, images.transpose(0, 3, 1, 2), setting)
+    return [Classification(tuple(best_classes(row[None], names, item.top)[0])) for row, item in zip(found, work, strict=True)]
 
 
 def warm_up(model: Model) -> list[tuple[Setting, int, int, float]]:

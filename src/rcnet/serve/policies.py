@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from rcnet.errors import InputError, unknown
-from rcnet.models.registry import import_named
+from rcnet.modules import import_named
 from rcnet.setting import Setting
 
 FULL = 0.85  # of the workers' time may go to arrivals: random ones would queue without end at 1

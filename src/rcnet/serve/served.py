@@ -94,4 +94,4 @@ class Classification(NamedTuple):
 
 def name_of(source: str) -> str:
     """The name under which bundled weights or a file of weights are served."""
-    return Path(source).name.removesuffix(".safetensors")
+    return Path(source).name.removesuffix(".safetensors").removesuffix(".onnx")

@@ -20,7 +20,7 @@ class Job(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a worker loads: weights (names or files), device, threads (0: torch's default), and whether to time calls first."""
+    """What a worker loads: weights (names or files), device, threads (0: one per core), and whether to time calls first."""
 
     models: tuple[str, ...]
     device: str = "cpu"
@@ -74,14 +74,10 @@ class Worker(Process):
 def answer(channel: Channel) -> None:
     """Loads the plan in the first message, then answers each job."""
     plan = channel.receive()
-    import torch
-
     from rcnet.serve.models import open_model, warm_up
 
-    if plan.threads:
-        torch.set_num_threads(plan.threads)
     try:
-        opened = [open_model(source, plan.device, plan.precision) for source in plan.models]
+        opened = [open_model(source, plan.device, plan.precision, plan.threads) for source in plan.models]
     except InputError as error:
         channel.send(error)
         return
@@ -94,9 +90,9 @@ def answer(channel: Channel) -> None:
         result: list[Any] | Exception
         try:
             result = models[job.model].run(job.setting, job.work)
-        except torch.AcceleratorError:  # later calls would fail too: the process ends and is restarted
-            raise
         except Exception as error:
+            if type(error).__name__ == "AcceleratorError":  # of torch, after which no call works: the process ends
+                raise
             result = error if isinstance(error, InputError) else RuntimeError(f"{type(error).__name__}: {error}")
         channel.send((result, time.perf_counter() - started))
 

@@ -1,12 +1,16 @@
 """What `rcnet models` lists: each architecture and each set of bundled weights, with cost and results per step count."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from rcnet.cost.counting import macs, parameters
+from rcnet.cost.counting import judge_macs, macs, parameters
+from rcnet.errors import InputError
 from rcnet.models import load
 from rcnet.models.registry import build_shapes, entry
-from rcnet.models.results import result_name, rows_of
-from rcnet.tasks import TASKS, usual_size
+from rcnet.network import RecurrentNet
+from rcnet.runtime.results import result_name, row_of_weights, rows_of
+from rcnet.setting import Setting
+from rcnet.tasks import TASKS, gives, usual_size
 
 
 def describe_architecture(name: str) -> dict[str, Any]:
@@ -33,22 +37,29 @@ def describe_weights(name: str) -> dict[str, Any]:
         [2, 3, 4]
     """
     model = load(name)
-    task, measured, steps = model.about.task, model.metadata["results"], []
-    size, kind = usual_size(task), TASKS.get(task)
-    keys = [key for key, _ in kind.columns.values()] if kind else []
-    for n in model.settings:
+    about = {"task": model.about.task, "preprocessing": model.about.to_json()}
+    return row_of_weights(name, {**model.metadata, **about, "catalogue": summary(model, model.settings)})
+
+
+def summary(model: RecurrentNet, settings: Sequence[Setting]) -> dict[str, Any]:
+    """What an exported file says of its cost and results: `gives` (see `tasks.task.Kind`), `size` (height and width that MACs are
+    counted for), `parameters`, `unit`, `columns` (label -> key of what was measured), `judge_macs`, and `steps`, a row for each
+    setting; MACs are None where they cannot be counted."""
+    task, measured, steps = model.about.task, model.metadata.get("results", []), []
+    size, kind = model.about.size or usual_size(task), TASKS.get(task)
+    columns = {label: key for label, (key, _) in kind.columns.items()} if kind else {}
+    for n in settings:
         rows = {result_name(result): row for result in measured if (row := rows_of(model, result).get(n))}
         results = {name: row[kind.metric] for name, row in rows.items() if kind and kind.metric in row}
-        others = {name: {key: row[key] for key in keys if key in row} for name, row in rows.items() if name not in results}
-        steps.append({"steps": n.to_json(), "parameters": parameters(model), "macs": macs(model, n, size), "results": results})
+        others = {name: {k: row[k] for k in columns.values() if k in row} for name, row in rows.items() if name not in results}
+        steps.append({"steps": n.to_json(), "parameters": parameters(model), "macs": _macs(model, n, size), "results": results})
         steps[-1] |= {"other_results": others} if others else {}
-    return {
-        "name": name,
-        "kind": "weights",
-        "task": task,
-        "size": size,
-        "parameters": parameters(model),
-        "architecture": model.metadata["architecture"],
-        "preprocessing": model.about.to_json(),
-        "steps": steps,
-    }
+    whole = {"gives": gives(task), "size": size, "parameters": parameters(model), "unit": kind.unit if kind else ""}
+    return {**whole, "columns": columns, "judge_macs": judge_macs(model, size), "steps": steps}
+
+
+def _macs(model: RecurrentNet, setting: Setting, size: tuple[int, int]) -> int | None:
+    try:
+        return macs(model, setting, size)
+    except InputError:  # a network may compute what has no meaning on the meta device
+        return None

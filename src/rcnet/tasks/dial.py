@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from rcnet.cost.budget import choose_setting, latencies, parse_budget
+from rcnet.cost.budget import latencies
 from rcnet.cost.counting import macs
 from rcnet.errors import InputError
-from rcnet.models.results import HIGHER, best_of, setting_quality
 from rcnet.network import RecurrentNet
+from rcnet.runtime.budget import choose_setting, parse_budget
+from rcnet.runtime.results import HIGHER, best_of, setting_quality
 from rcnet.setting import Setting
 from rcnet.tasks import find_task, usual_size
 

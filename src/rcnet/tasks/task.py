@@ -15,8 +15,8 @@ from torch import Tensor
 
 from rcnet.about import About
 from rcnet.errors import InputError
-from rcnet.models.results import UNITS
 from rcnet.network import RecurrentNet
+from rcnet.runtime.results import UNITS
 
 Rows = list[dict[str, Any]]
 Gives = Literal["image", "classes", ""]
@@ -131,7 +131,7 @@ class Kind:
         section: the dataclass of its keys in a recipe, each with a default; its name in lower case is that of the section.
         size: height and width in pixels of a usual image, for which costs are given.
         columns: the columns of a table of results: heading -> key in a row and decimals. The first is the metric, one of
-            `models.results.UNITS`.
+            `runtime.results.UNITS`.
         begin: takes the section and a `Setup`; returns the `Task`.
         measuring: takes a network, data, and by keyword the options in its signature; returns the `Measuring`.
         calibration: takes a network and a folder; yields batches of typical inputs, float32 [B, C, H, W], for the ranges of int8.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rcnet.models.results import HIGHER
+from rcnet.runtime.results import HIGHER
 from rcnet.tasks.task import Kind, Rows, Task
 from rcnet.training.checkpoint import add_line
 from rcnet.training.console import Board, Progress, clock_text

@@ -4,14 +4,12 @@ import hashlib
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
-from rcnet.device import hardware
 from rcnet.replacing import replacing
 from rcnet.version import __version__
 
@@ -40,6 +38,8 @@ def interleaved(
         each: called after each round, including untimed ones, for a progress bar.
     """
     times: dict[Key, list[float]] = {key: [] for key in calls}
+    torch = sys.modules.get("torch")
+    synchronize = torch.cuda.synchronize if torch and torch.cuda.is_available() else lambda: None
     started = time.perf_counter()
     for k in range(-WARM_UP, rounds):
         if k >= FEWEST and time.perf_counter() - started > seconds:
@@ -53,12 +53,6 @@ def interleaved(
                 times[key].append(1000 * (time.perf_counter() - before))
         each()
     return times
-
-
-def synchronize() -> None:
-    """Waits for the GPU, if there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def summary(milliseconds: list[float]) -> dict[str, float]:
@@ -78,13 +72,13 @@ def kept_measurements() -> Path:
     return Path(os.environ.get("RCNET_CACHE") or usual) / "latency.json"
 
 
-def measured_once(what: Mapping[str, Any], device: torch.device, measure: Callable[[], Any]) -> Any:
-    """The result of `measure()` (JSON values) for this device, its threads and `what`, measured now or earlier.
+def measured_once(what: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
+    """The result of `measure()` (JSON values) for `what`, which names hardware and runtime, too, measured now or earlier.
 
     A measurement expires after a month, or after ten minutes if the machine was busy. A file of measurements that cannot be read
     or written is ignored.
     """
-    whole = {"hardware": hardware(device), "torch": torch.__version__, "rcnet": __version__, **what}
+    whole = {"rcnet": __version__, **what}
     key = hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:24]
     path = kept_measurements()
     kept = _read(path)
