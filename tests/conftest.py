@@ -32,7 +32,7 @@ SLOW = {
     "test_serve": "starts the real server",
     "test_serve_engine": "starts real workers",
     "test_serve_fuzz": "sends hundreds of requests",
-    "test_serve_ray": "starts a Ray cluster",
+    "test_ray": "starts a Ray cluster",
     "test_page": "drives a real browser",
     "test_web_example": "drives a real browser",
     "test_figures": "draws every figure",

@@ -35,10 +35,10 @@ STARTING = 90  # seconds, on a busy machine
 class Server:
     """`rcnet serve` with these arguments, on a free port."""
 
-    def __init__(self, *arguments, **environment):
+    def __init__(self, *arguments, stderr=subprocess.PIPE, **environment):
         command = [sys.executable, "-m", "rcnet", "serve", *arguments, "--port", "0", "--threads", "1"]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, **environment}
         )
         line = self.process.stdout.readline()
         assert "at http://" in line, self.process.communicate()

@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +23,12 @@ from rcnet.serve.costs import Costs
 from rcnet.serve.decoder import Decoders
 from rcnet.serve.engine import Engine, Terms
 from rcnet.serve.handler import Failure, RequestHandler, RequestInfo
-from rcnet.serve.middleware import MetricsMiddleware
 from rcnet.serve.models import denoise
 from rcnet.serve.policies import Ask, Dial, State, Stream, fixed, hysteresis, least, policy, slack
 from rcnet.serve.requests import Dials, Refused, Request
 from rcnet.serve.scheduler import Scheduler
 from rcnet.serve.served import Served, Work
-from rcnet.serve.settings import Limits, Settings
+from rcnet.serve.settings import Limits
 from rcnet.serve.worker import Plan
 from rcnet.setting import Setting
 
@@ -562,18 +560,6 @@ def test_so_many_requests_at_once_are_taken_and_no_more(engine):
     assert (refused.value.status, refused.value.reason) == (429, "busy")
     handler.leave(taken[0].scope["rcnet"])
     handler.admit(web_request(engine), "denoise", None, None, None)
-
-
-def test_the_clock_of_a_request_starts_at_the_front_of_a_cluster(engine, loop):
-    handler, waited = RequestHandler(engine, Decoders(100), Limits()), []
-
-    async def app(scope, receive, send):
-        waited.append(engine.clock() - scope["rcnet"].arrived)
-
-    scope = {"type": "http", "method": "GET", "path": "/", "raw_path": b"/", "headers": [(b"host", b"localhost")]}
-    for more in ({}, {"rcnet.asked": time.time() - 5}):
-        loop.run_until_complete(MetricsMiddleware(app, handler, Settings((), 1.0))({**scope, **more}, None, None))
-    assert waited[1] >= 5 > waited[0] + 4
 
 
 def test_time_that_was_spent_before_the_queue_is_overload_and_not_size():

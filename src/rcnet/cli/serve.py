@@ -1,5 +1,6 @@
 """rcnet serve"""
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -110,7 +111,7 @@ def serve(
     for name, value in (("max-mb", max_mb), ("max-pixels", max_pixels), ("requests", requests)):
         check(name, value, 1)
     try:
-        from rcnet.serve.run import run
+        from rcnet.serve import run
         from rcnet.serve.settings import Limits, Settings
     except ImportError as error:
         raise InputError(f"serving needs {error.name}: pip install 'rcnet[serve]'") from error
@@ -141,13 +142,14 @@ def serve(
         log=log,
     )
     if not ray:
-        run(settings)
+        asyncio.run(run.serve(settings, run.engine_of(settings)))
         return
+    low, high = read_replicas(replicas or "1")
     try:
-        from rcnet.serve.cluster import run as run_on_ray
+        from rcnet.serve import cluster
     except ImportError as error:
         raise InputError(f"serving on Ray needs {error.name}: pip install 'rcnet[ray]'") from error
-    run_on_ray(settings, read_replicas(replicas or "1"))
+    asyncio.run(cluster.serve(settings, low, high))
 
 
 def read_replicas(text: str) -> tuple[int, int]:

@@ -1,160 +1,153 @@
-"""The same engine on a Ray cluster: each replica adapts its settings at once, the cluster adds replicas slowly.
+"""The workers of a server as replicas on a Ray cluster: actors, one for each device, on any of its machines.
 
-A front accepts connections and forwards each request to a replica; if the replica dies, it asks another one.
+Nothing waits inside Ray: the server has the queue, and gives a replica the next batch when it has done the one before. So it
+keeps its promise as with workers of its own: requests count from their heads, and batches with their way to another machine.
 """
 
 import asyncio
 import dataclasses
 import logging
 import os
-import signal
 import threading
-import time
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import ray
-from ray import serve
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import DeploymentUnavailableError
-from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import Message
+from ray.exceptions import RayError
 
 from rcnet.errors import InputError
-from rcnet.models import read_metadata
-from rcnet.serve.app import check_token, create_app
-from rcnet.serve.decoder import Decoders
-from rcnet.serve.handler import Failure, failure_of, read_body
-from rcnet.serve.policies import policy
-from rcnet.serve.requests import Refused
-from rcnet.serve.run import bind, engine_of, shown
+from rcnet.serve import run
+from rcnet.serve.engine import Engine
+from rcnet.serve.process import ProcessDied
 from rcnet.serve.settings import Settings
+from rcnet.serve.worker import Plan, Worker, answer
 
-NAME, ENGINE = "rcnet", "Engine"
-TRIES = 3  # replicas that are tried for one request: one that kills three kills the others too
+LOOK, CALM = 10.0, 30  # seconds between two looks at the load, and how many of these must be calm before a replica goes
+GROW, SHRINK = 0.8, 0.5  # of their time that replicas, or one fewer, compute, above and below which one is added or goes
+PATIENCE = 600.0  # seconds in which the cluster finds a place for a replica that is added
 log = logging.getLogger(__name__)
-METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 class Replica:
-    """One engine and its application, in a process of the cluster."""
+    """The other end, in a process of the cluster: what `worker.answer` does, each message brought by a call."""
 
-    def __init__(self, settings: Settings) -> None:
-        device = "cuda:0" if settings.devices[0].startswith("cuda") else settings.devices[0]  # Ray assigns one GPU, as the first
-        self.settings = dataclasses.replace(settings, devices=(device,))
-        self.engine = engine_of(self.settings)
-        self._starting = asyncio.Lock()
-        self._app: Any = None
+    def __init__(self) -> None:
+        self.inbox, self.outbox = SimpleQueue[Any](), SimpleQueue[Any]()
+        self.receive, self.send = self.inbox.get, self.outbox.put
+        threading.Thread(target=self._work, daemon=True).start()
 
-    async def answer(self, scope: dict[str, Any], body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-        """Status, headers and body of the answer to one HTTP request."""
-        await self._start()
-        sent: list[Message] = []
-        unread = [body]
+    def exchange(self, message: object) -> Any:
+        """The answer to a message."""
+        self.inbox.put(message)
+        return self.outbox.get()
 
-        async def receive() -> Message:
-            if not unread:
-                await asyncio.Event().wait()  # a client that disconnects cancels this call
-            return {"type": "http.request", "body": unread.pop(), "more_body": False}
+    def pid(self) -> int:
+        """Of the process."""
+        return os.getpid()
 
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        await self._app(scope | {"type": "http", "asgi": {"version": "3.0"}}, receive, send)
-        return sent[0]["status"], list(sent[0]["headers"]), b"".join(message.get("body", b"") for message in sent[1:])
-
-    async def check_health(self) -> None:
-        """Called by Ray periodically."""
-        await self._start()
-        if self.engine.failing:
-            raise RuntimeError("no worker is up")
-
-    async def _start(self) -> None:
-        async with self._starting:
-            if self._app is None:
-                decoders = Decoders(self.settings.limits.pixels)
-                await asyncio.gather(self.engine.start(), decoders.start())
-                self._app = create_app(self.engine, decoders, self.settings)
-
-
-def front(settings: Settings, most: int) -> Starlette:
-    """The application that accepts connections, in one process of the cluster; it keeps the bodies of at most `most` requests."""
-    engines = serve.get_deployment_handle(ENGINE, app_name=NAME)
-    active = 0
-
-    async def forward(request: Request) -> Response:
-        nonlocal active
-        counted = False
+    def _work(self) -> None:
         try:
-            if request.method != "GET":  # before its body is read
-                check_token(request.headers.get("authorization", "").partition(" ")[2], settings.token)
-                if active >= most:
-                    raise Failure(429, "too many requests at once", 1.0, "busy")
-                active, counted = active + 1, True
-            body = b"" if request.method == "GET" else await read_body(request, settings.limits)
-            keys = ("method", "path", "raw_path", "query_string", "headers", "http_version", "scheme", "client")
-            asked = {"root_path": "", "rcnet.asked": time.time()}  # the objective includes the wait in Ray's queue
-            scope = {key: request.scope[key] for key in keys if key in request.scope} | asked
-            status, headers, data = await ask(scope, body)
-        except Exception as error:
-            known = isinstance(error, Failure | Refused | InputError | ClientDisconnect)
-            failure = failure_of(error) if known else Failure(503, "a replica failed", 1.0, "failed")
-            if not known:
-                log.exception("a replica failed")
-            return JSONResponse({"detail": str(failure)}, failure.status, failure.headers)
-        finally:
-            active -= counted
-        response = Response(data, status)
-        response.raw_headers = headers
-        return response
+            answer(self)  # type: ignore[arg-type]  # a channel has these two functions
+        except BaseException:
+            logging.exception("the worker ends")
+            os._exit(1)
 
-    async def ask(scope: dict[str, Any], body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-        for _ in range(TRIES):
+
+class RemoteWorker(Worker):
+    """The server's end of a replica.
+
+    Args:
+        needs: what it takes of the cluster: options of `ray.remote`.
+    """
+
+    def __init__(self, plan: Plan, needs: dict[str, Any]) -> None:
+        super().__init__(plan)
+        self.needs = needs
+        self._actor: Any = None
+        self._pid: int | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, on its machine."""
+        return self._pid
+
+    async def start(self) -> None:
+        """Asks the cluster for a replica, and waits until it has a place."""
+        self._actor = ray.remote(**self.needs)(Replica).remote()
+        self._pid = await self._said(self._actor.pid.remote())
+
+    async def exchange(self, message: object) -> Any:
+        """The answer to a message, or `ProcessDied`."""
+        return await self._said(self._actor.exchange.remote(message))
+
+    def processor_seconds(self) -> float:
+        """Not known here: one that is late hangs."""
+        return 0.0
+
+    async def stop(self) -> str:
+        """Ends it; Ray kills a process that hangs, after five seconds."""
+        if self._actor:
+            ray.kill(self._actor)
+        return "on the cluster"
+
+    @staticmethod
+    async def _said(reference: Any) -> Any:
+        try:
+            return await reference
+        except RayError as error:
+            raise ProcessDied from error
+
+
+async def scale(engine: Engine, low: int, high: int, look: float = LOOK, calm: int = CALM) -> None:
+    """Adds a replica where those that there are compute nearly all the time; takes one away where fewer have done for long."""
+    quiet = 0
+    while True:
+        before, count = engine.busy, len(engine.workers)
+        await asyncio.sleep(look)
+        busy = (engine.busy - before) / look
+        quiet = quiet + 1 if busy < SHRINK * (count - 1) else 0
+        if busy > GROW * count and count < high:
             try:
-                return await engines.answer.remote(scope, body)
-            except (RayActorError, DeploymentUnavailableError):
-                continue
-        raise Failure(503, "no replica is up at the moment", 1.0, "down")
-
-    return Starlette(routes=[Route("/{path:path}", forward, methods=METHODS)])
-
-
-def application(settings: Settings, replicas: tuple[int, int]) -> serve.Application:
-    """The application for `ray.serve.run`: from the least to the most replicas, each on the first device of the settings."""
-    low, high = replicas
-    scale: dict[str, Any] = {"num_replicas": low}
-    if high > low:
-        many = {"min_replicas": low, "max_replicas": high, "target_ongoing_requests": max(settings.limits.requests // 4, 1)}
-        scale = {"autoscaling_config": many}
-    needs = {"num_gpus": int(settings.devices[0].startswith("cuda")), "num_cpus": max(settings.threads, 1)}
-    engine = serve.deployment(
-        name=ENGINE, max_ongoing_requests=2 * settings.limits.requests, ray_actor_options=needs, health_check_period_s=5, **scale
-    )(Replica)
-    ingress = serve.ingress(lambda: front(settings, high * 2 * settings.limits.requests))()
-    gate = serve.deployment(name="Front", num_replicas=1, max_ongoing_requests=4096, ray_actor_options={"num_cpus": 0})
-    return gate(ingress).bind(engine.bind(settings))
+                async with asyncio.timeout(PATIENCE):
+                    await engine.grow()
+            except (ProcessDied, TimeoutError):
+                log.warning("the cluster has no place for another replica")
+        elif quiet >= calm and count > low:
+            await engine.shrink()
 
 
-def run(settings: Settings, replicas: tuple[int, int]) -> None:
-    """Serves on the cluster at RAY_ADDRESS, or on a new one of this machine alone, until SIGTERM or SIGINT."""
-    policy(settings.policy)  # bad settings fail here and not in every replica
-    for source in settings.models:
-        read_metadata(source)
-    with bind(settings.host, settings.port, settings.token) as free:
-        port, address = free.getsockname()[1], shown(free)
-    if not os.environ.get("RAY_ADDRESS"):
-        ray.init(include_dashboard=False, log_to_driver=False)
-    serve.start(http_options={"host": settings.host, "port": port})
+async def serve(settings: Settings, low: int, high: int) -> None:
+    """As `run.serve`, on the cluster that RAY_ADDRESS names, or on one of this machine alone, with so many replicas.
+
+    Raises:
+        InputError: also where this machine alone cannot hold the replicas.
+    """
+    gpu = settings.devices[0].startswith("cuda")
+    needs = {"num_cpus": max(settings.threads, 1), "num_gpus": int(gpu)}
+    devices = ["cuda:0" if gpu else settings.devices[0]] * low  # of those that Ray lends
+    engine = run.engine_of(dataclasses.replace(settings, devices=devices), partial(RemoteWorker, needs=needs))
+    connect({kind: low * each for kind, each in zip(("CPU", "GPU"), needs.values(), strict=True)})
+    scaling = asyncio.create_task(scale(engine, low, high))
     try:
-        serve.run(application(settings, replicas), name=NAME, route_prefix="/")
-    except RuntimeError as error:
-        serve.delete(NAME)
-        raise InputError(f"the replicas cannot be started: {' '.join(str(error).split())}") from error
-    print(f"rcnet serves {', '.join(settings.models)} at http://{address}", flush=True)
-    ended = threading.Event()
-    for sign in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sign, lambda *_: ended.set())
-    ended.wait()
-    serve.delete(NAME)
+        await run.serve(settings, engine)
+    finally:
+        scaling.cancel()
+        ray.shutdown()
+
+
+def connect(needed: dict[str, int]) -> None:
+    """Joins the cluster, or starts Ray on this machine if it has what is needed."""
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**options)
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray tells its makers of each start
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else all other work of the machine goes before replicas
+    ray.init(include_dashboard=False, **options)
+    has = ray.cluster_resources()
+    for kind, count in needed.items():
+        if count > has.get(kind, 0):
+            raise InputError(
+                f"the replicas need {count} {kind}s and this machine has {has.get(kind, 0):g}: give fewer --replicas"
+            )

@@ -64,6 +64,10 @@ class Engine:
         bound: the largest number of waiting requests.
         most: the largest batch.
         each: called after each batch with (model, setting, number of requests, seconds).
+        make: a worker for a plan, not started; a process of this machine unless given.
+
+    Attributes:
+        busy: seconds of all batches together.
     """
 
     def __init__(
@@ -76,12 +80,13 @@ class Engine:
         bound: int = 256,
         most: int = 8,
         each: Callable[[str, Setting, int, float], object] = lambda *_: None,
+        make: Callable[[Plan], Worker] = Worker,
     ) -> None:
-        self.workers = [Worker(plan) for plan in workers]
+        self.make, self.workers = make, [make(plan) for plan in workers]
         self.policy, self.objective, self.least = policy, objective, least or {}
         self.bound, self.most, self.each = bound, most, each
         self.models: dict[str, Served] = {}
-        self.restarts = 0
+        self.restarts, self.busy = 0, 0.0
         self.failing = False  # no worker is up, and several starts have failed
         self.stopping = False  # set from outside; the engine is then no longer `ready`
         self.clock = time.perf_counter
@@ -128,6 +133,29 @@ class Engine:
 
     async def _end_workers(self) -> None:
         await asyncio.gather(*(worker.stop() for worker in self.workers))
+
+    async def grow(self) -> None:
+        """Adds a worker.
+
+        Raises:
+            ProcessDied: it ended before it was ready.
+        """
+        worker = self.make(self.workers[0].plan)
+        try:
+            await worker.load(warm=False)
+        except BaseException:
+            await worker.stop()
+            raise
+        self.workers.append(worker)
+        self.scheduler.free.append(self.clock())
+        self._tasks.append(asyncio.create_task(self._serve(len(self._tasks))))
+
+    async def shrink(self) -> None:
+        """Removes the last worker unless it computes."""
+        if not self.workers[-1].running:
+            self.scheduler.free.pop()
+            self._tasks.pop().cancel()
+            await self.workers.pop().stop()
 
     @property
     def ready(self) -> bool:
@@ -190,6 +218,7 @@ class Engine:
             except TimeoutError:
                 failure = f"did not answer for {ended:.1f} s ({expected:.3f} were expected) and was killed"
             timer.cancel()
+            self.busy += self.clock() - batch.started
             self._overdue.difference_update(batch.requests)
             if failure:
                 await self._restart(index, batch, failure)

@@ -1,8 +1,6 @@
 """Around the application: checks against other web pages, HEAD, security headers, metrics, the access log."""
 
 import ipaddress
-import math
-import time
 from collections.abc import Collection
 from urllib.parse import SplitResult, urlsplit
 
@@ -34,8 +32,7 @@ class MetricsMiddleware:
             return
         handler, clock = self.handler, self.handler.engine.clock
         client, given = scope["client"][0] if scope.get("client") else "", Headers(scope=scope)
-        waited = max(time.time() - scope.get("rcnet.asked", math.inf), 0.0)  # in a cluster, by the clocks of two machines
-        info, name = RequestInfo(clock() - waited, client), logs.request_id(given.get("x-request-id"))
+        info, name = RequestInfo(clock(), client), logs.request_id(given.get("x-request-id"))
         scope["rcnet"], scope["root_path"] = info, self.root_path
         status, inner = 0, scope if scope["method"] != "HEAD" else {**scope, "method": "GET"}  # uvicorn sends no body then
 

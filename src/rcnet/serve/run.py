@@ -4,6 +4,7 @@ import asyncio
 import gc
 import signal
 import socket
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from rcnet.serve.engine import Engine
 from rcnet.serve.middleware import address_of
 from rcnet.serve.policies import policy
 from rcnet.serve.settings import Settings
-from rcnet.serve.worker import Plan
+from rcnet.serve.worker import Plan, Worker
 
 CONNECTIONS = 1000  # idle ones, besides those of requests
 DRAIN = 30  # seconds for requests in progress at SIGTERM; Kubernetes waits as long by default
@@ -26,11 +27,11 @@ LOOK_AGAIN = 0.1  # seconds for the event loop to read what has already arrived
 GRACE = 0.5  # seconds for requests that clients have sent or the system has accepted already
 
 
-def engine_of(settings: Settings) -> Engine:
+def engine_of(settings: Settings, make: Callable[[Plan], Worker] = Worker) -> Engine:
     """The engine, before it is started."""
     plans = [Plan(tuple(settings.models), device, settings.precision, settings.threads) for device in settings.devices]
     chosen, least = policy(settings.policy), settings.least
-    return Engine(plans, chosen, settings.objective, least=least, bound=settings.queue, most=settings.batch)
+    return Engine(plans, chosen, settings.objective, least=least, bound=settings.queue, most=settings.batch, make=make)
 
 
 def is_loopback(host: str) -> bool:
@@ -131,13 +132,13 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, engine: Engine) -> None:
     """Serves until SIGTERM or SIGINT, then finishes requests in progress.
 
     Raises:
-        InputError: an invalid model, setting, policy or address.
+        InputError: an invalid model, setting or address.
     """
-    engine, decoders = engine_of(settings), Decoders(settings.limits.pixels)
+    decoders = Decoders(settings.limits.pixels)
     logs.configure(settings.log)
     listening = bind(settings.host, settings.port, settings.token)
     try:
@@ -162,8 +163,3 @@ async def serve(settings: Settings) -> None:
         await server.serve([listening])
     finally:
         await asyncio.gather(engine.stop(), decoders.stop())
-
-
-def run(settings: Settings) -> None:
-    """As `serve`, from code that is not asynchronous."""
-    asyncio.run(serve(settings))

@@ -36,6 +36,7 @@ class Worker(Process):
         served: the descriptions of the models, once they are loaded.
         timed: for each model, the calls that were timed at the start: (setting, pixels, batch, seconds).
         cold: nothing was computed yet, so the first batch takes longer than expected.
+        running: it has a batch.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -43,7 +44,7 @@ class Worker(Process):
         self.plan = plan
         self.served: list[Served] = []
         self.timed: list[list[tuple[Setting, int, int, float]]] = []
-        self.cold = True
+        self.cold, self.running = True, False
 
     async def load(self, warm: bool = True) -> None:
         """Starts the process and waits until its models are loaded, and with `warm` until each setting was timed.
@@ -66,7 +67,11 @@ class Worker(Process):
         Raises:
             ProcessDied: the process ended.
         """
-        results: tuple[list[Any] | Exception, float] = await self.exchange(job)
+        self.running = True
+        try:
+            results: tuple[list[Any] | Exception, float] = await self.exchange(job)
+        finally:
+            self.running = False
         self.cold = False
         return results
 

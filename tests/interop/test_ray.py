@@ -1,0 +1,157 @@
+"""Replicas on a Ray cluster of this machine that are pressed, killed and hung."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from rcnet.serve.engine import Engine
+from rcnet.serve.policies import slack
+from rcnet.serve.worker import Plan
+
+from ..test_serve import Server, encoded, milliseconds, picture, wait
+
+ray = pytest.importorskip("ray", reason="ray is not installed: make interop")
+STARTING = 300  # seconds, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    home, log = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("log") / "log"
+    with log.open("w") as errors:
+        server = Server(
+            *("r3_fast.photo", "--ray", "--replicas", "2", "--slo", "20s", "--device", "cpu", "--log", "json"),
+            *("--allow-host", "scans.example"),
+            stderr=errors,
+            HOME=str(home),
+            OMP_NUM_THREADS="1",
+            RAY_raylet_start_wait_time_s=str(STARTING),
+        )
+    server.log = log
+    yield server
+    left = replicas(server)
+    status, out, _ = server.end()
+    assert (status, out) == (0, "")  # one line said that it was ready
+    assert not any(alive(pid) for pid in left)
+    assert {path.name for path in home.iterdir()} <= {".ray"}
+
+
+def processes():
+    """(id, parent, command) of all."""
+    table = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    return [(int(pid), int(parent), name) for pid, parent, name in (line.split(None, 2) for line in table.splitlines())]
+
+
+def replicas(server):
+    """The processes of replicas, which are descendants of the server's."""
+    family, rows = {server.process.pid}, processes()
+    for _ in rows:
+        family |= {pid for pid, parent, _ in rows if parent in family}
+    return [pid for pid, _, name in rows if pid in family and name.startswith("ray::Replica")]
+
+
+def alive(pid):
+    return any(pid == other for other, _, name in processes() if "ray::" in name)
+
+
+def two_up(server):
+    wait(lambda: len(replicas(server)) == 2 and server.client.get("/readyz").status_code == 200, STARTING)
+
+
+def ask(server, count, path, side):
+    """The status, seconds and setting of so many requests at once."""
+    data = encoded(picture(side))
+
+    def one(_):
+        with httpx.Client(base_url=server.url, timeout=120, verify=False) as client:
+            started = time.monotonic()
+            answer = client.post(path, content=data)
+            return answer.status_code, time.monotonic() - started
+
+    with ThreadPoolExecutor(count) as pool:
+        yield from pool.map(one, range(count))
+
+
+def test_what_cannot_be_in_time_is_refused_at_once_and_nothing_waits_inside_ray(server):
+    alone = milliseconds(server, 192)
+    answers = list(ask(server, 100, f"/v1/denoise?steps=3&deadline_ms={8 * alone}", 192))
+    assert {status for status, _ in answers} <= {200, 429, 503}
+    assert {200, 429} <= {status for status, _ in answers}
+    assert 1000 * max(seconds for _, seconds in answers) < 25 * alone  # all of them would take 50 times as long
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
+def test_no_admitted_request_is_lost_or_late_with_a_replica(server, sign):
+    two_up(server)
+    restarts = server.client.get("/v1/load").json()["restarts"]
+    with ThreadPoolExecutor(1) as pool:
+        answers = pool.submit(lambda: list(ask(server, 30, "/v1/denoise?steps=2", 160)))
+        wait(lambda: server.client.get("/v1/load").json()["waiting"] >= 8)
+        pid = replicas(server)[0]
+        os.kill(pid, sign)
+        assert [status for status, _ in answers.result()] == [200] * 30
+        assert max(seconds for _, seconds in answers.result()) < 20
+    wait(lambda: server.client.get("/v1/load").json()["restarts"] > restarts and not alive(pid), STARTING)
+    two_up(server)
+    assert f"worker {pid} " in server.log.read_text()
+
+
+def test_answers_refusals_and_the_log_are_those_of_any_server(server):
+    headers = {"accept": "image/jpeg", "host": "scans.example", "x-request-id": "mine-1"}
+    answer = server.post("/v1/denoise?steps=1", encoded(picture()), headers=headers)
+    assert (answer.status_code, answer.headers["content-type"], answer.headers["rcnet-setting"]) == (200, "image/jpeg", "1")
+    bad = server.post("/v1/denoise?steps=9", b"")
+    assert (bad.status_code, bad.json()["detail"]) == (422, "r3_fast.photo has no setting 9: valid: 1, 2, 3")
+    assert server.post("/v1/denoise", b"", headers={"host": "evil.example"}).status_code == 421
+    entries = [json.loads(line) for line in server.log.read_text().splitlines()]
+    assert [entry["status"] for entry in entries if entry.get("request_id") == "mine-1"] == [200]
+
+
+def test_more_replicas_than_the_machine_has_cores_are_refused(tmp_path):
+    with pytest.raises(AssertionError, match=r"the replicas need 4000 CPUs and this machine has"):
+        Server("r2.cifar10", "--ray", "--replicas", "4000", HOME=str(tmp_path))
+
+
+def test_replicas_are_added_under_load_and_taken_away_after_it():
+    from rcnet.serve.cluster import scale
+
+    async def load_and_rest():
+        engine = Engine([Plan(("r2.cifar10",), threads=1)], slack, 30.0)
+        await engine.start()
+        scaling = asyncio.create_task(scale(engine, 1, 2, look=0.2, calm=5))
+        try:
+            from rcnet.serve.load import noisy_picture
+            from rcnet.serve.served import Work
+
+            async def press():
+                while True:
+                    await engine.submit("r2.cifar10", Work(noisy_picture(3)), engine.clock() + 30)
+
+            async with asyncio.timeout(120):
+                clients = [asyncio.create_task(press()) for _ in range(8)]
+                while len(engine.workers) < 2:
+                    await asyncio.sleep(0.05)
+                pid = engine.workers[1].pid
+                while engine.workers[1].cold:  # it has done nothing yet
+                    await asyncio.sleep(0.05)
+                for client in clients:
+                    client.cancel()
+                while len(engine.workers) > 1:
+                    await asyncio.sleep(0.05)
+                with contextlib.suppress(ProcessLookupError):
+                    while True:  # until its process has gone
+                        os.kill(pid, 0)
+                        await asyncio.sleep(0.05)
+            return await engine.submit("r2.cifar10", Work(noisy_picture(3)), engine.clock() + 30)
+        finally:
+            scaling.cancel()
+            await engine.stop()
+
+    assert asyncio.run(load_and_rest()).result.classes
