@@ -96,8 +96,9 @@ async def _closed(url: str, path: str, bodies: Sequence[bytes], clients: int, se
 async def _ask(host: str, port: int, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
     reader, writer = await asyncio.open_connection(host, port)
     try:
+        kind = "application/json" if body.startswith(b"{") else "image/png"
         head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
-        writer.write(f"{head}Content-Type: image/png\r\n\r\n".encode() + body)
+        writer.write(f"{head}Content-Type: {kind}\r\n\r\n".encode() + body)
         first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").strip().split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         return int(first.split()[1]), headers, await reader.read()

@@ -15,19 +15,21 @@ from PIL import Image
 import rcnet
 from benchmarks.page import options
 from rcnet.deploy.denoise import denoise_pixels
+from rcnet.setting import Setting
 
 
 async def body_of(request: Request) -> bytes:
     return await request.body()
 
 
-def create_app(model: str, steps: tuple[int, ...]) -> FastAPI:
-    app, session = FastAPI(), rcnet.optimize(rcnet.load(model))
+def create_app(model: str, steps: str) -> FastAPI:
+    app, network = FastAPI(), rcnet.load(model)
+    session, setting = rcnet.optimize(network), Setting.parse(steps, len(network.recurrent_cells()))
 
     @app.post("/v1/denoise")
     def denoise(data: Annotated[bytes, Depends(body_of)]) -> Response:
         noisy = np.asarray(Image.open(io.BytesIO(data)))
-        clean, _ = denoise_pixels(session, noisy[..., None], steps)
+        clean, _ = denoise_pixels(session, noisy[..., None], setting)
         stream = io.BytesIO()
         Image.fromarray(clean[..., 0]).save(stream, "PNG")
         return Response(stream.getvalue(), media_type="image/png")
@@ -42,8 +44,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    steps = tuple(int(n) for n in args.steps.split(","))
-    uvicorn.run(create_app(args.model, steps), port=args.port, log_level="warning")
+    uvicorn.run(create_app(args.model, args.steps), port=args.port, log_level="warning")
 
 
 if __name__ == "__main__":

@@ -160,6 +160,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="the most unless given")
     parser.add_argument("--measure", type=int, nargs="?", const=64, metavar="N")
     args = parser.parse_args()
+    ray.init(log_to_driver=False)
     source, target = Place(args.source), Place(args.target)
     names = [name for name in source.names() if Path(name).suffix.lower() in imagefile.SUFFIXES]
     done = set(target.names())
