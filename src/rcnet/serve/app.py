@@ -52,12 +52,6 @@ Top = Annotated[int, Query(ge=1, le=100, description="The number of classes to r
 DeadlineMs = Annotated[float | None, Query(gt=0, description="Milliseconds until the answer is due; default: the objective.")]
 
 
-def check_token(given: str, token: str) -> None:
-    """`Failure` if the server has a token and the client gave another."""
-    if token and not hmac.compare_digest(given.encode(), token.encode()):
-        raise Failure(401, "this server needs a token: send it as Authorization: Bearer TOKEN", reason="token")
-
-
 async def check_parameters(request: Request) -> None:
     """`Failure` for a parameter in the URL that the path does not take, or that is given twice."""
     valid = [field.alias for field in request.scope["route"].dependant.query_params]
@@ -79,7 +73,8 @@ def create_app(engine: Engine, decoders: Decoders, settings: Settings, demonstra
     bearer = HTTPBearer(auto_error=False, description="Needed if the server was started with a token.")
 
     async def authorized(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        check_token(given.credentials if given else "", settings.token)
+        if settings.token and not hmac.compare_digest((given.credentials if given else "").encode(), settings.token.encode()):
+            raise Failure(401, "this server needs a token: send it as Authorization: Bearer TOKEN", reason="token")
 
     app = FastAPI(title="rcnet", version=__version__, description=ABOUT, docs_url=None, redoc_url=None)
     app.add_middleware(MetricsMiddleware, handler=handler, settings=settings)  # type: ignore[arg-type]

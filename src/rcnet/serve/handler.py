@@ -221,7 +221,7 @@ class RequestHandler:
         )
 
 
-async def read_body(request: Request, limits: Limits, info: RequestInfo | None = None) -> bytes:
+async def read_body(request: Request, limits: Limits, info: RequestInfo) -> bytes:
     """The body of a request; meanwhile `info.body` is the timeout by which it can be stopped.
 
     Raises:
@@ -235,20 +235,18 @@ async def read_body(request: Request, limits: Limits, info: RequestInfo | None =
     parts, size = [], 0
     try:
         async with asyncio.timeout(limits.patience) as limit:
-            if info:
-                info.body = limit
+            info.body = limit
             async for part in request.stream():
                 size += len(part)
                 if size > most:
                     raise codec.TooLarge(f"the body has more than the {most} bytes that this server takes")
                 parts.append(part)
     except TimeoutError:
-        if info and info.evicted:
+        if info.evicted:
             raise Failure(429, "your body arrived slowly, and others wait", 1.0, "busy") from None
         raise Failure(408, f"the body did not arrive within {limits.patience:g} s", reason="slow") from None
     finally:
-        if info:
-            info.body = None
+        info.body = None
     return b"".join(parts)
 
 
