@@ -8,6 +8,7 @@ The image comes as base64 in JSON, as LitServe's own examples send it.
 
 import base64
 import io
+import math
 from typing import Any
 
 import litserve
@@ -25,15 +26,11 @@ class Denoiser(litserve.LitAPI):
         self.model, self.steps = model, steps
 
     def setup(self, device: str) -> None:
-        import torch
-
-        import rcnet
+        from rcnet.deploy.sessions import open_session
         from rcnet.setting import Setting
 
-        torch.set_num_threads(1)
-        network = rcnet.load(self.model)
-        self.session = rcnet.optimize(network)
-        self.setting = Setting.parse(self.steps, len(network.recurrent_cells()))
+        self.session = open_session(self.model, precision="auto", threads=1, megapixels=math.inf)  # as the server's worker
+        self.setting = Setting.parse(self.steps, len(self.session.settings[0]))
 
     def decode_request(self, request: dict[str, str]) -> np.ndarray:
         from PIL import Image

@@ -4,17 +4,17 @@ python -m benchmarks.plain r3_fast.bsd-gray-25 --steps 3,3,2 --port 8001
 """
 
 import io
+import math
 from typing import Annotated
 
 import numpy as np
-import torch
 import uvicorn
 from fastapi import Depends, FastAPI, Request, Response
 from PIL import Image
 
-import rcnet
 from benchmarks.page import options
 from rcnet.deploy.denoise import denoise_pixels
+from rcnet.deploy.sessions import open_session
 from rcnet.setting import Setting
 
 
@@ -23,8 +23,8 @@ async def body_of(request: Request) -> bytes:
 
 
 def create_app(model: str, steps: str) -> FastAPI:
-    app, network = FastAPI(), rcnet.load(model)
-    session, setting = rcnet.optimize(network), Setting.parse(steps, len(network.recurrent_cells()))
+    app, session = FastAPI(), open_session(model, precision="auto", threads=1, megapixels=math.inf)  # as the server's worker
+    setting = Setting.parse(steps, len(session.settings[0]))
 
     @app.post("/v1/denoise")
     def denoise(data: Annotated[bytes, Depends(body_of)]) -> Response:
@@ -43,7 +43,6 @@ def main() -> None:
     parser.add_argument("--steps", required=True)
     parser.add_argument("--port", type=int, required=True)
     args = parser.parse_args()
-    torch.set_num_threads(1)
     uvicorn.run(create_app(args.model, args.steps), port=args.port, log_level="warning")
 
 

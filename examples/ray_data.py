@@ -24,19 +24,16 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 from pyarrow import fs
 from ray.data import ActorPoolStrategy, DataContext
 from tqdm import tqdm
 
-import rcnet
 from rcnet.data import imagefile
-from rcnet.deploy.denoise import TorchSession
-from rcnet.device import best_device
+from rcnet.deploy.sessions import COLOUR, GRAY, open_session
 from rcnet.runtime.denoise import Work, denoise_pixels
 from rcnet.runtime.picture import prepare
+from rcnet.runtime.session import Session
 
-COLOUR, GRAY = "r3_fast.photo", "r3_fast.gray"
 BLOCK = 64  # pictures that a worker gets at once, at most
 RETRIES = 3  # of a block whose workers die
 FAILED = "failed.txt"
@@ -76,15 +73,13 @@ class Denoiser:
     """A worker: denoises pictures of one place into another."""
 
     def __init__(self, source: str, target: str, model: str | None, steps: int | None) -> None:
-        torch.set_num_threads(1)
         self.source, self.target, self.model, self.steps = Place(source), Place(target), model, steps
-        self.sessions: dict[str, tuple[TorchSession, Any]] = {}
+        self.sessions: dict[str, Session] = {}
         self.session(model or COLOUR)
 
-    def session(self, model: str) -> tuple[TorchSession, Any]:
+    def session(self, model: str) -> Session:
         if model not in self.sessions:
-            network = rcnet.load(model).to(best_device())
-            self.sessions[model] = TorchSession(rcnet.optimize(network)), network.per_cell(self.steps)
+            self.sessions[model] = open_session(model, threads=1)
         return self.sessions[model]
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
@@ -103,8 +98,9 @@ class Denoiser:
     def denoise(self, name: str) -> None:
         image = imagefile.read(self.source.read(name))
         (seen,), _ = prepare([image.pixels], [image.alpha], None, gray=self.model is None, straight=False)
-        session, setting = self.session(self.model or (GRAY if seen.pixels.shape[2] == 1 else COLOUR))
-        done = denoise_pixels(session, Work(seen.pixels, curve=seen.curve, visible=seen.visible), setting)
+        session = self.session(self.model or (GRAY if seen.pixels.shape[2] == 1 else COLOUR))
+        work = Work(seen.pixels, curve=seen.curve, visible=seen.visible)
+        done = denoise_pixels(session, work, session.per_cell(self.steps))
         result = dataclasses.replace(image, pixels=seen.restore(done.pixels))
         self.target.write(name, imagefile.encode(result, imagefile.SUFFIXES[Path(name).suffix.lower()]))
 

@@ -16,10 +16,10 @@ from rcnet.serve.engine import Engine
 from rcnet.serve.policies import slack
 from rcnet.serve.worker import Plan
 
-from ..test_serve import Server, encoded, milliseconds, picture, wait
+from ..test_serve import Server, encoded, metric, milliseconds, picture, wait
 
 ray = pytest.importorskip("ray", reason="ray is not installed: make interop")
-STARTING = 300  # seconds, on a busy machine
+STARTING, OBJECTIVE = 300, 60  # seconds, for a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -27,18 +27,18 @@ def server(tmp_path_factory):
     home, log = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("log") / "log"
     with log.open("w") as errors:
         server = Server(
-            *("r3_fast.photo", "--ray", "--replicas", "2", "--slo", "20s", "--device", "cpu", "--log", "json"),
+            *("r3_fast.photo", "--ray", "--replicas", "2", "--slo", f"{OBJECTIVE}s", "--device", "cpu", "--log", "json"),
             *("--allow-host", "scans.example"),
             stderr=errors,
             HOME=str(home),
-            OMP_NUM_THREADS="1",
             RAY_raylet_start_wait_time_s=str(STARTING),
         )
     server.log = log
     yield server
     left = replicas(server)
     status, out, _ = server.end()
-    assert (status, out) == (0, "")  # one line said that it was ready
+    assert status == 0
+    assert "rcnet" not in out  # one line said that it was ready; Ray says that a worker died
     assert not any(alive(pid) for pid in left)
     assert {path.name for path in home.iterdir()} <= {".ray"}
 
@@ -66,7 +66,7 @@ def two_up(server):
 
 
 def ask(server, count, path, side):
-    """The status, seconds and setting of so many requests at once."""
+    """The status and seconds of so many requests at once."""
     data = encoded(picture(side))
 
     def one(_):
@@ -93,17 +93,20 @@ def test_no_admitted_request_is_lost_or_late_with_a_replica(server, sign):
         return server.client.get("/v1/load").json()["restarts"]
 
     two_up(server)
-    before, pid = restarts(), replicas(server)[0]
-    answers = []
+    before, failed = restarts(), metric(server, "rcnet_rejections_total", reason="failed")
+    pid, answers = replicas(server)[0], []
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(lambda: answers.extend(ask(server, 30, "/v1/denoise?steps=3", 192)))
-        wait(lambda: answers or asked.done(), 120)
+        asked = pool.submit(lambda: answers.extend(ask(server, 40, "/v1/denoise", 128)))
+        wait(lambda: server.client.get("/v1/load").json()["served"]["r3_fast.photo"] != {} or asked.done(), 120)
+        wait(lambda: server.client.get("/v1/load").json()["waiting"] or asked.done(), 120)
         os.kill(pid, sign)
         asked.result()
     while restarts() == before:  # it had nothing to do, so that nobody knows yet
-        answers += ask(server, 4, "/v1/denoise?steps=1", 64)
-    assert {status for status, _ in answers} == {200}
-    assert max(seconds for _, seconds in answers) < 20
+        answers += ask(server, 4, "/v1/denoise", 64)
+    assert {status for status, _ in answers} <= {200, 429, 503}
+    assert sum(status == 200 for status, _ in answers) > 20
+    assert max(seconds for _, seconds in answers) < OBJECTIVE
+    assert metric(server, "rcnet_rejections_total", reason="failed") == failed
     wait(lambda: not alive(pid), STARTING)
     two_up(server)
     assert f"worker {pid} " in server.log.read_text()
@@ -122,7 +125,7 @@ def test_answers_refusals_and_the_log_are_those_of_any_server(server):
 
 def test_more_replicas_than_the_machine_has_cores_are_refused(tmp_path):
     with pytest.raises(AssertionError, match=r"the replicas need 4000 CPUs and this machine has"):
-        Server("r2.cifar10", "--ray", "--replicas", "4000", HOME=str(tmp_path))
+        Server("r2.cifar10", "--ray", "--replicas", "4000", HOME=str(tmp_path), RAY_raylet_start_wait_time_s=str(STARTING))
 
 
 def test_replicas_are_added_under_load_and_taken_away_after_it():

@@ -124,10 +124,12 @@ async def serve(settings: Settings, low: int, high: int) -> None:
         InputError: also where this machine alone cannot hold the replicas.
     """
     gpu = settings.devices[0].startswith("cuda")
-    needs = {"num_cpus": max(settings.threads, 1), "num_gpus": int(gpu)}
+    threads = max(settings.threads, 1)
+    needs = {"num_cpus": threads, "num_gpus": int(gpu)}
     devices = ["cuda:0" if gpu else settings.devices[0]] * low  # of those that Ray lends
-    engine = run.engine_of(dataclasses.replace(settings, devices=devices), partial(RemoteWorker, needs=needs))
-    connect({kind: low * each for kind, each in zip(("CPU", "GPU"), needs.values(), strict=True)})
+    settings = dataclasses.replace(settings, devices=devices, threads=threads)
+    engine = run.engine_of(settings, partial(RemoteWorker, needs=needs))
+    connect({"CPU": low * threads, "GPU": low * gpu})
     scaling = asyncio.create_task(scale(engine, low, high))
     try:
         await run.serve(settings, engine)
@@ -137,17 +139,20 @@ async def serve(settings: Settings, low: int, high: int) -> None:
 
 
 def connect(needed: dict[str, int]) -> None:
-    """Joins the cluster, or starts Ray on this machine if it has what is needed."""
+    """Joins the cluster, or starts Ray on this machine, for this machine alone, if it has what is needed."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
+    if alone := not os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray tells its makers of each start
+        os.environ.setdefault("RAY_worker_niceness", "0")  # else all other work of the machine goes before replicas
+        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}  # else it listens to other machines
+    try:
         ray.init(**options)
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray tells its makers of each start
-    os.environ.setdefault("RAY_worker_niceness", "0")  # else all other work of the machine goes before replicas
-    ray.init(include_dashboard=False, **options)
-    has = ray.cluster_resources()
+    except (ConnectionError, RuntimeError, TimeoutError) as error:
+        raise InputError(f"Ray cannot be {'started' if alone else 'joined'}: {' '.join(str(error).split())}") from error
+    has = ray.cluster_resources() if alone else needed
     for kind, count in needed.items():
         if count > has.get(kind, 0):
+            there = f"{has.get(kind, 0):g}"
             raise InputError(
-                f"the replicas need {count} {kind}s and this machine has {has.get(kind, 0):g}: give fewer --replicas"
+                f"the replicas need {count} {kind}s and this machine has {there}: give fewer --replicas or --threads"
             )
