@@ -91,7 +91,7 @@ def classify(
     check_cost(steps, budget)
     files = [file for path in inputs for file in (list_images(path) if path.is_dir() else [path])]
     session = open_session(model, runtime=runtime, precision=precision)
-    names, side, setting = class_names(session), image_size(session), read_steps(steps, session)
+    names, side, setting = class_names(session.about), image_size(session.about), read_steps(steps, session)
     size = (side, side)
     if confidence is not None and (steps is not None or budget is not None):
         raise InputError("give one of --confidence, --steps and --budget")

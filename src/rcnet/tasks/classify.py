@@ -19,6 +19,7 @@ from rcnet.errors import InputError
 from rcnet.evaluation.classify import classification_results
 from rcnet.models.layers import Normalize
 from rcnet.network import RecurrentNet
+from rcnet.runtime.classify import class_names, image_size
 from rcnet.setting import Steps
 from rcnet.tasks.task import Batch, Fed, Kind, Measuring, Rows, Setup, Task, checksum, held_out, number, spread
 
@@ -154,27 +155,13 @@ def whiten(stem: nn.Module, images: Tensor) -> None:
     weight[: len(both)] = both
 
 
-def class_names(model: RecurrentNet) -> list[str]:
-    """What the outputs stand for, from the metadata of loaded weights, or `InputError` if this is no trained classifier."""
-    if not model.about.classes:
-        raise InputError("this network does not classify, or its weights do not name their classes: take a trained classifier")
-    return list(model.about.classes)
-
-
-def image_size(model: RecurrentNet) -> int:
-    """The side in pixels of the images that the weights were trained on, or `InputError` if they do not say."""
-    if model.about.size is None:
-        raise InputError("these weights do not say which size of image they take")
-    return model.about.size[0]
-
-
 def read_matching(folder: str | Path, split: str, model: RecurrentNet) -> Labelled:
     """The labelled images at a path (see `read_labelled`) that have the classes of the weights, at the size that they take.
 
     Raises:
         InputError: what `read_labelled` raises, or other classes than the weights know.
     """
-    names, size = class_names(model), image_size(model)
+    names, size = class_names(model.about), image_size(model.about)
     other: Sequence[str] = ()
     for dataset in cifar_sets(folder) or ["auto"]:
         found = in_order(read_labelled(folder, split, dataset, size, model.about.channels), names)
