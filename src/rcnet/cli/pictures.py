@@ -44,6 +44,7 @@ class Options(NamedTuple):
     precision: str
     threads: int | None
     runtime: "Runtime"
+    device: str | None
     sigma: float | None = None
     sigma_map: Path | None = None
     strength: float = 1.0
@@ -121,6 +122,7 @@ class Sessions(dict[str, "Session"]):
             runtime=options.runtime,
             precision=options.precision,
             threads=options.threads,
+            device=options.device,
             megapixels=self.megapixels,
         )
         check_gives_images(session)

@@ -105,6 +105,16 @@ def onnx_file(source: str | Path) -> Path | None:
     return bundled_files().get(str(source))
 
 
+def check_source(source: str | Path) -> None:
+    """`InputError` for what `open_session` cannot find or read; nothing is loaded."""
+    if file := onnx_file(source):
+        OnnxSession(file)
+        return
+    with needs_torch():
+        from rcnet.models import read_metadata
+    read_metadata(source)
+
+
 def torch_session(source: str | Path, precision: str = "fp32", threads: int | None = None, device: str | None = None) -> Session:
     """Fast sessions of torch, on the GPU if there is one and no device is named."""
     with needs_torch():

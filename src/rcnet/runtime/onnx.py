@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import threading
+import warnings
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -64,7 +65,10 @@ def inference_session(model: bytes, output: str, threads: int | None = None, dev
     options.log_severity_level = 3  # it warns of what only its makers can change
     if threads:
         options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(graph.cut(model, output), options, providers=providers)
+    session = onnxruntime.InferenceSession(graph.cut(model, output), options, providers=providers)
+    if providers[0] not in session.get_providers():
+        warnings.warn(f"ONNX Runtime cannot use the device {device} here: the processor computes", stacklevel=2)
+    return session
 
 
 class OnnxSession:
@@ -95,7 +99,7 @@ class OnnxSession:
             self._judge_macs = int(catalogue["judge_macs"])
         except FileNotFoundError as error:
             raise InputError(f"no exported network at {path}") from error
-        except (OSError, KeyError, IndexError, ValueError, TypeError) as error:
+        except (OSError, AttributeError, LookupError, ValueError, TypeError) as error:
             raise InputError(f"{path} is not a .onnx file that this version of rcnet exported: export it again") from error
         self.settings = tuple(sorted(self.outputs, key=lambda setting: setting.order))
         self.has_judge = LEVELS in graph.outputs(self.model)

@@ -22,8 +22,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message
 
+from rcnet.deploy.sessions import check_source
 from rcnet.errors import InputError
-from rcnet.models import read_metadata
 from rcnet.serve.app import check_token, create_app
 from rcnet.serve.decoder import Decoders
 from rcnet.serve.handler import Failure, failure_of, read_body
@@ -141,7 +141,7 @@ def run(settings: Settings, replicas: tuple[int, int]) -> None:
     """Serves on the cluster at RAY_ADDRESS, or on a new one of this machine alone, until SIGTERM or SIGINT."""
     policy(settings.policy)  # bad settings fail here and not in every replica
     for source in settings.models:
-        read_metadata(source)
+        check_source(source)
     with bind(settings.host, settings.port, settings.token) as free:
         port, address = free.getsockname()[1], shown(free)
     if not os.environ.get("RAY_ADDRESS"):
