@@ -121,11 +121,8 @@ def denoise(
 
     tile = TILE if tile is None else tile
     batch = Batch(inputs, output, out_dir, "-denoised", compare, resume)
-    run_files(
-        batch,
-        Options(model, steps, budget, white, pages, tile, precision, threads, runtime, device, sigma, sigma_map, strength),
-        found,
-    )
+    told = (sigma, sigma_map, strength)
+    run_files(batch, Options(model, steps, budget, white, pages, tile, precision, threads, runtime, device, *told), found)
 
 
 def found(done: list[Done]) -> str:

@@ -82,7 +82,7 @@ def session_of(model: "Model", precision: str = "fp32") -> Session:
         InputError: what `open_session` raises, or none of these.
     """
     if isinstance(model, str | Path):
-        return _kept(str(model), precision)
+        return _kept(str(model), precision, Path(model).stat().st_mtime_ns if Path(model).is_file() else 0)
     if sys.modules.get("torch"):
         from rcnet.deploy.torch_session import Network, TorchSession
 
@@ -94,7 +94,7 @@ def session_of(model: "Model", precision: str = "fp32") -> Session:
 
 
 @lru_cache(maxsize=4)
-def _kept(source: str, precision: str) -> Session:
+def _kept(source: str, precision: str, changed: int) -> Session:
     return open_session(source, precision=precision)
 
 
@@ -124,10 +124,22 @@ def torch_session(source: str | Path, precision: str = "fp32", threads: int | No
         from rcnet.deploy.torch_session import TorchSession
         from rcnet.device import best_device
         from rcnet.models import load
+    if device not in (None, *torch_devices()):
+        raise unknown("device", device, torch_devices())
     if threads:
         torch.set_num_threads(threads)
     network = load(source).to(torch.device(device) if device else best_device())
     return TorchSession(optimize(network, precision=precision))
+
+
+def torch_devices() -> list[str]:
+    """The devices that torch can use here; none without it."""
+    if not has_torch():
+        return []
+    import torch
+
+    count = torch.cuda.device_count()
+    return ["cpu", *["cuda"] * (count > 0), *(f"cuda:{index}" for index in range(count))]
 
 
 def faster(one: Session, other: Session) -> bool:
