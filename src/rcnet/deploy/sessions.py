@@ -67,7 +67,7 @@ def open_session(
         return torch_session(source, precision, threads, device)
     session = OnnxSession(file, threads, (device or "cpu").partition(":")[0])
     undecided = precision == runtime == "auto" and not own and session.device == "cpu"
-    if undecided and megapixels and has_torch() and bf16_by_processor():
+    if undecided and megapixels and bf16_may_be_faster():
         work = session.macs(session.settings[-1], (1000, 1000)) * megapixels
         if work > MUCH * (threads or os.cpu_count() or 1):
             other = torch_session(source, "bf16", threads, "cpu")
@@ -153,6 +153,11 @@ def faster(one: Session, other: Session) -> bool:
 
     found = measured_once({"one": one.identity, "other": other.identity}, measure)
     return bool(found["one"] < FASTER * found["other"])
+
+
+def bf16_may_be_faster() -> bool:
+    """Whether torch is installed and the processor computes in bf16."""
+    return has_torch() and bf16_by_processor()
 
 
 @cache

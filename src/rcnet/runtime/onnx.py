@@ -114,9 +114,10 @@ class OnnxSession:
     def per_cell(self, steps: Steps = None) -> Setting:
         setting = self.settings[-1] if steps is None else Setting.of(steps, self.cells)
         if setting not in self.outputs:
-            raise InputError(
-                f"steps={steps if isinstance(steps, Setting) else repr(steps)} is not supported: valid: {listed(self.settings)}"
-            )
+            mixed = len(setting) == self.cells and all(n in {s[i] for s in self.settings} for i, n in enumerate(setting))
+            kept = "; the network was not trained at it, so the output would be destroyed" if mixed else ""
+            given = steps if isinstance(steps, Setting) else repr(steps)
+            raise InputError(f"steps={given} is not supported: valid: {listed(self.settings)}{kept}")
         return setting
 
     def macs(self, setting: Setting, size: tuple[int, int]) -> float:
