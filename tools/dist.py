@@ -82,14 +82,15 @@ def serve(scripts: Path, home: Path) -> None:
     started = time.perf_counter()
     command = [scripts / "rcnet", "serve", "r3_fast.photo", "mine.onnx", "--port", "0", "--slo", "60s"]
     with subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, text=True) as server:
-        line = server.stdout.readline()  # type: ignore[union-attr]
-        print(f"{line.strip()} ({time.perf_counter() - started:.2f} s)", flush=True)
-        address = line.split()[-1]
-        for model in ("r3_fast.photo", "mine"):
-            request = urllib.request.Request(f"{address}/v1/denoise?model={model}", (home / "small.png").read_bytes())
-            with urllib.request.urlopen(request) as response:
-                assert response.headers["content-type"] == "image/png"
-        server.terminate()
+        try:
+            line = server.stdout.readline()  # type: ignore[union-attr]
+            print(f"{line.strip()} ({time.perf_counter() - started:.2f} s)", flush=True)
+            for model in ("r3_fast.photo", "mine"):
+                address = f"{line.split()[-1]}/v1/denoise?model={model}"
+                with urllib.request.urlopen(urllib.request.Request(address, (home / "small.png").read_bytes())) as response:
+                    assert response.headers["content-type"] == "image/png"
+        finally:
+            server.terminate()
     if server.returncode not in (0, -15):
         sys.exit(f"the server ended with {server.returncode}")
 

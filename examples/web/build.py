@@ -3,7 +3,7 @@
     python examples/web/build.py                                        # writes examples/web/site
     python examples/web/build.py --model r3_fast.gray --serve 8080      # other weights; serves it, too
 
-Needs `pip install 'rcnet[onnx]'`, and npm the first time, for onnxruntime-web.
+Needs `pip install rcnet onnx`, for weights that are not exported `'rcnet[onnx]'`, and npm the first time, for onnxruntime-web.
 """
 
 import argparse
@@ -22,11 +22,10 @@ import onnx
 
 import rcnet
 from rcnet.about import SMOOTH
-from rcnet.cost.counting import macs
-from rcnet.deploy.export import export
 from rcnet.deploy.graphs import cut
-from rcnet.models.judge import needs_level
+from rcnet.deploy.sessions import onnx_file
 from rcnet.runtime.levels import LEVELS, LOOK
+from rcnet.runtime.onnx import OnnxSession
 from rcnet.runtime.tiles import grid
 
 HERE = Path(__file__).parent
@@ -57,25 +56,26 @@ def fetch() -> None:
 
 def write_network(name: str, site: Path) -> None:
     """Writes one graph per setting, with all kernels in one file, and what the page has to know."""
-    net = rcnet.load(name)
-    if net.about.task != "denoise":
-        raise SystemExit(f"{name} does not denoise")
-    if needs_level(net):
-        raise SystemExit(f"{name} has no judge of noise, and the page asks nobody: rcnet judge trains one")
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "network.onnx"
-        onnx.save(onnx.load(export(net, whole)), whole, save_as_external_data=True, location="kernels.bin", size_threshold=2048)
+        net = OnnxSession(onnx_file(name) or rcnet.export(rcnet.load(name), whole, half=True))
+        if net.about.task != "denoise":
+            raise SystemExit(f"{name} does not denoise")
+        if net.about.levels == 2 and not net.has_judge:
+            raise SystemExit(f"{name} has no judge of noise, and the page asks nobody: rcnet judge trains one")
+        kept = {"save_as_external_data": True, "location": "kernels.bin", "size_threshold": 2048}
+        onnx.save(onnx.load_from_string(net.model), whole, **kept)
         shutil.copy(Path(folder) / "kernels.bin", site)
-        for setting in net.settings:
-            (site / f"{setting.name}.onnx").write_bytes(cut(whole, setting.name))
-        if net.judge is not None:
+        for setting, output in net.outputs.items():
+            (site / f"{setting.name}.onnx").write_bytes(cut(whole, output))
+        if net.has_judge:
             (site / "judge.onnx").write_bytes(cut(whole, LEVELS))
     settings = [
         {
             "name": str(setting),
             "output": setting.name,
             "radius": net.about.radius(setting),
-            "macs": macs(net, setting, (SIDE, SIDE)) / SIDE**2,
+            "macs": net.macs(setting, (SIDE, SIDE)) / SIDE**2,
         }
         for setting in net.settings
     ]
@@ -115,7 +115,7 @@ def server(site: Path, port: int) -> ThreadingHTTPServer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="r3_fast.photo", help="weights of a denoiser, as rcnet denoise takes them")
+    parser.add_argument("--model", default="r3_fast.photo", help="weights or an exported file of a denoiser")
     parser.add_argument("--site", type=Path, default=HERE / "site", help="the folder to write")
     parser.add_argument("--serve", type=int, metavar="PORT", help="serve it here until Ctrl-C")
     args = parser.parse_args()

@@ -28,6 +28,7 @@ def classify(
     top: int = 1,
     precision: str = "fp32",
     runtime: Literal["auto", "onnx", "torch"] = "auto",
+    device: str | None = None,
     json_output: Json = False,
 ) -> None:
     """Classify images; --steps or --budget sets the cost.
@@ -65,6 +66,9 @@ def classify(
     runtime
         onnx: ONNX Runtime, for bundled weights and exported .onnx files. torch: bundled weights and files of weights. The one
         that can unless given.
+    device
+        cpu, or what else the installed ONNX Runtime or torch offers, e.g. cuda; rcnet doctor lists it. The processor, or NVIDIA's
+        GPU where torch is installed, unless given.
     json_output
         Print JSON.
     """
@@ -90,8 +94,8 @@ def classify(
 
     check_cost(steps, budget)
     files = [file for path in inputs for file in (list_images(path) if path.is_dir() else [path])]
-    session = open_session(model, runtime=runtime, precision=precision)
-    names, side, setting = class_names(session), image_size(session), read_steps(steps, session)
+    session = open_session(model, runtime=runtime, precision=precision, device=device)
+    names, side, setting = class_names(session.about), image_size(session.about), read_steps(steps, session)
     size = (side, side)
     if confidence is not None and (steps is not None or budget is not None):
         raise InputError("give one of --confidence, --steps and --budget")

@@ -34,6 +34,7 @@ def denoise(
     precision: str = "auto",
     threads: int | None = None,
     runtime: Literal["auto", "onnx", "torch"] = "auto",
+    device: str | None = None,
     demo: bool = False,
 ) -> None:
     """Remove noise from images, at the cost that --steps or --budget names.
@@ -98,6 +99,9 @@ def denoise(
     runtime
         onnx: ONNX Runtime, for bundled weights and exported .onnx files. torch: bundled weights and files of weights. The one
         that can, or that is faster, unless given.
+    device
+        cpu, or what else the installed ONNX Runtime or torch offers, e.g. cuda; rcnet doctor lists it. The processor, or NVIDIA's
+        GPU where torch is installed, unless given.
     demo
         Noise of sigma 25 on a bundled photograph, and a table of steps, parameters, MACs, ms and PSNR; -o names the picture.
     """
@@ -117,9 +121,8 @@ def denoise(
 
     tile = TILE if tile is None else tile
     batch = Batch(inputs, output, out_dir, "-denoised", compare, resume)
-    run_files(
-        batch, Options(model, steps, budget, white, pages, tile, precision, threads, runtime, sigma, sigma_map, strength), found
-    )
+    told = (sigma, sigma_map, strength)
+    run_files(batch, Options(model, steps, budget, white, pages, tile, precision, threads, runtime, device, *told), found)
 
 
 def found(done: list[Done]) -> str:

@@ -44,6 +44,7 @@ class Options(NamedTuple):
     precision: str
     threads: int | None
     runtime: "Runtime"
+    device: str | None
     sigma: float | None = None
     sigma_map: Path | None = None
     strength: float = 1.0
@@ -81,13 +82,14 @@ def run_files(batch: Batch, options: Options, report: Report) -> None:
     if options.threads is not None and options.threads < 1:
         raise InputError(f"--threads {options.threads} is not valid: give a whole number from 1")
     from rcnet.cli.text import check_cost, collect_errors
+    from rcnet.deploy.sessions import bf16_may_be_faster
     from rcnet.runtime.denoise import check_strength
     from rcnet.runtime.tiles import check_tile
 
     check_cost(options.steps, options.budget)
     check_tile(options.tile)
     check_strength(options.strength)
-    sessions = Sessions(options, megapixels(jobs) if options.precision == "auto" else 0.0)
+    sessions = Sessions(options, megapixels(jobs) if options.precision == "auto" and bf16_may_be_faster() else 0.0)
     if options.model is not None:
         sessions[options.model]
     for line in skipped:
@@ -121,6 +123,7 @@ class Sessions(dict[str, "Session"]):
             runtime=options.runtime,
             precision=options.precision,
             threads=options.threads,
+            device=options.device,
             megapixels=self.megapixels,
         )
         check_gives_images(session)
@@ -139,7 +142,7 @@ def megapixels(jobs: "Sequence[Job]") -> float:
 
     pixels = 0
     for job in jobs:
-        with contextlib.suppress(OSError), Image.open(job.file) as image:
+        with contextlib.suppress(Exception), Image.open(job.file) as image:  # decoders raise nearly anything
             pixels += image.width * image.height
     return pixels / 1e6
 

@@ -27,6 +27,7 @@ def run(
     precision: str = "auto",
     threads: int | None = None,
     runtime: Literal["auto", "onnx", "torch"] = "auto",
+    device: str | None = None,
 ) -> None:
     """Run trained weights on images, whatever task that gives an image for an image they were made for.
 
@@ -72,6 +73,9 @@ def run(
     runtime
         onnx: ONNX Runtime, for bundled weights and exported .onnx files. torch: bundled weights and files of weights. The one
         that can, or that is faster, unless given.
+    device
+        cpu, or what else the installed ONNX Runtime or torch offers, e.g. cuda; rcnet doctor lists it. The processor, or NVIDIA's
+        GPU where torch is installed, unless given.
     """
     if not inputs:
         raise InputError("no image given: rcnet run IN... --model WEIGHTS")
@@ -79,7 +83,7 @@ def run(
 
     tile = TILE if tile is None else tile
     batch = Batch(inputs, output, out_dir, "-out", compare, resume)
-    run_files(batch, Options(model, steps, budget, white, pages, tile, precision, threads, runtime), changed)
+    run_files(batch, Options(model, steps, budget, white, pages, tile, precision, threads, runtime, device), changed)
 
 
 def changed(done: list[Done]) -> str:

@@ -192,13 +192,11 @@ def read_token(file: Path | None) -> str:
 
 def check_device(name: str) -> None:
     """`InputError` unless it is here; it is not touched, as the worker may need it for itself."""
-    from rcnet.deploy.sessions import has_torch
+    from rcnet.deploy.sessions import torch_devices
     from rcnet.runtime.onnx import devices
 
     valid = devices()
-    if name not in valid and has_torch():
-        import torch
-
-        valid += [f"cuda:{place}" for place in range(torch.cuda.device_count())]
+    if name not in valid:
+        valid = list(dict.fromkeys([*valid, *torch_devices()]))
     if name not in valid:
         raise InputError(f"--device {name} is not there: valid: {', '.join(valid)}")

@@ -67,7 +67,7 @@ def open_session(
         return torch_session(source, precision, threads, device)
     session = OnnxSession(file, threads, (device or "cpu").partition(":")[0])
     undecided = precision == runtime == "auto" and not own and session.device == "cpu"
-    if undecided and megapixels and has_torch() and bf16_by_processor():
+    if undecided and megapixels and bf16_may_be_faster():
         work = session.macs(session.settings[-1], (1000, 1000)) * megapixels
         if work > MUCH * (threads or os.cpu_count() or 1):
             other = torch_session(source, "bf16", threads, "cpu")
@@ -82,7 +82,7 @@ def session_of(model: "Model", precision: str = "fp32") -> Session:
         InputError: what `open_session` raises, or none of these.
     """
     if isinstance(model, str | Path):
-        return _kept(str(model), precision)
+        return _kept(str(model), precision, Path(model).stat().st_mtime_ns if Path(model).is_file() else 0)
     if sys.modules.get("torch"):
         from rcnet.deploy.torch_session import Network, TorchSession
 
@@ -94,7 +94,7 @@ def session_of(model: "Model", precision: str = "fp32") -> Session:
 
 
 @lru_cache(maxsize=4)
-def _kept(source: str, precision: str) -> Session:
+def _kept(source: str, precision: str, changed: int) -> Session:
     return open_session(source, precision=precision)
 
 
@@ -103,6 +103,16 @@ def onnx_file(source: str | Path) -> Path | None:
     if Path(source).suffix == ".onnx":
         return Path(source)
     return bundled_files().get(str(source))
+
+
+def check_source(source: str | Path) -> None:
+    """`InputError` for what `open_session` cannot find or read; nothing is loaded."""
+    if file := onnx_file(source):
+        OnnxSession(file)
+        return
+    with needs_torch():
+        from rcnet.models import read_metadata
+    read_metadata(source)
 
 
 def torch_session(source: str | Path, precision: str = "fp32", threads: int | None = None, device: str | None = None) -> Session:
@@ -114,10 +124,22 @@ def torch_session(source: str | Path, precision: str = "fp32", threads: int | No
         from rcnet.deploy.torch_session import TorchSession
         from rcnet.device import best_device
         from rcnet.models import load
+    if device not in (None, *torch_devices()):
+        raise unknown("device", device, torch_devices())
     if threads:
         torch.set_num_threads(threads)
     network = load(source).to(torch.device(device) if device else best_device())
     return TorchSession(optimize(network, precision=precision))
+
+
+def torch_devices() -> list[str]:
+    """The devices that torch can use here; none without it."""
+    if not has_torch():
+        return []
+    import torch
+
+    count = torch.cuda.device_count()
+    return ["cpu", *["cuda"] * (count > 0), *(f"cuda:{index}" for index in range(count))]
 
 
 def faster(one: Session, other: Session) -> bool:
@@ -131,6 +153,11 @@ def faster(one: Session, other: Session) -> bool:
 
     found = measured_once({"one": one.identity, "other": other.identity}, measure)
     return bool(found["one"] < FASTER * found["other"])
+
+
+def bf16_may_be_faster() -> bool:
+    """Whether torch is installed and the processor computes in bf16."""
+    return has_torch() and bf16_by_processor()
 
 
 @cache

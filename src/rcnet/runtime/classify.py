@@ -5,24 +5,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rcnet.about import About
 from rcnet.errors import InputError
 from rcnet.runtime.denoise import check_range
 from rcnet.runtime.session import Session
 from rcnet.setting import Setting, Steps
 
 
-def class_names(session: Session) -> list[str]:
+def class_names(about: About) -> list[str]:
     """What the outputs stand for, or `InputError` if this is no trained classifier."""
-    if not session.about.classes:
+    if not about.classes:
         raise InputError("this network does not classify, or its weights do not name their classes: take a trained classifier")
-    return list(session.about.classes)
+    return list(about.classes)
 
 
-def image_size(session: Session) -> int:
+def image_size(about: About) -> int:
     """The side in pixels of the images that the weights were trained on, or `InputError` if they do not say."""
-    if session.about.size is None:
+    if about.size is None:
         raise InputError("these weights do not say which size of image they take")
-    return session.about.size[0]
+    return about.size[0]
 
 
 def probabilities(session: Session, images: np.ndarray, setting: Setting) -> np.ndarray:

@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import threading
+import warnings
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -64,7 +65,10 @@ def inference_session(model: bytes, output: str, threads: int | None = None, dev
     options.log_severity_level = 3  # it warns of what only its makers can change
     if threads:
         options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(graph.cut(model, output), options, providers=providers)
+    session = onnxruntime.InferenceSession(graph.cut(model, output), options, providers=providers)
+    if providers[0] not in session.get_providers():
+        warnings.warn(f"ONNX Runtime cannot use the device {device} here: the processor computes", stacklevel=2)
+    return session
 
 
 class OnnxSession:
@@ -95,7 +99,7 @@ class OnnxSession:
             self._judge_macs = int(catalogue["judge_macs"])
         except FileNotFoundError as error:
             raise InputError(f"no exported network at {path}") from error
-        except (OSError, KeyError, IndexError, ValueError, TypeError) as error:
+        except (OSError, AttributeError, LookupError, ValueError, TypeError) as error:
             raise InputError(f"{path} is not a .onnx file that this version of rcnet exported: export it again") from error
         self.settings = tuple(sorted(self.outputs, key=lambda setting: setting.order))
         self.has_judge = LEVELS in graph.outputs(self.model)
@@ -110,9 +114,10 @@ class OnnxSession:
     def per_cell(self, steps: Steps = None) -> Setting:
         setting = self.settings[-1] if steps is None else Setting.of(steps, self.cells)
         if setting not in self.outputs:
-            raise InputError(
-                f"steps={steps if isinstance(steps, Setting) else repr(steps)} is not supported: valid: {listed(self.settings)}"
-            )
+            mixed = len(setting) == self.cells and all(n in {s[i] for s in self.settings} for i, n in enumerate(setting))
+            kept = "; the network was not trained at it, so the output would be destroyed" if mixed else ""
+            given = steps if isinstance(steps, Setting) else repr(steps)
+            raise InputError(f"steps={given} is not supported: valid: {listed(self.settings)}{kept}")
         return setting
 
     def macs(self, setting: Setting, size: tuple[int, int]) -> float:

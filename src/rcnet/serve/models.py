@@ -44,8 +44,8 @@ def open_model(source: str, device: str, precision: str, threads: int = 0) -> Mo
     if session.gives == "image":
         side, size, names, run, sides = 64, 0, [], partial(denoise, session), WARM_UP
     elif session.gives == "classes":
-        side = size = image_size(session)
-        names, sides = class_names(session), ((1, side), (1, side), (4, side))
+        side = size = image_size(session.about)
+        names, sides = class_names(session.about), ((1, side), (1, side), (4, side))
         run = partial(classify, session, names, side)
     else:
         raise InputError(f"{source} is not served: a server takes networks that give images or classes")

@@ -19,6 +19,7 @@ from rcnet.errors import InputError
 from rcnet.evaluation.classify import classification_results
 from rcnet.models.layers import Normalize
 from rcnet.network import RecurrentNet
+from rcnet.runtime.classify import class_names, image_size
 from rcnet.setting import Steps
 from rcnet.tasks.task import Batch, CalibrationBatch, Kind, Measuring, Rows, Setup, Task, checksum, held_out, number, spread
 
@@ -184,32 +185,6 @@ def whiten(stem: nn.Module, images: Tensor) -> None:
     weight[: len(both)] = both
 
 
-def class_names(model: RecurrentNet) -> list[str]:
-    """The names of the outputs, or `InputError` if this is no trained classifier.
-
-    Example:
-        >>> from rcnet import load
-        >>> class_names(load("r2.cifar10"))[:3]
-        ['airplane', 'automobile', 'bird']
-    """
-    if not model.about.classes:
-        raise InputError("this network does not classify, or its weights do not name their classes: take a trained classifier")
-    return list(model.about.classes)
-
-
-def image_size(model: RecurrentNet) -> int:
-    """The side in pixels of the images that the weights were trained on, or `InputError` if it is not recorded.
-
-    Example:
-        >>> from rcnet import load
-        >>> image_size(load("r2.cifar10"))
-        32
-    """
-    if model.about.size is None:
-        raise InputError("these weights do not record the size of their images")
-    return model.about.size[0]
-
-
 def read_matching(folder: str | Path, split: str, model: RecurrentNet) -> Labelled:
     """The labelled images at a path (see `read_labelled`), with the classes and the size of the weights.
 
@@ -222,13 +197,13 @@ def read_matching(folder: str | Path, split: str, model: RecurrentNet) -> Labell
         >>> from rcnet import load
         >>> model = load("r2.cifar10")
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     for name in class_names(model):
+        ...     for name in class_names(model.about):
         ...         (Path(folder) / name).mkdir()
         ...         Image.new("RGB", (40, 40)).save(f"{folder}/{name}/1.png")
         ...     read_matching(folder, "test", model).images.shape
         torch.Size([10, 3, 32, 32])
     """
-    names, size = class_names(model), image_size(model)
+    names, size = class_names(model.about), image_size(model.about)
     other: Sequence[str] = ()
     for dataset in cifar_sets(folder) or ["auto"]:
         found = in_order(read_labelled(folder, split, dataset, size, model.about.channels), names)
