@@ -9,8 +9,8 @@ from rcnet.errors import InputError, unknown
 from rcnet.setting import Setting
 
 INPUTS = ("image", "sigma", "coarse")  # of a call: the image, the levels of white and of coarse noise
-# Side in pixels of the square over which brightness is averaged before the judge's level for it is looked up: a pixel's noise must
-# not choose its own level.
+# Side in pixels of the square over which brightness is averaged before the judge's level for it is looked up, so that a pixel's
+# noise does not choose its own level.
 SMOOTH = 5
 
 
@@ -20,7 +20,7 @@ class Noise(NamedTuple):
     Attributes:
         sigma: its level, or the lowest and the highest, in levels of 255.
         as_8bit: clipped and rounded, as in 8-bit files.
-        camera: the fraction of pictures with the noise of a camera.
+        camera: the fraction of training batches with the noise of a camera.
     """
 
     sigma: float | tuple[float, float] = 25.0
