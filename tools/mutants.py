@@ -49,10 +49,10 @@ NEAREST = {
     "evaluation/harmless": ["tests/test_harmless.py", "tests/test_evaluation.py", "tests/test_cli.py", "-k", "harm or clean"],
     "evaluation/recalibrate": ["tests/test_classify.py", "-k", "recalibrat"],
     "evaluation/record": ["tests/test_evaluation.py", "-k", "record"],
-    "serve/scheduler": ["tests/test_serve_engine.py", "-k", "not engine and not worker"],
-    "serve/demand": ["tests/test_serve_engine.py", "-k", "not engine and not worker"],
-    "serve/policies": ["tests/test_serve_engine.py", "-k", "not engine and not worker"],
-    "serve/costs": ["tests/test_serve_engine.py", "-k", "costs or hung"],
+    "serve/scheduler": ["tests/test_scheduler.py"],
+    "serve/demand": ["tests/test_scheduler.py"],
+    "serve/policies": ["tests/test_scheduler.py"],
+    "serve/costs": ["tests/test_scheduler.py", "-k", "costs or hung"],
 }
 # What computes the same, or the same but for rounding or time: module, then the change, then why.
 EQUAL: dict[str, dict[str, str]] = {}
