@@ -228,7 +228,9 @@ def _tiff_page(
         image.seek(index)
         image.load()
         samples, icc = _samples(name, image, icc, notes)
-        samples = _as_stored(samples, exif.get(_TAGS.Orientation, 1))
+        orientation = exif.get(_TAGS.Orientation, 1)  # Pillow applies it to TIFFs: this undoes it
+        samples = samples.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else samples
+        samples = samples[:: -1 if orientation in (3, 4, 6, 7) else 1, :: -1 if orientation in (2, 3, 7, 8) else 1]
     else:
         samples = _deep_tiff(name, data, index, notes)
     pixels, alpha = (samples[:, :, :-1], samples[:, :, -1]) if samples.shape[2] in (2, 4) else (samples, None)
@@ -292,9 +294,3 @@ def _deep_tiff(name: str, data: bytes, index: int, notes: list[str]) -> np.ndarr
     if not (np.isfinite([low, high]).all() and -low <= high / 2):
         raise unreadable(name, f"has values from {low:g} to {high:g}; black must be at about 0: add an offset")
     return samples.astype(np.float16 if bits == 16 else np.float32)
-
-
-def _as_stored(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Undoes the EXIF orientation, which Pillow applies to TIFFs."""
-    array = array.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else array
-    return array[:: -1 if orientation in (3, 4, 6, 7) else 1, :: -1 if orientation in (2, 3, 7, 8) else 1]
