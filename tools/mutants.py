@@ -150,6 +150,10 @@ def take_over(module: ModuleType, source: str) -> None:
     """Gives a module that is imported, and what others hold of it, the code of another source."""
     new = {"__name__": module.__name__, "__file__": module.__file__, "__package__": module.__package__}
     exec(compile(source, str(module.__file__), "exec"), new)
+    for table in [value for value in new.values() if isinstance(value, dict) and value is not new.get("__builtins__")]:
+        for key, value in table.items():  # functions in tables are those of the module, which take over the code below
+            if isinstance(value, FunctionType) and value is new.get(value.__name__):
+                table[key] = vars(module).get(value.__name__, value)
     for name, value in new.items():
         old = vars(module).get(name)
         if isinstance(value, type) and value.__module__ == module.__name__:
