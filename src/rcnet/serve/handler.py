@@ -136,7 +136,7 @@ class RequestHandler:
             raise Failure(422, f"deadline_ms: give at most {1000 * self.limits.deadline:.0f}")
         info.setting = None if steps is None else about.setting(steps)
         if len(self._active) >= self.limits.requests and not self._make_room(info):
-            raise Failure(429, "too many requests at once", self.engine.scheduler.load(self.engine.clock()), "busy")
+            raise Failure(429, "too many requests at once", self.engine.scheduler.backlog(self.engine.clock()), "busy")
         self._active.add(info)
         return about
 
@@ -211,7 +211,7 @@ class RequestHandler:
         return Load(
             objective_ms=1000 * engine.objective,
             waiting=len(scheduler.waiting),
-            load_ms=round(1000 * scheduler.load(engine.clock()), 1),
+            load_ms=round(1000 * scheduler.backlog(engine.clock()), 1),
             slowness=round(scheduler.costs.slow, 3),
             restarts=engine.restarts,
             settings={name: str(setting) for name, setting in scheduler.settings().items()},

@@ -35,7 +35,7 @@ class Metrics:
             (
                 "rcnet_load_seconds",
                 "Time to do everything at the least settings.",
-                lambda: engine.scheduler.load(engine.clock()),
+                lambda: engine.scheduler.backlog(engine.clock()),
             ),
             ("rcnet_slowness", "Time of a call relative to that at the start.", lambda: engine.scheduler.costs.slow),
             ("rcnet_objective_seconds", "The latency objective.", lambda: engine.objective),
