@@ -84,7 +84,7 @@ def test_a_network_of_ones_own_goes_everywhere(registered, tmp_path, run):
         np.testing.assert_allclose(load_exported(path, np.int64(2))(x.numpy()), model(x, 2).numpy(), atol=1e-5)
     assert read_exported(path)["preprocessing"]["noise"] == {"sigma": 15.0, "as_8bit": False, "camera": 0.0}
     torch.testing.assert_close(rcnet.denoise(model, x, 2, tile=0), model(x, 2))
-    with pytest.raises(InputError, match=r"does not say how far it sees .*tile=0"):
+    with pytest.raises(InputError, match=r"has no About.reach .*tile=0"):
         rcnet.denoise(model, torch.rand(1, 1, 64, 64), tile=16)
     images = [np.full((16, 16, 1), 90, np.uint8)]
     assert [row["steps"] for row in denoising_results(model, images, 15, model.steps)] == [1, 2, 3]

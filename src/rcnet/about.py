@@ -1,4 +1,4 @@
-"""What a network says of itself: the family that built it sets this record, the task completes it, its file keeps it."""
+"""The description of a network: its family sets this record, the task completes it, the file of weights keeps it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,17 +8,19 @@ from typing import Any, NamedTuple
 from rcnet.errors import InputError, unknown
 from rcnet.setting import Setting
 
-INPUTS = ("image", "sigma", "coarse")  # what a call can take: noise levels, of white noise and of coarse noise
-SMOOTH = 5  # pixels a side, over which brightness is averaged before a judge's level is read off: noise itself must not choose
+INPUTS = ("image", "sigma", "coarse")  # of a call: the image, the levels of white and of coarse noise
+# Side in pixels of the square over which brightness is averaged before the judge's level for it is looked up, so that a pixel's
+# noise does not choose its own level.
+SMOOTH = 5
 
 
 class Noise(NamedTuple):
-    """The noise that a denoiser was made for.
+    """The noise that a denoiser was trained on.
 
     Attributes:
-        sigma: its level or the least and the greatest, in levels of 255.
-        as_8bit: clipped and rounded, as files are.
-        camera: the part of it that is a camera's.
+        sigma: its level, or the lowest and the highest, in levels of 255.
+        as_8bit: clipped and rounded, as in 8-bit files.
+        camera: the fraction of training batches with the noise of a camera.
     """
 
     sigma: float | tuple[float, float] = 25.0
@@ -27,25 +29,25 @@ class Noise(NamedTuple):
 
     @property
     def level(self) -> float:
-        """The one level, or the middle of the range."""
+        """The level, or the middle of the range."""
         return sum(self.sigma) / 2 if isinstance(self.sigma, tuple) else self.sigma
 
 
 @dataclass(frozen=True)
 class About:
-    """What a network takes and gives. Images are float [B, channels, H, W] in [0, 1].
+    """The input and output of a network. Images are float [B, channels, H, W] in [0, 1].
 
     Attributes:
-        task: what it is made for, a name of `tasks.TASKS`, or one of your own.
+        task: a name in `tasks.TASKS`, or one of your own.
         channels: of the images: 1 gray, 3 RGB.
-        inputs: `image`; `sigma` where a call takes the noise level; `coarse` where sigma may also hold that of a camera's coarse
-            noise, in a second channel.
-        multiple: what the sides of images have to be multiples of; other images are filled up.
-        sub: what the network fills sides up to multiples of by itself; a tile begins at one.
-        reach: how far, in pixels, an output pixel sees: reach[0] + reach[1] for each step of each cell; None: everywhere.
-        size: height and width of the images that it was trained on, where it was trained on one.
+        inputs: `image`; `sigma` if a call takes the noise level; `coarse` if sigma may have a second channel, the level of a
+            camera's coarse noise.
+        multiple: the sides of images must be multiples of it; others are padded before the call.
+        sub: the network itself pads sides to multiples of it; tiles start at multiples.
+        reach: the distance in pixels that an output pixel sees: reach[0] + reach[1] per step of each cell; None: the whole image.
+        size: height and width of the training images, if they had one size.
         classes: the names of the outputs of a classifier.
-        noise: what a denoiser was made for.
+        noise: of a denoiser.
 
     Example:
         >>> import rcnet
@@ -76,50 +78,50 @@ class About:
 
     @property
     def levels(self) -> int:
-        """How many noise levels a call takes for each pixel: of white noise, and of coarse noise."""
+        """The number of noise levels that a call takes per pixel: 0, 1 (white noise), or 2 (and coarse noise)."""
         return len(self.inputs) - 1
 
     def called_with(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width in pixels, filled up to multiples, as the network is called with them."""
+        """Height and width in pixels, padded to multiples: the size with which the network is called."""
         height, width = (-(-side // self.multiple) * self.multiple for side in size)
         return height, width
 
     def radius(self, setting: Setting) -> int:
-        """How many pixels away, at most, a pixel of the input can change the output at these steps: the halo of a tile."""
+        """The largest distance in pixels at which an input pixel can change the output at these steps: the halo of a tile."""
         if self.reach is None:
-            raise InputError("this network does not say how far it sees (About.reach): it takes the whole image, tile=0")
+            raise InputError("this network has no About.reach and may see the whole image: use tile=0")
         return self.reach[0] + self.reach[1] * sum(setting)
 
     def completed(self, known: Mapping[str, Any]) -> "About":
-        """With the size, the classes and the noise that a task or a file knows; what the family set stays.
+        """With the size, classes and noise from a task or a file, if they are in `known`.
 
         Raises:
-            InputError: one of them is none.
+            InputError: one of them is damaged.
         """
         try:
-            told = {key: known[key] for key in ("size", "classes", "noise") if known.get(key)}
-            if "size" in told:
-                told["size"] = (_side(told["size"][0]), _side(told["size"][1]))
-            if "classes" in told:
-                told["classes"] = tuple(str(name) for name in told["classes"])
-            if "noise" in told:
-                noise = told["noise"]._asdict() if isinstance(told["noise"], Noise) else {**told["noise"]}
+            new = {key: known[key] for key in ("size", "classes", "noise") if known.get(key)}
+            if "size" in new:
+                new["size"] = (_side(new["size"][0]), _side(new["size"][1]))
+            if "classes" in new:
+                new["classes"] = tuple(str(name) for name in new["classes"])
+            if "noise" in new:
+                noise = new["noise"]._asdict() if isinstance(new["noise"], Noise) else {**new["noise"]}
                 sigma = noise.get("sigma", 25.0)
                 noise["sigma"] = tuple(map(float, sigma)) if isinstance(sigma, list | tuple) else float(sigma)
-                told["noise"] = Noise(**noise)
+                new["noise"] = Noise(**noise)
         except (TypeError, ValueError, LookupError, AttributeError) as error:
             raise InputError(f"a description of images is damaged: {error}") from error
-        return dataclasses.replace(self, **told)
+        return dataclasses.replace(self, **new)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "About":
-        """From what `to_json` gives; the rest of a file's `preprocessing` does not matter."""
+        """The record from the output of `to_json`; other keys are ignored."""
         kept = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
         plain: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in kept.items() if key != "noise"}
         return cls(**plain).completed(values)
 
     def to_json(self) -> dict[str, Any]:
-        """What the metadata of files holds as `preprocessing`: the record without what is as usual."""
+        """The record without default values: `preprocessing` in the metadata of files."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
         values |= {key: list(value) for key, value in values.items() if isinstance(value, tuple)}
         values |= {"noise": self.noise._asdict()} if self.noise else {}
@@ -128,5 +130,5 @@ class About:
 
 def _side(value: Any) -> int:
     if type(value) is not int or value < 1:
-        raise ValueError(f"{value!r} is no side of an image")
+        raise ValueError(f"{value!r} is not a side in pixels")
     return value

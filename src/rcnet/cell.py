@@ -25,7 +25,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Cell(nn.Module):
-    """What a `RecurrentNet` unrolls. It is called as `cell(x, steps, upstream)`; `upstream` is the steps of the cell before.
+    """The base of the cells that a `RecurrentNet` unrolls, called as `cell(x, steps, upstream)`; `upstream`: the steps before it.
 
     Attributes:
         steps: the supported numbers of steps, ascending.

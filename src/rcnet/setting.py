@@ -26,10 +26,10 @@ class Setting(tuple[int, ...]):
     def of(cls, steps: Any, cells: int = 1) -> Self:
         """From a number for all cells or one number per cell, of any integer type: what users pass and JSON holds.
 
-        What is none gives the empty setting, which no network has.
+        Other values give the empty setting, which no network has.
 
         Args:
-            cells: how many cells the network has; it does not matter to `str`, `name` and `to_json`.
+            cells: the number of cells of the network; `str`, `name` and `to_json` do not depend on it.
         """
         numbers = whole_numbers(steps)
         return cls(numbers if isinstance(steps, Iterable) else numbers * cells)
@@ -52,7 +52,7 @@ class Setting(tuple[int, ...]):
 
     @property
     def name(self) -> str:
-        """In files and as the output of an exported network: `steps2`, `steps3_2_2`."""
+        """The name in files and of the output of an exported network: `steps2`, `steps3_2_2`."""
         return "steps" + str(self).replace(",", "_")
 
     def __str__(self) -> str:

@@ -17,43 +17,35 @@ from rcnet.errors import InputError, unknown
 CIFAR = {"cifar10": 10, "cifar100": 100}  # the number of classes
 RECORDS = {"train": 50_000, "test": 10_000}
 _PIXELS = 3 * 32 * 32
-_BATCHES = tuple(f"data_batch_{k}" for k in range(1, 6))
+# The files of each split; those of the binary version end in .bin.
+_FILES: dict[str, dict[str, tuple[str, ...]]] = {
+    "cifar10": {"train": tuple(f"data_batch_{k}" for k in range(1, 6)), "test": ("test_batch",)},
+    "cifar100": {"train": ("train",), "test": ("test",)},
+}
 
 
 @dataclass(frozen=True)
 class _Distribution:
-    """One of the four official archives: its folder, the files of each split, and the file with the class names."""
+    """One of the four official archives: its folder and the file with the class names."""
 
     dataset: str
     archive: str
     folder: str
-    files: dict[str, tuple[str, ...]]
     meta: str
 
     @property
     def binary(self) -> bool:
         return self.archive.endswith("-binary.tar.gz")
 
+    def files(self, split: str) -> tuple[str, ...]:
+        return tuple(name + ".bin" * self.binary for name in _FILES[self.dataset][split])
+
 
 _DISTRIBUTIONS = (
-    _Distribution(
-        "cifar10",
-        "cifar-10-binary.tar.gz",
-        "cifar-10-batches-bin",
-        {"train": tuple(f"{name}.bin" for name in _BATCHES), "test": ("test_batch.bin",)},
-        "batches.meta.txt",
-    ),
-    _Distribution(
-        "cifar10", "cifar-10-python.tar.gz", "cifar-10-batches-py", {"train": _BATCHES, "test": ("test_batch",)}, "batches.meta"
-    ),
-    _Distribution(
-        "cifar100",
-        "cifar-100-binary.tar.gz",
-        "cifar-100-binary",
-        {"train": ("train.bin",), "test": ("test.bin",)},
-        "fine_label_names.txt",
-    ),
-    _Distribution("cifar100", "cifar-100-python.tar.gz", "cifar-100-python", {"train": ("train",), "test": ("test",)}, "meta"),
+    _Distribution("cifar10", "cifar-10-binary.tar.gz", "cifar-10-batches-bin", "batches.meta.txt"),
+    _Distribution("cifar10", "cifar-10-python.tar.gz", "cifar-10-batches-py", "batches.meta"),
+    _Distribution("cifar100", "cifar-100-binary.tar.gz", "cifar-100-binary", "fine_label_names.txt"),
+    _Distribution("cifar100", "cifar-100-python.tar.gz", "cifar-100-python", "meta"),
 )
 
 
@@ -101,7 +93,7 @@ def read_cifar(folder: str | Path, dataset: str, split: str) -> tuple[np.ndarray
         out = Path(folder).parent if Path(folder).is_file() else folder
         raise InputError(f"no {dataset} in {folder}: looked for {valid}; to get it: rcnet data {dataset} --out {out}")
     source = sources[0]
-    distribution, names = source.distribution, source.distribution.files[split]
+    distribution, names = source.distribution, source.distribution.files(split)
     count = RECORDS[split] // len(names)
     limits = {distribution.meta: 1 << 20} | dict.fromkeys(names, 3 * count * _PIXELS)
     parse = _parse_binary if distribution.binary else _parse_pickle
@@ -126,7 +118,7 @@ def _sources(folder: Path) -> list[_Source]:
     itself = [
         _Source(d, folder)
         for d in _DISTRIBUTIONS
-        if folder.name == d.folder or any((folder / name).is_file() for names in d.files.values() for name in names)
+        if folder.name == d.folder or any((folder / name).is_file() for split in RECORDS for name in d.files(split))
     ]
     extracted = [_Source(d, folder / d.folder) for d in _DISTRIBUTIONS]
     archives = [_Source(d, folder / d.archive) for d in _DISTRIBUTIONS]

@@ -29,63 +29,75 @@ def decode(name: str, data: bytes) -> ImageFile:
     limits.check(name, data)
     if kind_of(data) == "TIFF":
         return decode_tiff(name, data)[0]
-    if deep := re.match(rb"P([2356])#\s(\d+)#\s(\d+)#\s(\d+)\s".replace(rb"#\s", rb"(?:\s|#[^\n]*\n)+"), data):
-        gray, plain, width, height, top = deep[1] in b"25", deep[1] in b"23", *map(int, deep.groups()[1:])
-        if top > 255:
-            shape, rest = (height, width, 1 if gray else 3), data[deep.end() :]
-            values = np.array(rest.split(), ">u2") if plain else np.frombuffer(rest[: 2 * math.prod(shape)], ">u2")
-            return ImageFile(np.rint(values.reshape(shape) * (65535 / top)).astype(np.uint16), kind="PNM")
+    if deep := _deep_pnm(data):
+        return deep
     with Image.open(io.BytesIO(data), formats=plugins(name, data)) as image:
-        kind, notes = KINDS[str(image.format)], []
-        frames = getattr(image, "n_frames", 1)
-        if image.format == "MPO":
-            notes.append(f"only the first of its {frames} pictures is kept")
-        elif kind == "HEIC":
-            if frames > 1 or image.info.get("aux") or image.info.get("depth_images"):
-                notes.append("only its main picture is kept")
-        elif frames > 1:
-            raise unreadable(name, f"is animated or has several pages: take one of its {frames} frames")
-        if (bits := _bits(kind, data, image)) > 8 and image.mode != "I;16":
-            notes.append(f"its {bits} bits become 8")
-        image.load()
-        exif = image.info.get("exif") or (image.getexif().tobytes() if image.getexif() else b"")
-        chunks = list(encoding.png_chunks(data)) if kind == "PNG" else []
-        raw_mode = str(dict(chunks)["IHDR"][8:10].hex()) if chunks else ""  # bits and colour type
-        icc = image.info.get("icc_profile") or b""
-        if raw_mode in ("1002", "1004", "1006"):
-            samples = _deep_png(name, data, image)
-        else:
-            samples, icc = _samples(name, image, icc, notes)
-        pixels, alpha = (samples[:, :, :-1], samples[:, :, -1]) if samples.shape[2] in (2, 4) else (samples, None)
-        key = image.info.get("transparency")
-        if key is not None and alpha is None:  # Pillow widens gray of 1, 2 and 4 bits to 8, but not the key
-            key = 255 * bool(key) if raw_mode == "0100" else np.multiply(key, {"0200": 85, "0400": 17}.get(raw_mode, 1))
-            alpha = np.where((pixels == key).all(axis=2), 0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
-        own = [(key, value) for key, value in chunks if key in CHUNKS and not value.startswith(encoding.XMP_OF_PNG)]
-        if isinstance(image, JpegImagePlugin.JpegImageFile):
-            own = [(key, value) for key, value in image.applist if not value.startswith(_OTHER_SEGMENTS)]
-        density, unit = image.info.get("dpi"), "inch"
-        if "jfif_unit" in image.info:
-            density, unit = image.info["jfif_density"], ("", "inch", "cm")[image.info["jfif_unit"] % 3]
-        elif "aspect" in image.info:
-            density, unit = image.info["aspect"], ""
-        xmp = image.info.get("xmp") or b""
-        if kind in ("AVIF", "HEIC", "JPEG 2000"):
-            icc = icc or _colours(data, notes)
-        if lost := sorted({key for key, _ in chunks if key[0].islower() and key not in CHUNKS and key not in _HANDLED}):
-            notes.append(f"its chunks {', '.join(lost)} are not kept")
-        return ImageFile(
-            np.ascontiguousarray(pixels),
-            None if alpha is None else np.ascontiguousarray(alpha),
-            exif.removeprefix(b"Exif\0\0"),
-            icc,
-            *_density(density, unit),
-            xmp.encode() if isinstance(xmp, str) else xmp,
-            kind,
-            tuple(own),
-            _coding(image, data),
-            tuple(notes),
-        )
+        return _by_pillow(name, data, image)
+
+
+def _deep_pnm(data: bytes) -> ImageFile | None:
+    """A PNM of more than 8 bits, which Pillow reduces to 8; None for other files."""
+    deep = re.match(rb"P([2356])#\s(\d+)#\s(\d+)#\s(\d+)\s".replace(rb"#\s", rb"(?:\s|#[^\n]*\n)+"), data)
+    if not deep or int(deep[4]) <= 255:
+        return None
+    gray, plain, width, height, top = deep[1] in b"25", deep[1] in b"23", *map(int, deep.groups()[1:])
+    shape, rest = (height, width, 1 if gray else 3), data[deep.end() :]
+    values = np.array(rest.split(), ">u2") if plain else np.frombuffer(rest[: 2 * math.prod(shape)], ">u2")
+    return ImageFile(np.rint(values.reshape(shape) * (65535 / top)).astype(np.uint16), kind="PNM")
+
+
+def _by_pillow(name: str, data: bytes, image: Image.Image) -> ImageFile:
+    """The picture in a file that Pillow has opened."""
+    kind, notes = KINDS[str(image.format)], []
+    frames = getattr(image, "n_frames", 1)
+    if image.format == "MPO":
+        notes.append(f"only the first of its {frames} pictures is kept")
+    elif kind == "HEIC":
+        if frames > 1 or image.info.get("aux") or image.info.get("depth_images"):
+            notes.append("only its main picture is kept")
+    elif frames > 1:
+        raise unreadable(name, f"is animated or has several pages: take one of its {frames} frames")
+    if (bits := _bits(kind, data, image)) > 8 and image.mode != "I;16":
+        notes.append(f"its {bits} bits become 8")
+    image.load()
+    exif = image.info.get("exif") or (image.getexif().tobytes() if image.getexif() else b"")
+    chunks = list(encoding.png_chunks(data)) if kind == "PNG" else []
+    raw_mode = str(dict(chunks)["IHDR"][8:10].hex()) if chunks else ""  # bits and colour type
+    icc = image.info.get("icc_profile") or b""
+    if raw_mode in ("1002", "1004", "1006"):
+        samples = _deep_png(name, data, image)
+    else:
+        samples, icc = _samples(name, image, icc, notes)
+    pixels, alpha = (samples[:, :, :-1], samples[:, :, -1]) if samples.shape[2] in (2, 4) else (samples, None)
+    key = image.info.get("transparency")
+    if key is not None and alpha is None:  # Pillow widens gray of 1, 2 and 4 bits to 8, but not the key
+        key = 255 * bool(key) if raw_mode == "0100" else np.multiply(key, {"0200": 85, "0400": 17}.get(raw_mode, 1))
+        alpha = np.where((pixels == key).all(axis=2), 0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
+    own = [(key, value) for key, value in chunks if key in CHUNKS and not value.startswith(encoding.XMP_OF_PNG)]
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        own = [(key, value) for key, value in image.applist if not value.startswith(_OTHER_SEGMENTS)]
+    density, unit = image.info.get("dpi"), "inch"
+    if "jfif_unit" in image.info:
+        density, unit = image.info["jfif_density"], ("", "inch", "cm")[image.info["jfif_unit"] % 3]
+    elif "aspect" in image.info:
+        density, unit = image.info["aspect"], ""
+    xmp = image.info.get("xmp") or b""
+    if kind in ("AVIF", "HEIC", "JPEG 2000"):
+        icc = icc or _colours(data, notes)
+    if lost := sorted({key for key, _ in chunks if key[0].islower() and key not in CHUNKS and key not in _HANDLED}):
+        notes.append(f"its chunks {', '.join(lost)} are not kept")
+    return ImageFile(
+        np.ascontiguousarray(pixels),
+        None if alpha is None else np.ascontiguousarray(alpha),
+        exif.removeprefix(b"Exif\0\0"),
+        icc,
+        *_density(density, unit),
+        xmp.encode() if isinstance(xmp, str) else xmp,
+        kind,
+        tuple(own),
+        _coding(image, data),
+        tuple(notes),
+    )
 
 
 def plugins(name: str, data: bytes) -> list[str]:
@@ -216,7 +228,9 @@ def _tiff_page(
         image.seek(index)
         image.load()
         samples, icc = _samples(name, image, icc, notes)
-        samples = _as_stored(samples, exif.get(_TAGS.Orientation, 1))
+        orientation = exif.get(_TAGS.Orientation, 1)  # Pillow applies it to TIFFs: this undoes it
+        samples = samples.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else samples
+        samples = samples[:: -1 if orientation in (3, 4, 6, 7) else 1, :: -1 if orientation in (2, 3, 7, 8) else 1]
     else:
         samples = _deep_tiff(name, data, index, notes)
     pixels, alpha = (samples[:, :, :-1], samples[:, :, -1]) if samples.shape[2] in (2, 4) else (samples, None)
@@ -280,9 +294,3 @@ def _deep_tiff(name: str, data: bytes, index: int, notes: list[str]) -> np.ndarr
     if not (np.isfinite([low, high]).all() and -low <= high / 2):
         raise unreadable(name, f"has values from {low:g} to {high:g}; black must be at about 0: add an offset")
     return samples.astype(np.float16 if bits == 16 else np.float32)
-
-
-def _as_stored(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Undoes the EXIF orientation, which Pillow applies to TIFFs."""
-    array = array.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else array
-    return array[:: -1 if orientation in (3, 4, 6, 7) else 1, :: -1 if orientation in (2, 3, 7, 8) else 1]

@@ -206,7 +206,7 @@ def _add_handlers(app: FastAPI, handler: RequestHandler) -> None:
     async def failed(request: Request, error: Exception) -> Response:
         failure = failure_of(error)
         if failure.reason == "busy":
-            await handler.hold_back(request.scope["rcnet"])
+            await handler.delay_refusal(request.scope["rcnet"])
         if failure.status != 408:
             await drop_body(request)
         handler.metrics.rejection(failure.reason)

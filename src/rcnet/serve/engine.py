@@ -190,7 +190,7 @@ class Engine:
         try:
             await asyncio.wait({request.answer}, timeout=max(deadline - self.clock(), 0))
             if not request.answer.done() and self.scheduler.cancel(request):
-                raise Refused("late", "the deadline passed while the request waited", self.scheduler.load(self.clock()))
+                raise Refused("late", "the deadline passed while the request waited", self.scheduler.backlog(self.clock()))
             if request in self._overdue:
                 _refuse(request, NO_ANSWER)
             return await request.answer
@@ -243,7 +243,7 @@ class Engine:
     def _take(self, index: int) -> Batch | None:
         now = self.clock()
         for request in self.scheduler.late(now):
-            _refuse(request, Refused("late", "the deadline can no longer be met", self.scheduler.load(now)))
+            _refuse(request, Refused("late", "the deadline can no longer be met", self.scheduler.backlog(now)))
         return self.scheduler.next(now, index)
 
     def _resolve(self, batch: Batch, results: list[Any] | Exception, seconds: float) -> None:

@@ -35,9 +35,9 @@ OTHERS: dict[type[Exception], tuple[int, str]] = {
 }
 ENCODERS = 2  # threads; images that are encoded were computed here, so none takes long
 RETRY = 1.0  # the least number of seconds that a refused client is asked to wait
-# The answer to a client that retries too early is delayed by HOLD seconds, so that each of its connections asks at most four
-# times per second; at most HELD answers at once, as each keeps a connection open.
-HOLD, HELD = 0.25, 256
+# The answer to a client that retries too early is delayed by DELAY seconds, so that each of its connections asks at most four
+# times per second; at most DELAYED answers at once, as each keeps a connection open.
+DELAY, DELAYED = 0.25, 256
 LINGER = 1.0  # seconds to read the rest of an unwanted body: most bodies arrive with their header
 STALLED = 1.0  # seconds after which an unfinished body may be evicted for a request of the same client
 
@@ -107,7 +107,7 @@ class RequestHandler:
         self.decoders = decoders
         self._active: set[RequestInfo] = set()
         self._refused: dict[str, float] = {}  # when a client was last refused as busy
-        self._held = 0
+        self._delayed = 0
         self._encoders = ThreadPoolExecutor(ENCODERS, "images")
         self._writing = Costs()  # seconds from a result to the last byte of its response
         for kind in codec.ANSWERS.values():
@@ -136,7 +136,7 @@ class RequestHandler:
             raise Failure(422, f"deadline_ms: give at most {1000 * self.limits.deadline:.0f}")
         info.setting = None if steps is None else about.setting(steps)
         if len(self._active) >= self.limits.requests and not self._make_room(info):
-            raise Failure(429, "too many requests at once", self.engine.scheduler.load(self.engine.clock()), "busy")
+            raise Failure(429, "too many requests at once", self.engine.scheduler.backlog(self.engine.clock()), "busy")
         self._active.add(info)
         return about
 
@@ -158,7 +158,7 @@ class RequestHandler:
         self._active.discard(oldest)
         return True
 
-    async def hold_back(self, info: RequestInfo) -> None:
+    async def delay_refusal(self, info: RequestInfo) -> None:
         """Delays a refusal as busy if the client was refused within the last second. The request no longer counts as active.
 
         A refusal takes about a millisecond of the processor, which the workers need: clients that retry at once would use it up.
@@ -167,12 +167,12 @@ class RequestHandler:
         again = now - self._refused.get(info.client, -math.inf) < RETRY
         self._refused = {client: time for client, time in self._refused.items() if now - time < RETRY} | {info.client: now}
         self._active.discard(info)
-        if again and self._held < HELD:
-            self._held += 1
+        if again and self._delayed < DELAYED:
+            self._delayed += 1
             try:
-                await asyncio.sleep(HOLD)
+                await asyncio.sleep(DELAY)
             finally:
-                self._held -= 1
+                self._delayed -= 1
 
     async def picture(self, request: Request, about: Served) -> ImageFile:
         """The image in the request's body, which is decoded only if it can be computed in time."""
@@ -211,7 +211,7 @@ class RequestHandler:
         return Load(
             objective_ms=1000 * engine.objective,
             waiting=len(scheduler.waiting),
-            load_ms=round(1000 * scheduler.load(engine.clock()), 1),
+            load_ms=round(1000 * scheduler.backlog(engine.clock()), 1),
             slowness=round(scheduler.costs.slow, 3),
             restarts=engine.restarts,
             settings={name: str(setting) for name, setting in scheduler.settings().items()},

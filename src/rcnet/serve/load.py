@@ -6,8 +6,9 @@ import random
 from importlib import resources
 
 import numpy as np
-from PIL import Image
 
+from rcnet.data.images import read_image
+from rcnet.data.noise import protocol_pixels
 from rcnet.serve.engine import Engine
 from rcnet.serve.requests import Refused
 from rcnet.serve.served import Work
@@ -17,11 +18,10 @@ SECONDS, MOST, SIDE = 12.0, 3000, 96  # duration, maximum number of requests, si
 
 def noisy_picture(channels: int) -> np.ndarray:
     """The middle of the bundled photograph with Gaussian noise, uint8 [SIDE, SIDE, channels]."""
-    with (resources.files("rcnet") / "assets" / "cameraman.png").open("rb") as file:
-        image = np.asarray(Image.open(file).convert("L"), np.float64)
+    image = read_image(str(resources.files("rcnet") / "assets" / "cameraman.png"), channels)
     top, left = (image.shape[0] - SIDE) // 2, (image.shape[1] - SIDE) // 2
-    clean = image[top : top + SIDE, left : left + SIDE, None].repeat(channels, axis=2)
-    return np.clip(np.rint(clean + np.random.RandomState(0).normal(0, 25, clean.shape)), 0, 255).astype(np.uint8)
+    noisy = protocol_pixels(image[top : top + SIDE, left : left + SIDE], 25, as_8bit=True)
+    return np.rint(255 * noisy[0].transpose(1, 2, 0)).astype(np.uint8)
 
 
 async def make_load(engine: Engine, model: str) -> None:

@@ -32,11 +32,7 @@ class Metrics:
         self._rejections = Counter("rcnet_rejections", "Requests without a result, by reason.", ["reason"], registry=one)
         for name, text, value in [
             ("rcnet_queue_requests", "Waiting requests.", lambda: len(engine.scheduler.waiting)),
-            (
-                "rcnet_load_seconds",
-                "Time to do everything at the least settings.",
-                lambda: engine.scheduler.load(engine.clock()),
-            ),
+            ("rcnet_load_seconds", "Backlog at the least settings.", lambda: engine.scheduler.backlog(engine.clock())),
             ("rcnet_slowness", "Time of a call relative to that at the start.", lambda: engine.scheduler.costs.slow),
             ("rcnet_objective_seconds", "The latency objective.", lambda: engine.objective),
             ("rcnet_worker_restarts", "Restarts of workers that died.", lambda: engine.restarts),

@@ -148,7 +148,7 @@ class Scheduler:
         self._measured[batch.model] = now
         self.free[worker] = now
 
-    def load(self, now: float) -> float:
+    def backlog(self, now: float) -> float:
         """Seconds until everything that waits or runs would be done at the least settings."""
         free = max(min(self.free) - now, 0.0)
         return (free if math.isfinite(free) else 0.0) + sum(self._mean(r) for r in self.waiting) / len(self.free)

@@ -100,8 +100,7 @@ def model_info(about: Served, engine: Engine) -> ModelInfo:
         )
         for setting, work in about.macs.items()
     ]
-    keys = ("name", "task", "gives", "channels", "noise_level", "parameters", "precision", "size")
-    return ModelInfo(**{key: getattr(about, key) for key in keys}, classes=list(about.classes), settings=settings)
+    return ModelInfo.model_validate({**about._asdict(), "settings": settings})
 
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
