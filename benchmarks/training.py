@@ -134,8 +134,8 @@ def render(result: dict[str, Any]) -> str:
             "r3_fast.photo, trained by `rcnet train r3_fast_photo init=r3_fast.photo minutes=4` on the training images of BSD:",
             f"{found['before']:.2f} dB before, {found['after']:.2f} dB after (the best of {len(found['along'])} measurements).",
             "Mean PSNR of steps 1, 2 and 3 and of noise of sigma 15, 25 and 50 in 8 bits, on the middles of 16 images held out,",
-            f"which the bundled weights were trained on. {more['minutes']:g} minutes of processor time made {more['iterations']:,}",
-            f"iterations; {more['hardware']}.",
+            f"which the bundled weights were trained on. {more['minutes']:g} minutes of processor time,",
+            f"{more['iterations']:,} iterations; {more['hardware']}.",
         ]
     return "\n".join([*lines, ""])
 
