@@ -218,7 +218,7 @@ def test_eval_of_clean_pictures_and_of_pairs(run, refused, tmp_path):
     assert "images are paired in order: the first pair is cat.png, tom.png" in err
     assert "pairs need as many of each" in refused("eval", "r3_fast.gray", "--noisy", BSD / "test", "--clean", "clean")
     assert "take no noise level" in refused("eval", "r3.bsd-gray-25", "--data", BSD, "--harm", "--sigma", "0")
-    assert "one or the other" in refused("eval", "r3_fast.gray", "--noisy", "noisy", "--clean", "clean", "--harm")
+    assert "use only one of them" in refused("eval", "r3_fast.gray", "--noisy", "noisy", "--clean", "clean", "--harm")
     assert "blind and sigma exclude each other" in refused(
         "eval", "r3_fast.gray", "--data", BSD, "--harm", "--sigma", "5", "--blind"
     )

@@ -63,6 +63,7 @@ def train(
     Raises:
         InputError: the recipe or the data does not fit, `out` contains another run or is in use by another process, or another
             process of this run has exited.
+        Diverged: an `InputError`; the loss or the weights grow without bound.
         OSError: a file cannot be written, e.g. because the disk is full; the last checkpoint is intact.
     """
     return Trainer(recipe, Path(data), Path(out), resume).go(progress, clock, tensorboard)
