@@ -20,7 +20,7 @@ from rcnet.conversion.cells import RelaxedCell
 from rcnet.conversion.fit import shared_kernel
 from rcnet.conversion.record import first_tensor, record
 from rcnet.cost import macs, parameters
-from rcnet.deploy.export import export, load_exported
+from rcnet.deploy.export import export, load_exported, read_exported
 
 from .conftest import IMAGES
 
@@ -510,11 +510,265 @@ class Telling(nn.Module):
         return x
 
 
-def test_blocks_that_are_told_something_are_not_replaced_without_it():
-    with pytest.raises(InputError, match="is called with options"):
-        rcnet.convert(trained(Telling(0.1)), "all")
-    original, x = trained(Telling(1.0)), torch.rand(1, 3, 16, 16)
-    torch.testing.assert_close(rcnet.convert(original, "all", rank=100)(x), original(x), rtol=0, atol=1e-4)
+class Summing(nn.Module):
+    """The code around the blocks adds what they take, tells them something, and gives them a tensor of its own."""
+
+    def __init__(self, scale=0.1):
+        super().__init__()
+        self.stem, self.blocks, self.scale = nn.Conv2d(3, 8, 1), nn.ModuleList(conv_block(8) for _ in range(4)), scale
+        self.told, self.head = nn.ModuleList(Told() for _ in range(3)), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x):
+        mask = (x.mean((1, 2, 3), keepdim=True) > 0) * 2.0 * self.scale
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + self.scale * block(x)
+        for block in self.told:
+            x = block(x, mask) * 0.5
+        return self.head(x)
+
+
+@torch.no_grad()
+def test_blocks_with_options_more_tensors_and_sums_outside_are_replaced():
+    x = torch.rand(3, 3, 16, 16)
+    for scale in (0.1, 1.0):
+        original = trained(Telling(scale))
+        torch.testing.assert_close(rcnet.convert(original, "all", rank=100)(x), original(x), rtol=0, atol=1e-4)
+    original = trained(Summing())
+    net = rcnet.convert(original, "all", rank=100)
+    assert [(r.blocks, r.what) for r in net.conversion.replaced] == [(4, "Sequential"), (3, "Told")]
+    torch.testing.assert_close(net(x), original(x), rtol=0, atol=1e-4)
+    torch.testing.assert_close(untie(unroll(net))(x), original(x), rtol=0, atol=1e-4)
+
+
+class Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Unusual(nn.Module):
+    """A block that does what `kind` says."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.conv, self.norm = kind, nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.up, self.matrix = nn.ConvTranspose2d(8, 8, 3, padding=1), nn.Linear(8, 8)
+        self.shift, self.mask = torch.rand(8, 1, 1), torch.rand(64, 64)  # neither parameters nor buffers
+        if kind == "weight norm":
+            nn.utils.parametrizations.weight_norm(self.conv)
+        elif kind == "spectral norm":
+            nn.utils.parametrizations.spectral_norm(self.conv)
+        elif kind == "old weight norm":
+            nn.utils.weight_norm(self.conv)
+        elif kind == "subclass":
+            self.conv = Standardized(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        y, weight = x, self.conv.weight
+        if self.kind == "backward":
+            y = Sign.apply(x)
+        elif self.kind == "straight-through":
+            weight = weight + (torch.round(weight * 8) / 8 - weight).detach()
+        with torch.no_grad():
+            scale = x.abs().mean((2, 3), True)
+        y = self.norm(nn.functional.conv2d(y, weight, padding=1) if self.kind == "straight-through" else self.conv(y))
+        if self.kind == "no gradient":
+            y = y * scale
+        elif self.kind == "transposed":
+            y = self.up(y)
+        elif self.kind == "functional":
+            y = nn.functional.linear(y.transpose(1, 3), self.matrix.weight, self.matrix.bias).transpose(1, 3)
+        elif self.kind == "attribute":
+            y = y + self.shift
+        elif self.kind == "mask":
+            y = y * self.mask
+        elif self.kind == "training" and self.training:
+            y = y + 1000
+        return x + y.relu()
+
+
+class Standardized(nn.Conv2d):
+    def forward(self, x):
+        weight = (self.weight - self.weight.mean()) / (self.weight.std() + 1e-5)
+        return nn.functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+KINDS = ("backward", "straight-through", "no gradient", "weight norm", "old weight norm", "spectral norm", "subclass",
+         "transposed", "functional", "attribute", "training")  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_unusual_blocks_keep_their_outputs_and_gradients(kind):
+    torch.manual_seed(0)
+    blocks, x = (Unusual(kind) for _ in range(3)), torch.rand(3, 3, 9, 8)
+    original = trained(nn.Sequential(nn.Conv2d(3, 8, 1), *blocks, nn.Conv2d(8, 3, 1)))
+    original(x)
+    net = rcnet.convert(original, "all", rank=10**6, init="mean", about=About(size=(8, 8))).eval()
+    torch.testing.assert_close(net(x), original(x), rtol=0, atol=1e-4)
+    for model in (original, net):
+        model(x).square().mean().backward()
+    torch.testing.assert_close(net.stem.get_parameter("0.weight").grad, original[0].weight.grad, rtol=1e-3, atol=1e-5)
+    notes = " ".join(net.conversion.notes)
+    assert ("is applied to the weights once" in notes) == (kind in ("weight norm", "old weight norm", "spectral norm"))
+    assert ("Unusual (1 and 2 more) computes something else in training mode" in notes) == (kind == "training")
+    torch.testing.assert_close(pickle.loads(pickle.dumps(net))(x), net(x))
+
+
+def test_blocks_whose_constants_differ_are_not_a_run():
+    with pytest.raises(InputError, match=r"1 the next block differs: .*"):
+        rcnet.convert(nn.Sequential(nn.Conv2d(3, 8, 1), *(Unusual("mask") for _ in range(3))).eval())
+
+
+class Rebound(nn.Module):
+    apply_sign = staticmethod(Sign.apply)  # bound before anything is recorded
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.apply_sign(self.conv(x))
+
+
+def test_a_backward_pass_that_cannot_be_followed_is_refused():
+    with pytest.raises(InputError, match="SignBackward is a backward pass that cannot be followed"):
+        rcnet.convert(nn.Sequential(Rebound(), Rebound(), Rebound()).eval())
+
+
+def test_what_the_report_says():
+    original = dncnn().eval().requires_grad_(False)
+    original[2].weight.requires_grad_(True)
+    net = rcnet.convert(torch.compile(original, backend="eager"), 2)
+    assert f"differ by {net.conversion.difference:.2g} of their size" in str(net.conversion)
+    assert net.conversion.difference > 0.05
+    assert [name for name, p in net.named_parameters() if p.requires_grad] == ["cell1.body.0.weight"]
+    assert "less than a tenth" not in str(net.conversion)
+    few = rcnet.convert(nn.Sequential(nn.Conv2d(3, 3, 15, padding=7), nn.Conv2d(3, 64, 1), *conv_block(64), nn.Conv2d(64, 3, 1),
+                                      *(nn.Conv2d(3, 3, 1) for _ in range(2))).eval(), 2)  # fmt: skip
+    assert "% of the parameters, less than a tenth" in str(few.conversion)
+
+
+class Rnn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.GRU(8, 8, batch_first=True)
+
+    def forward(self, x):
+        return x + self.rnn(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).reshape(x.shape)
+
+
+@torch.no_grad()
+def test_layers_that_cannot_have_differences_are_named():
+    net = rcnet.convert(nn.Sequential(nn.Conv2d(3, 8, 1), Rnn(), Rnn()).eval(), "all", rank=100, about=About(size=(8, 8)))
+    assert "note: cell1 shares rnn, whatever the rank" in str(net.conversion)
+    assert net.conversion.difference > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["ViT", "DeiT", "Beit", "Dinov2", "ViTMSN"])
+def test_vision_transformers_of_transformers(family, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 96}
+    config = getattr(transformers, f"{family}Config")(**sizes, image_size=32, patch_size=8, num_labels=5)
+    model = getattr(transformers, f"{family}ForImageClassification")(config).eval()
+    x, about = torch.rand(3, 3, 32, 32), About("classify", size=(32, 32), classes=tuple("abcde"))
+    net = rcnet.convert(model, "all", rank=99, about=about)
+    assert [r.blocks for r in net.conversion.replaced] == [3]
+    torch.testing.assert_close(net(x), model(x).logits, rtol=0, atol=1e-4)
+    rcnet.save(net, tmp_path / "net.safetensors")
+    assert torch.equal(rcnet.load(tmp_path / "net.safetensors")(x), net(x))
+    if family == "ViT":
+        assert "it takes only images of 32x32 pixels" in net.conversion.notes
+        path = export(net, tmp_path / "net.onnx", steps=(3,))
+        np.testing.assert_allclose(load_exported(path)(x.numpy()), net(x).numpy(), atol=1e-4)
+        with pytest.raises(InputError, match="takes images of 32x32 pixels"):
+            load_exported(path)(np.zeros((1, 3, 40, 40), np.float32))
+
+
+class Padded(nn.Module):
+    """A block whose shortcut takes every other pixel and more channels of zeros; sides must be multiples of 2."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 3, 2, 1)
+
+    def forward(self, x):
+        return self.conv(x) + nn.functional.pad(x[:, :, : x.shape[2] // 2 * 2 : 2, : x.shape[3] // 2 * 2 : 2], (0, 0, 0, 0, 0, 4))
+
+
+@torch.no_grad()
+def test_the_multiple_that_a_network_needs_is_found(tmp_path):
+    blocks = (conv_block(8) for _ in range(2))
+    original = trained(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Padded(), *blocks, nn.PixelShuffle(2), nn.Conv2d(2, 3, 1)))
+    net = rcnet.convert(original, (1, 2), about=About("denoise"))
+    assert net.about.multiple == 2
+    path, x = export(net, tmp_path / "net.onnx", steps=(2,)), torch.rand(2, 3, 18, 26)
+    np.testing.assert_allclose(load_exported(path)(x.numpy()), net(x).numpy(), atol=1e-4)
+    net.about = About("denoise")  # as if nothing were known
+    assert read_exported(export(net, tmp_path / "net.pt2", steps=(2,)))["multiple"] == 2
+    assert read_exported(export(net, tmp_path / "one.pt2", steps=(2,), size=(18, 26)))["size"] == [18, 26]
+
+
+@torch.no_grad()
+def test_ranks_where_they_pay_and_first_blocks_kept_apart(tmp_path):
+    original, x = trained(dncnn(6, 16)), torch.rand(4, 3, 32, 32)
+    options = {"steps": 6, "init": "low-rank", "rank": 2, "about": About("denoise"), "source": "tests.test_convert:dncnn"}
+    options["options"] = {"blocks": 6, "channels": 16}
+    for i in (5, 8):
+        original[i].weight.mul_(3)  # these differ most from the others
+    even, adaptive = (rcnet.convert(original, **options, adaptive=choice) for choice in (False, True))
+    assert adaptive.conversion.after <= even.conversion.after
+    assert adaptive.conversion.difference < even.conversion.difference
+    assert len({rank for step in adaptive.ranks[0] for rank in step}) > 1
+    rcnet.save(adaptive, tmp_path / "net.safetensors")
+    assert torch.equal(rcnet.load(tmp_path / "net.safetensors")(x), adaptive(x))
+    apart = rcnet.convert(original, **options, apart=True)
+    assert [r.blocks for r in apart.conversion.replaced] == [5]
+    rcnet.save(apart, tmp_path / "net.safetensors")
+    assert torch.equal(rcnet.load(tmp_path / "net.safetensors")(x), apart(x))
+
+
+def test_features_of_the_teacher_are_learned(run, refused, cifar_folder, tmp_path, forgotten):
+    old = knowing().eval()
+    net = rcnet.convert(old, (1, 2), source="tests.test_convert:small", about=About("classify", size=(32, 32)))
+    rcnet.save(net, tmp_path / "net.safetensors")
+    short = ("batch=20", "iterations=30", "epochs=0", "ema=0", "precision=fp32", "optimizer.lr=0.05", "recalibrate_start=2")
+    arguments = ("train", "finetune", *short, f"init={tmp_path / 'net.safetensors'}", "--data", cifar_folder)
+    images, away = torch.rand(50, 3, 32, 32), []
+    for weight in (0, 5):
+        out = tmp_path / f"run{weight}"
+        status, _, err = run(*arguments, "teacher=tests.test_convert:knowing", f"feature_weight={weight}", "--out", out)
+        assert status == 0, err
+        after = rcnet.load(out / "weights.safetensors").eval()
+        with torch.no_grad():
+            away.append(float((after[:2](images, 2) - old[:5](images)).square().mean()))
+    assert away[1] < 0.8 * away[0]
+    message = refused(*arguments, "teacher=tests.test_convert:knowing_more", "feature_weight=1", "--out", "new")
+    assert "feature_weight needs the network that it was converted from" in message
+
+
+def knowing_more():
+    """A teacher with other blocks."""
+    blocks = (conv_block(8) for _ in range(3))
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+
+def test_the_command_measures_statistics_on_images(run, cifar_folder, tmp_path, forgotten):
+    states = []
+    for more in ((), ("--data", cifar_folder)):
+        arguments = ("tests.test_convert:knowing", "--task", "classify", "--size", "32x32", "-o", tmp_path / "net.safetensors")
+        status, out, err = run("convert", *arguments, "--steps", "2", *more)
+        assert status == 0, err
+        assert "outputs differ by" in out
+        states.append(rcnet.load(tmp_path / "net.safetensors").state_dict())
+    changed = {name.rpartition(".")[2] for name, x in states[0].items() if not torch.equal(x, states[1][name])}
+    assert changed == {"running_mean", "running_var"}
 
 
 def test_regions_that_are_no_neighbours_become_cells_of_their_own():
@@ -605,7 +859,7 @@ def test_a_converted_network_of_ones_own_is_saved_and_loaded(tmp_path, forgotten
 
 def test_what_convert_refuses_says_why(refused, tmp_path):
     arguments = ("convert", "tests.test_convert:small", "--task", "classify", "-o", tmp_path / "net.safetensors")
-    assert "--size -32 is not valid" in refused(*arguments, "--size=-32")
+    assert "--size -32 is not valid: give HEIGHTxWIDTH" in refused(*arguments, "--size=-32")
     assert "--size 0 is not valid" in refused(*arguments, "--size", "0")
     torch.save({f"module.{name}": x for name, x in small().state_dict().items()}, tmp_path / "old.pt")
     told = refused(*arguments, "--size", "32", "--weights", tmp_path / "old.pt")

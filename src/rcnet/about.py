@@ -83,6 +83,10 @@ class About:
 
     def called_with(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width in pixels, padded to multiples: the size with which the network is called."""
+        if len(size) != 2:
+            raise InputError(
+                f"size={tuple(size)} is not valid: give height and width; rcnet measures networks for images, [B, C, H, W]"
+            )
         height, width = (-(-side // self.multiple) * self.multiple for side in size)
         return height, width
 

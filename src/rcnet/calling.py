@@ -3,17 +3,20 @@
 import copy
 import itertools
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune
+from torch.nn.utils import parametrize
 
 from rcnet.device import autocast, resolve_precision
 from rcnet.errors import InputError
-from rcnet.network import Net, RecurrentNet, evaluating, unroll
+from rcnet.network import RecurrentNet, evaluating, unroll
 from rcnet.setting import Steps
 
 Call = Callable[..., Tensor]
+OTHERS = (nn.Conv1d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm3d)
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -53,20 +56,22 @@ def caller(net: nn.Module, device: torch.device, precision: str = "fp32", dtype:
     return call
 
 
-def plain(net: Net) -> Net:
+def plain(net: Module) -> Module:
     """A copy without parametrizations and pruning: they are applied to the kernels once and removed."""
     for module in net.modules():
         for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, prune.BasePruningMethod):  # a masked tensor has a gradient history and cannot be copied
-                setattr(module, hook._tensor_name, getattr(module, hook._tensor_name).detach())
+            name = getattr(hook, "_tensor_name", getattr(hook, "name", ""))  # of pruning; of the old weight_norm, spectral_norm
+            if name and isinstance(getattr(module, name, None), Tensor):  # it has a gradient history and cannot be copied
+                setattr(module, name, getattr(module, name).detach())
     net = copy.deepcopy(net)
     for module in net.modules():
         if parametrize.is_parametrized(module):  # torch's remove_parametrizations would change the class that the model shares
-            values = {name: getattr(module, name).detach() for name in module.get_submodule("parametrizations")._modules}
+            values = {name: getattr(module, name) for name in module.get_submodule("parametrizations")._modules}
             del module.parametrizations
+            module._load_state_dict_pre_hooks.clear()  # weight_norm's, which cannot be pickled
             module.__class__ = type(module).__bases__[0]
             for name, value in values.items():
-                module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+                module.register_parameter(name, nn.Parameter(value.detach(), requires_grad=value.requires_grad))
         for key, hook in list(module._forward_pre_hooks.items()):
             if hasattr(hook, "remove"):  # pruning, and the old weight_norm and spectral_norm
                 hook.remove(module)
@@ -74,12 +79,17 @@ def plain(net: Net) -> Net:
     return net
 
 
-def refused(model: RecurrentNet, size: tuple[int, int], error: RuntimeError) -> InputError:
+def refused(model: RecurrentNet, size: tuple[int, ...], error: Exception) -> InputError:
     """The error for a network that fails at this height and width, although its `about` allows it."""
     about, reason = model.about, str(error).strip().splitlines()[0]
+    if any(isinstance(module, OTHERS) for module in model.modules()):
+        return InputError(
+            f"rcnet measures and exports networks for images only, [B, C, H, W]: this one has 1-D or 3-D layers ({reason})"
+        )
     return InputError(
-        f"this network fails at {about.channels} channels and {size[1]}x{size[0]} pixels, but its about allows them (channels="
-        f"{about.channels}, multiple={about.multiple}; set e.g. net.about = rcnet.About(channels=1, multiple=4)): {reason}"
+        f"this network fails at {about.channels} channels and {'x'.join(map(str, reversed(size)))} pixels, but its about allows "
+        f"them (channels={about.channels}, multiple={about.multiple}); set e.g. net.about = rcnet.About("
+        f"channels={about.channels}, multiple={2 * about.multiple}), or size=: {reason}"
     )
 
 

@@ -2,12 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from rcnet.cli.text import Json
 from rcnet.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rcnet.about import About
 
 
 def convert(
@@ -19,11 +24,14 @@ def convert(
     steps: str = "1,2,3",
     init: Literal["first", "mean", "low-rank"] = "first",
     rank: int = 0,
+    adaptive: bool = False,
+    apart: bool = False,
     regions: str | None = None,
     task: str | None = None,
-    size: int | None = None,
+    size: str | None = None,
     mean: str | None = None,
     std: str | None = None,
+    data: Path | None = None,
     json_output: Json = False,
 ) -> None:
     """Make a network with repeated blocks recurrent: consecutive blocks that differ only in their weights become one cell, whose
@@ -57,15 +65,22 @@ def convert(
         The shared kernels: those of the first block, their mean, or those that fit best with differences of --rank.
     rank
         Rank of the difference that each step adds to the kernels; 0: none.
+    adaptive
+        Give the parameters of this rank to the kernels that differ most, instead of the same rank to all.
+    apart
+        Keep the first block of each run of three or more as it is.
     regions
         Convert only blocks in these modules, e.g. layer3,layer4.
     task
         classify or denoise; known for an image classifier of transformers.
     size
-        Side of the images in pixels; for a folder, from its configuration.
+        HEIGHTxWIDTH of the images in pixels, or one side of a square; for a folder, from its configuration.
     mean, std
         Normalization that the network expects, one number per channel, e.g. 0.485,0.456,0.406; for a folder, from its
         configuration. The converted network takes images in [0, 1].
+    data
+        A folder of images, as for training: the statistics of batch norms are measured on them for each step count, which
+        brings back a part of the accuracy without training.
     json_output
         Print JSON.
     """
@@ -74,10 +89,11 @@ def convert(
     import torch
 
     from rcnet.about import About
-    from rcnet.cli.text import count, table
+    from rcnet.cli.text import count, read_size, table
     from rcnet.conversion.convert import SIDE
     from rcnet.cost import macs, parameters
     from rcnet.cost.counting import counted
+    from rcnet.evaluation.recalibrate import recalibrate
     from rcnet.models import save
     from rcnet.models.converted import LIBRARIES, about_of, read_original
     from rcnet.models.converted import convert as run
@@ -90,9 +106,7 @@ def convert(
         raise InputError(f"--output {output} is not valid: the name must end in .safetensors")
     original = read_original(network, read_overrides(options), weights)
     about: About = about_of(original.model)
-    if size is not None and size < 1:
-        raise InputError(f"--size {size} is not valid: give the side of the images in pixels")
-    sides = (size, size) if size else original.size or about.size
+    sides = read_size(size) or original.size or about.size
     about = dataclasses.replace(about, task=task or about.task, size=sides)
     if not about.task:
         raise InputError(f"the task of the network is not known: give --task {' or --task '.join(TASKS)}")
@@ -103,12 +117,16 @@ def convert(
         init,
         None if regions is None else regions.split(","),
         rank,
+        adaptive=adaptive,
+        apart=apart,
         about=about,
         mean=read_numbers("--mean", mean) or original.mean,
         std=read_numbers("--std", std) or original.std,
         source=original.source,
         options=original.options,
     )
+    if data is not None:
+        recalibrate(net, training_images(net.about, data))
     height, width = sides or (SIDE, SIDE)
     whole = original.normalized().eval()
     before = counted(lambda: whole(torch.zeros(1, about.channels, height, width)))
@@ -126,6 +144,8 @@ def convert(
         print()
         print(table(("kept", "what", "parameters", "why"), [(k.name, k.what, f"{k.parameters:,}", k.reason) for k in done.kept]))
     print()
+    print("\n".join(done.remarks()))
+    print()
     costs = [("before", (done.before, before)), *((str(n), figures) for n, figures in cost.items())]
     print(table(("steps", "parameters", f"MACs, {height}x{width}"), [(n, f"{size:,}", count(work)) for n, (size, work) in costs]))
     print(f"\n{output}: {done.before:,} parameters became {done.after:,}")
@@ -133,6 +153,19 @@ def convert(
     module = (original.source or "").partition(":")[0]
     trust = f"RCNET_MODULES={module} " if ":" in network and module not in LIBRARIES else ""
     print(f"next: {trust}rcnet train {find_task(about.task).finetune} init={output}{teacher} --data FOLDER")
+
+
+def training_images(about: "About", data: Path, batches: int = 16, batch: int = 64) -> "list[Tensor]":
+    """Batches [B, C, H, W] of images as training sees them."""
+    import numpy as np
+    import torch
+
+    from rcnet.tasks import find_task
+    from rcnet.tasks.task import Setup
+
+    kind = find_task(about.task)
+    task = kind.begin(kind.settled(kind.section(), about), Setup(data, torch.device("cpu"), about, batch, 0, "fp32"))
+    return [task.batch(np.random.default_rng([0, i]), i).x for i in range(batches)]
 
 
 def read_numbers(option: str, text: str | None) -> tuple[float, ...]:

@@ -44,7 +44,7 @@ def profile(
         Bundled weights (see rcnet models), an exported .onnx file, a file of weights, or a network, e.g. r4, or
         package.module:function that builds one.
     size
-        HEIGHTxWIDTH in pixels; default: 321x481 (denoise) or the size of the weights (classify).
+        HEIGHTxWIDTH in pixels, or one side of a square; default: 321x481 (denoise) or the size of the weights (classify).
     batch
         Images per call.
     threads
@@ -101,6 +101,7 @@ def uses_onnx(model: str, runtime: str, precision: str) -> bool:
 
 def by_onnx(model: str, size: str | None, batch: int, threads: int | None, _: str, each: Callable[[], object]) -> Measured:
     """What was measured of an exported file, and a row for each setting."""
+    from rcnet.cli.text import read_size
     from rcnet.deploy.sessions import onnx_file
     from rcnet.runtime.budget import latencies
     from rcnet.runtime.onnx import OnnxSession
@@ -109,7 +110,7 @@ def by_onnx(model: str, size: str | None, batch: int, threads: int | None, _: st
     if file is None:
         raise InputError(f"{model} is for torch: leave out --runtime onnx, or rcnet export it first")
     session = OnnxSession(file, threads)
-    shape = parse_size(size, session.size)
+    shape = read_size(size) or session.size
     times = latencies(session, shape, batch, each)
     rows = [
         {"steps": n.to_json(), "macs": round(batch * session.macs(n, shape)), "parameters": session.parameters, **times[n]}
@@ -126,13 +127,14 @@ def by_torch(
     """What was measured of a network of torch, and a row for each setting."""
     import torch
 
+    from rcnet.cli.text import read_size
     from rcnet.cost.counting import judge_macs
     from rcnet.cost.profiling import profile
     from rcnet.device import best_device, hardware
     from rcnet.tasks import usual_size
 
     network = named_network(model).to(best_device())
-    shape = parse_size(size, network.about.size or usual_size(network.about.task))
+    shape = read_size(size) or network.about.size or usual_size(network.about.task)
     if threads:
         torch.set_num_threads(threads)
     rows = profile(network, shape, batch, precision, each=each)
@@ -154,13 +156,3 @@ def named_network(name: str) -> "RecurrentNet":
         return load(name)
     except InputError as error:
         raise InputError(f"{error} (networks: {', '.join(list_models())})" if name not in bundled() else str(error)) from error
-
-
-def parse_size(text: str | None, usual: tuple[int, int]) -> tuple[int, int]:
-    """Height and width from `321x481`; the usual ones for None."""
-    if text is None:
-        return usual
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
-        raise InputError(f"--size {text} is not valid: give HEIGHTxWIDTH in pixels, e.g. 321x481")
-    return int(sides[0]), int(sides[1])

@@ -68,6 +68,16 @@ def progress(total: int, about: str = "", unit: str = "it", hidden: bool = False
         yield bar.update
 
 
+def read_size(text: str | None) -> tuple[int, int] | None:
+    """Height and width from `321x481`, or from the side of a square; None for None. Raises `InputError` for an invalid one."""
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
+        raise InputError(f"--size {text} is not valid: give HEIGHTxWIDTH in pixels, e.g. 321x481, or one side of a square")
+    return int(sides[0]), int(sides[-1])
+
+
 @contextmanager
 def collect_errors(count: int, failed: list[InputError]) -> Iterator[None]:
     """Prints an `InputError` and appends it to `failed`, so that other images are still processed; of one image it is raised."""

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from rcnet.cell import Cell, RecurrentCell, StandardCell
 from rcnet.conversion.fit import LAYERS
 from rcnet.conversion.record import NORMS
+from rcnet.conversion.runs import is_vector, tensor_of
 
 
 class Value(nn.Module):
@@ -20,11 +21,11 @@ class Value(nn.Module):
 
     def __init__(self, value: Tensor) -> None:
         super().__init__()
-        value = value.detach().clone()
-        if value.is_floating_point():
-            self.value = nn.Parameter(value)
+        copied = value.detach().clone()
+        if isinstance(value, nn.Parameter):
+            self.value = nn.Parameter(copied, requires_grad=value.requires_grad)
         else:
-            self.register_buffer("value", value)
+            self.register_buffer("value", copied)
 
     def forward(self) -> Tensor:
         return self.value
@@ -33,16 +34,20 @@ class Value(nn.Module):
 class RelaxedCell(RecurrentCell):
     """A recurrent cell whose steps may add layers of low rank to the shared ones (Bae et al. 2024, arXiv 2410.20672).
 
-    The body is called as `body(x, [*norms, *differences])` with those of the step. If the input is a tuple, the cell changes only
-    its first tensor, [B, C, H, W]; the others bypass the cell, for layers further down the chain.
+    The body is called as `body(x, [*norms, *differences], *extras)` with those of the step. If the input is a tuple, the cell
+    changes only its first tensor, [B, C, H, W]; the others bypass the cell, for layers further down the chain.
 
     Args:
         differences: the modules of each step; default: none.
+        extras: the indices of the values in the input that every step takes as they are.
         others: as for `RecurrentCell`.
     """
 
-    def __init__(self, *others: Any, differences: Sequence[Iterable[nn.Module]] = (), **options: Any) -> None:
+    def __init__(
+        self, *others: Any, differences: Sequence[Iterable[nn.Module]] = (), extras: Sequence[int] = (), **options: Any
+    ) -> None:
         super().__init__(*others, **options)
+        self.extras = tuple(extras)
         self.differences = nn.ModuleList(nn.ModuleList(step) for step in differences or [()] * self.steps[-1])
 
     def _parts(self, steps: int, upstream: int) -> list[list[nn.Module]]:
@@ -54,7 +59,7 @@ class RelaxedCell(RecurrentCell):
 
     def forward(self, x: Any, steps: int, upstream: int = 0) -> Any:
         """x: [B, C, H, W], or a tuple that begins with it. The output has the same shape."""
-        return _passing([self.body] * steps, self._parts(steps, upstream), x)
+        return _passing([self.body] * steps, self._parts(steps, upstream), x, self.extras)
 
     def fixed(self, steps: int, upstream: int) -> Cell:
         cell: Any = super().fixed(steps, upstream)
@@ -63,20 +68,25 @@ class RelaxedCell(RecurrentCell):
 
     def untied(self) -> Cell:
         parts = [nn.ModuleList(step) for step in self._parts(self.steps[0], 0)]
-        return UntiedCell((copy.deepcopy(self.body) for _ in parts), parts)
+        cell = UntiedCell((copy.deepcopy(self.body) for _ in parts), parts)
+        cell.extras = self.extras
+        return cell
 
 
 class UntiedCell(StandardCell):
     """As `StandardCell`; of a tuple, only the first tensor changes."""
 
+    extras: tuple[int, ...] = ()
+
     def forward(self, x: Any, steps: int, upstream: int = 0) -> Any:
-        return _passing(list(self.bodies), list(self.norms), x)
+        return _passing(list(self.bodies), list(self.norms), x, self.extras)
 
 
-def _passing(bodies: Sequence[nn.Module], parts: Sequence[Any], x: Any) -> Any:
+def _passing(bodies: Sequence[nn.Module], parts: Sequence[Any], x: Any, extras: Sequence[int]) -> Any:
     y, *rest = x if isinstance(x, tuple) else (x,)
+    more = [x[i] for i in extras]
     for body, norms in zip(bodies, parts, strict=True):
-        y = body(y, norms)
+        y = body(y, norms, *more)
     return (y, *rest) if rest else y
 
 
@@ -102,7 +112,7 @@ def take_out(graph: fx.Graph, root: nn.Module, vectors: bool) -> list[str]:
             module, args = root.get_submodule(str(node.target)), node.args
             if not isinstance(module, NORMS):
                 continue
-        elif node.op == "get_attr" and vectors and _is_vector(tensor_of(root, str(node.target))):
+        elif node.op == "get_attr" and vectors and is_vector(tensor_of(root, str(node.target))):
             args = ()
         else:
             continue
@@ -114,30 +124,31 @@ def take_out(graph: fx.Graph, root: nn.Module, vectors: bool) -> list[str]:
     return list(names)
 
 
-def _is_vector(value: Tensor) -> bool:
-    return value.numel() == max((1, *value.shape))
-
-
-def tensor_of(root: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer by name."""
-    parent, _, last = name.rpartition(".")
-    return getattr(root.get_submodule(parent), last)
+def part_of(root: nn.Module, name: str) -> Any:
+    """A module, parameter or buffer by name."""
+    found: Any = root
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
 
 
 def own_part(root: nn.Module, name: str) -> nn.Module:
     """A copy of a module or tensor that `take_out` replaced, by name."""
-    found: Any = root
-    for part in name.split("."):
-        found = getattr(found, part)
+    found = part_of(root, name)
     return copy.deepcopy(found) if isinstance(found, nn.Module) else Value(found)
 
 
 def add_differences(graph: fx.Graph, root: nn.Module, before: int) -> list[str]:
-    """Adds to each convolution and linear layer the output of a module in `norms`, from index `before`; returns their names."""
+    """Adds the output of a module in `norms`, from index `before`, to each layer of `LAYERS` and to each other weight.
+
+    Returns:
+        the names of these layers and weights.
+    """
     given = next(node for node in graph.nodes if node.op == "placeholder" and node.target == "norms")
     names: list[str] = []
     for node in list(graph.nodes):
-        if node.op != "call_module" or type(root.get_submodule(str(node.target))) not in LAYERS:
+        is_layer = node.op == "call_module" and type(part_of(root, str(node.target))) in LAYERS
+        if not is_layer and not (node.op == "get_attr" and isinstance(part_of(root, str(node.target)), nn.Parameter)):
             continue
         if node.target not in names:
             names.append(str(node.target))

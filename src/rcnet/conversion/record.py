@@ -2,10 +2,9 @@
 
 `torch.fx.symbolic_trace` runs the code on proxies and fails where the code reads a shape or a type. Here the code runs on real
 tensors, and each torch function and each call of a layer is recorded. Sizes are nodes of the graph, so that other batch sizes
-work; branches, and dropout that is not a layer, are those of the example in evaluation mode.
+work; branches, and dropout that is not a layer, are those of the example and of the mode (training or evaluation).
 """
 
-import inspect
 import operator
 import threading
 from collections.abc import Callable, Iterator
@@ -17,32 +16,28 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from rcnet.conversion.fit import LAYERS
 from rcnet.errors import InputError
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity)  # which do nothing themselves
 _ONE_AT_A_TIME = threading.RLock()  # as nn.Module.__call__ is replaced for the whole process
 DECIDING = ("__bool__", "item", "tolist", "__int__", "__float__", "__len__", "numpy")
 
 
 @dataclass
 class Call:
-    """One call of a module: nodes `start` to `end` of the graph. It takes and returns one tensor, or `reason` says why not.
+    """One call of a module: nodes `start` to `end` of the graph, `get_attr` nodes not counted.
 
     Attributes:
-        shapes: of its input and output.
-        shared: its output is used by others than the next module.
+        shapes: of the first tensor that it takes, and of the first that it returns.
     """
 
     name: str
     module: nn.Module
     start: int = 0
     end: int = 0
-    takes: fx.Node | None = None
-    gives: fx.Node | None = None
     shapes: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
-    reason: str = ""
-    shared: bool = False
 
 
 @dataclass
@@ -54,8 +49,16 @@ class Recording:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is a single node of a graph: layers of torch, and norms of any class."""
-    return isinstance(module, NORMS) or (type(module).__module__.startswith("torch.nn") and not isinstance(module, CONTAINERS))
+    """Whether a module is a single node of a graph: norms of any class, and layers of torch whose weights are those of `LAYERS`.
+
+    Other layers with weights are followed inside, so that the weights are tensors in the graph. Recurrent layers and scripted
+    modules cannot be followed.
+    """
+    if isinstance(module, (*NORMS, nn.RNNBase, torch.jit.ScriptModule)):
+        return True
+    if not type(module).__module__.startswith("torch.nn") or isinstance(module, CONTAINERS) or module._forward_hooks:
+        return False
+    return type(module) in LAYERS or not (module._parameters or module._modules)
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -74,15 +77,16 @@ def first_tensor(output: Any) -> Tensor:
     return output
 
 
-@torch.no_grad()
-def record(root: nn.Module, example: Tensor, leaf: Callable[[nn.Module], bool] = is_leaf) -> Recording:
-    """The graph of `root(example)`; modules for which `leaf` is true are single nodes.
+def record(root: nn.Module, example: Tensor) -> Recording:
+    """The graph of `root(example)`.
+
+    Tensors that are neither parameters nor buffers, and functions with their own backward pass, become attributes of `root`.
 
     Raises:
-        InputError: a branch depends on values of tensors, or the code uses a tensor that does not belong to the module.
+        InputError: a branch depends on values of tensors, or the code uses a result that cannot be followed.
     """
-    with _ONE_AT_A_TIME:
-        recorder, x = _Recorder(root, leaf, example.device), example.clone()
+    with _ONE_AT_A_TIME, torch.enable_grad():  # so that parts without gradients are noticed
+        recorder, x = _Recorder(root, example.device), example.clone()
         recorder.value(recorder.graph.placeholder("x"), x)
         with recorder, _patched(recorder):
             output = first_tensor(recorder.called(recorder.plain, root, (x,), {}))
@@ -95,21 +99,38 @@ def device_of_input(x: Tensor) -> torch.device:
     return x.device
 
 
+class Applied(nn.Module):
+    """A `torch.autograd.Function`, with its own backward pass, as a module."""
+
+    def __init__(self, function: type[torch.autograd.Function]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any) -> Any:
+        return self.function.apply(*args)  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def _patched(recorder: "_Recorder") -> Iterator[None]:
-    """Redirects calls of modules in this thread to the recorder."""
-    plain, thread = recorder.plain, threading.get_ident()
+    """Redirects calls of modules, and of functions with their own backward pass, in this thread to the recorder."""
+    plain, thread, apply = recorder.plain, threading.get_ident(), torch.autograd.Function.__dict__["apply"]
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() != thread:
             return plain(module, *args, **kwargs)
         return recorder.called(plain, module, args, kwargs)
 
+    def applied(function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        run = apply.__get__(None, function)
+        return run(*args, **kwargs) if threading.get_ident() != thread or kwargs else recorder.applied(run, function, args)
+
     nn.Module.__call__ = call  # type: ignore[method-assign]
+    torch.autograd.Function.apply = classmethod(applied)  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
         nn.Module.__call__ = plain  # type: ignore[method-assign]
+        torch.autograd.Function.apply = apply  # type: ignore[method-assign]
 
 
 class _Size(int):
@@ -147,26 +168,28 @@ for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordi
 class _Recorder(TorchFunctionMode):
     """Records what runs."""
 
-    def __init__(self, root: nn.Module, leaf: Callable[[nn.Module], bool], device: torch.device) -> None:
+    def __init__(self, root: nn.Module, device: torch.device) -> None:
         super().__init__()
         self.device = device
-        self.root, self.leaf, self.plain = root, leaf, nn.Module.__call__
+        self.root, self.plain = root, nn.Module.__call__
         self.graph = fx.Graph()
         self.calls: list[Call] = []
         self.names = {id(module): name for name, module in root.named_modules()}
         self.tensors = {id(tensor): name for name, tensor in [*root.named_parameters(), *root.named_buffers()]}
         self.nodes: dict[int, fx.Node] = {}
+        self.attributes = 0  # nodes that are parameters or buffers
         self.kept: list[Any] = []  # so that no id is used again
         self.off = False
 
     def value(self, node: fx.Node, result: Any) -> Any:
         """The result of a node, which is known by that node from now on."""
         if isinstance(result, Tensor):
+            node.meta["shape"] = self.shape(result)
             self.nodes[id(result)] = self.latest = node
             self.kept.append(result)
         elif isinstance(result, tuple | list):
             for index, part in enumerate(result):
-                if isinstance(part, Tensor):
+                if next(_tensors(part), None) is not None:
                     self.value(self.graph.call_function(operator.getitem, (node, index)), part)
         return result
 
@@ -180,9 +203,34 @@ class _Recorder(TorchFunctionMode):
             return value
         if id(value) not in self.nodes:
             if id(value) not in self.tensors:
-                raise InputError("it uses a tensor that is not a parameter, a buffer or a result")
+                self.tensors[id(value)] = self.constant(value)
+            self.attributes += 1
             self.value(self.graph.get_attr(self.tensors[id(value)]), value)
-        return self.nodes[id(value)]
+        node = self.nodes[id(value)]
+        if value.requires_grad and node.target is torch.detach:
+            raise InputError(
+                f"{value.grad_fn.name() if value.grad_fn else 'a result'} is a backward pass that cannot be followed"
+            )
+        return node
+
+    def constant(self, value: Tensor) -> str:
+        """The name of a new buffer for a tensor that is not a parameter, a buffer or a result."""
+        if value.requires_grad:
+            raise InputError(f"it uses a result of code that cannot be followed ({list(value.shape)})")
+        name = f"_constant{len(self.tensors)}"
+        object.__setattr__(self.root, name, value)  # a buffer of graphs, and no part of the network itself
+        return name
+
+    def shape(self, values: Any) -> tuple[int, ...]:
+        """The shape of the first tensor."""
+        off, self.off = self.off, True  # `shape` is a torch function, too
+        try:
+            return next((tuple(tensor.shape) for tensor in _tensors(values)), ())
+        finally:
+            self.off = off
+
+    def positions(self) -> int:
+        return len(self.graph.nodes) - self.attributes
 
     def mapped(self, values: Any, change: Callable[[Any], Any]) -> Any:
         if isinstance(values, slice):
@@ -223,7 +271,11 @@ class _Recorder(TorchFunctionMode):
             node = self.graph.call_function(dunder, *nodes) if dunder else self.graph.call_method(name, *nodes)
         else:
             node = self.graph.call_function(function, *nodes)
-        return self.value(node, result)
+        known = id(result) in self.nodes
+        self.value(node, result)
+        if isinstance(result, Tensor) and not known and not torch.is_grad_enabled() and _has_gradient((args, kwargs)):
+            self.value(self.graph.call_function(torch.detach, (node,)), result)  # it was computed without gradients
+        return result
 
     def sizes(self, args: Any, kwargs: Any, result: Any) -> Any:
         """The sizes of a tensor as `_Size`."""
@@ -236,38 +288,50 @@ class _Recorder(TorchFunctionMode):
             return side(result, args[1] if len(args) > 1 else kwargs["dim"])
         return torch.Size([side(value, index) for index, value in enumerate(result)])
 
+    def applied(self, run: Any, function: type[torch.autograd.Function], args: Any) -> Any:
+        """Calls a function with its own backward pass and records it as a module."""
+        if self.off:
+            return run(*args)
+        module = Applied(function)
+        name = f"_function{len(self.graph.nodes)}"
+        object.__setattr__(self.root, name, module)
+        return self.leaf(name, lambda *given: run(*given), args, {})
+
+    def leaf(self, name: str, run: Any, args: Any, kwargs: Any) -> Any:
+        """Calls a module that is one node."""
+        nodes = self.mapped((args, kwargs), self.node)
+        self.off = True
+        try:
+            result = run(*self.mapped(args, lambda v: int(v) if isinstance(v, _Size) else v), **kwargs)
+        finally:
+            self.off = False
+        return self.value(self.graph.call_module(name, *nodes), result)
+
     def called(self, plain: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Calls a module and records it: one node for a leaf, else what it does inside."""
         if self.off or id(module) not in self.names:
             return plain(module, *args, **kwargs)
-        call = Call(self.names[id(module)], module, start=len(self.graph.nodes))
-        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        source = self.nodes.get(id(given[0])) if given else None
-        shape = tuple(given[0].shape) if given else ()
+        call = Call(self.names[id(module)], module, start=self.positions())
         self.calls.append(call)
-        if module is not self.root and self.leaf(module):
-            nodes = self.mapped((args, kwargs), self.node)
-            self.off = True
-            try:
-                result = plain(module, *self.mapped(args, lambda v: int(v) if isinstance(v, _Size) else v), **kwargs)
-            finally:
-                self.off = False
-            result = self.value(self.graph.call_module(call.name, *nodes), result)
+        if module is not self.root and is_leaf(module):
+            result = self.leaf(call.name, lambda *given, **options: plain(module, *given, **options), args, kwargs)
         else:
             result = plain(module, *args, **kwargs)
-        call.end = len(self.graph.nodes)
-        if _has_options(module, kwargs):
-            call.reason = "is called with options"
-        elif len(given) != 1 or len(args) != 1 or source is None or not isinstance(result, Tensor):
-            call.reason = "takes or returns more than one tensor"
-        else:
-            call.takes, call.gives = source, self.nodes.get(id(result))
-            call.shapes = (tuple(map(int, shape)), tuple(int(n) for n in tuple.__iter__(result.shape)))
+        call.end = self.positions()
+        call.shapes = (self.shape((args, kwargs)), self.shape(result))
         return result
 
 
-def _has_options(module: nn.Module, kwargs: dict[str, Any]) -> bool:
-    """Whether a call passes options other than the defaults."""
-    options = {key: value for key, value in kwargs.items() if value is not None and not isinstance(value, Tensor)}
-    usual = inspect.signature(module.forward).parameters if options else {}
-    return any(key not in usual or value != usual[key].default for key, value in options.items())
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dictionaries."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, dict):
+        yield from _tensors(list(values.values()))
+    elif isinstance(values, tuple | list):
+        for value in values:
+            yield from _tensors(value)
+
+
+def _has_gradient(values: Any) -> bool:
+    return any(tensor.requires_grad for tensor in _tensors(values))

@@ -1,48 +1,90 @@
-"""`find_runs`: the repeated blocks of a network."""
+"""`find_runs`: the repeated blocks of a network, as slices of its graph."""
 
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from rcnet.conversion.record import Call, Recording, device_of_input, record
-from rcnet.errors import InputError, unknown
+from rcnet.conversion.record import Call, Recording, device_of_input
+from rcnet.errors import unknown
+
+
+@dataclass(frozen=True)
+class Block:
+    """A slice of the graph.
+
+    Attributes:
+        nodes: without `get_attr` nodes.
+        takes: the values that it takes from outside.
+        own: names of the modules and tensors that only it uses, in the order of their first use.
+        lines: what it does; equal for blocks that differ only in the values of their weights.
+    """
+
+    nodes: Sequence[fx.Node]
+    takes: tuple[fx.Node, ...]
+    own: tuple[str, ...]
+    lines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive blocks that differ only in their weights. A block is one module, or several that are called in order.
+    """Consecutive blocks that differ only in their weights; each changes one value and takes others as they are.
 
     Attributes:
-        blocks: the calls of each block.
+        calls: of each block, the modules that it is named after.
+        start, end: of the run in the graph, `get_attr` nodes not counted.
+        state: the index in `takes` of the value that changes.
+        gives: the index in `nodes` of the changed value.
     """
 
-    blocks: tuple[tuple[Call, ...], ...]
+    calls: tuple[tuple[Call, ...], ...]
+    blocks: tuple[Block, ...]
+    start: int
+    end: int
+    state: int
+    gives: int
 
     @property
     def name(self) -> str:
-        first, last = self.blocks[0][0].name, self.blocks[-1][-1].name
+        first, last = self.calls[0][0].name, self.calls[-1][-1].name
         parent, _, number = first.rpartition(".")
         return f"{parent}.{number}-{last.rpartition('.')[2]}" if parent else f"{number}-{last}"
 
     @property
     def what(self) -> str:
-        return "+".join(type(call.module).__name__ for call in self.blocks[0])
+        return "+".join(type(call.module).__name__ for call in self.calls[0])
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """[B, C, H, W] of the input of the first block, for the example."""
-        return self.blocks[0][0].shapes[0]
+    def names(self) -> list[str]:
+        """The names of the first block's own modules and tensors in the body of the cell."""
+        calls = self.calls[0]
 
-    def module(self, index: int) -> nn.Module:
-        """A block as one module."""
-        calls = self.blocks[index]
-        if len(calls) == 1:
-            return calls[0].module
-        return nn.Sequential(*(call.module for call in calls))
+        def inside(name: str) -> str:
+            for i, call in enumerate(calls):
+                if _within(name, [call.name]):
+                    rest = name[len(call.name) + 1 :]
+                    return rest if rest and len(calls) == 1 else f"{i}.{rest}".rstrip(".")
+            return f"outside.{name}"
+
+        return [inside(name) for name in self.blocks[0].own]
+
+    @property
+    def entry(self) -> fx.Node:
+        return self.blocks[0].takes[self.state]
+
+    @property
+    def exit(self) -> fx.Node:
+        return self.blocks[-1].nodes[self.gives]
+
+    @property
+    def extras(self) -> list[fx.Node]:
+        """The values that every block takes as they are."""
+        return [node for i, node in enumerate(self.blocks[0].takes) if i != self.state]
 
 
 @dataclass
@@ -58,11 +100,12 @@ def count_parameters(*modules: nn.Module) -> int:
     return sum(p.numel() for p in {p: None for module in modules for p in module.parameters()})
 
 
-def find_runs(root: nn.Module, recording: Recording, regions: Iterable[str] | None = None) -> Found:
+def find_runs(root: nn.Module, recording: Recording, regions: Iterable[str] | None = None, apart: bool = False) -> Found:
     """The runs of a recorded network; of nested runs the outermost.
 
     Args:
         regions: names of modules; only blocks in them are replaced.
+        apart: the first block of a run of three or more stays as it is.
 
     Raises:
         InputError: a region is not a module of the network.
@@ -73,21 +116,19 @@ def find_runs(root: nn.Module, recording: Recording, regions: Iterable[str] | No
     for region in regions or ():
         if region not in dict(root.named_modules()):
             raise unknown("region", region, [name for name, count in several.items() if name and count > 1])
-    times = Counter(id(call.module) for call in calls)
+    families: dict[str, list[Call]] = {}
     for call in calls:
-        if times[id(call.module)] > 1:
-            call.reason = f"is already called {times[id(call.module)]} times"
-    position = {node: i for i, node in enumerate(recording.graph.nodes)}
-    found, inside = Found(), ()  # type: Found, tuple[str, ...]
-    for chain in sorted(_chains(calls, position), key=lambda chain: chain[0].name.count(".")):
-        if _within(chain[0].name, inside):
-            continue
-        for named, part in itertools.groupby(chain, lambda call: regions is None or _within(call.name, regions)):
-            for run in _repeats(list(part)) if named else ():
-                found.runs.append(run)
-                inside += tuple(call.name for block in run.blocks for call in block)
-    found.runs.sort(key=lambda run: run.blocks[0][0].start)
-    found.kept = list(_kept(calls, inside, regions))
+        if call.name:
+            families.setdefault(call.name.rpartition(".")[0], []).append(call)
+    search, found = _Search(root, recording), Found()
+    for family in sorted(families.values(), key=lambda family: family[0].name.count(".")):
+        free = [call for call in family if not any(run.start <= call.start < run.end for run in found.runs)]
+        for named, part in itertools.groupby(free, lambda call: regions is None or _within(call.name, regions)):
+            found.runs += search.runs(list(part)) if named else ()
+    found.runs.sort(key=lambda run: run.start)
+    found.kept = list(_kept(search, families, found.runs, regions))
+    if apart:
+        found.runs = [search.run(run.calls[1:]) or run if len(run.calls) > 2 else run for run in found.runs]
     return found
 
 
@@ -95,90 +136,229 @@ def _within(name: str, others: Iterable[str]) -> bool:
     return any(name == other or name.startswith(other + ".") for other in others)
 
 
-def _chains(calls: Sequence[Call], position: dict[fx.Node, int]) -> Iterator[list[Call]]:
-    """Chains of calls of sibling modules; the output of each call is used only by the next."""
-    families: dict[str, list[Call]] = {}
-    for call in calls:
-        if call.name:
-            families.setdefault(call.name.rpartition(".")[0], []).append(call)
-    for family in families.values():
-        chain: list[Call] = []
-        for call in family:
-            if call.reason or call.gives is None:
-                if chain:
-                    yield chain
-                chain = []
-                continue
-            before = chain[-1].gives if chain else None
-            alone = before is not None and all(
-                call.start <= position.get(user, -1) < call.end for user in before.users if user.target is not device_of_input
+class _Search:
+    """Blocks in a recorded network."""
+
+    def __init__(self, root: nn.Module, recording: Recording) -> None:
+        self.root = root
+        self.nodes = [node for node in recording.graph.nodes if node.op != "get_attr"]
+        self.position = {node: i for i, node in enumerate(self.nodes)}
+        self.uses: dict[str | int, list[int]] = {}  # of modules by name, and of tensors by identity
+        for node in recording.graph.nodes:
+            if node.op in ("call_module", "get_attr"):
+                for key in self.keys(node):
+                    self.uses.setdefault(key, []).extend(self.users(node) if node.op == "get_attr" else [self.position[node]])
+        self.times = Counter(id(call.module) for call in recording.calls)
+        self.blocks: dict[tuple[int, int], Block] = {}
+
+    def keys(self, node: fx.Node) -> list[str | int]:
+        """What a node uses: a module, and its tensors; or a tensor."""
+        name = str(node.target)
+        if node.op == "get_attr":
+            return [id(tensor_of(self.root, name))]
+        return [name, *map(id, self.root.get_submodule(name).parameters())]
+
+    def users(self, node: fx.Node) -> list[int]:
+        """The positions of the nodes that use a value."""
+        return [self.position[user] for user in node.users if user.target is not device_of_input]
+
+    def runs(self, chain: Sequence[Call]) -> Iterator[Run]:
+        """The runs of sibling calls: the one that saves most parameters, then those before and after it."""
+        kinds = [(type(call.module), call.shapes, *(p.shape for p in call.module.state_dict().values())) for call in chain]
+        best: tuple[tuple[int, bool, int, int], Run] | None = None
+        for start in range(len(chain)):
+            for period in range(1, (len(chain) - start) // 2 + 1):
+                times = 1
+                while kinds[start + times * period : start + (times + 1) * period] == kinds[start : start + period]:
+                    times += 1
+                saved = (times - 1) * count_parameters(*(call.module for call in chain[start : start + period]))
+                heavy = any(p.ndim > 1 for p in chain[start].module.parameters())
+                if times < 2 or not saved or (best and (saved, heavy, -period, -start) <= best[0]):
+                    continue
+                run = self.run([chain[i : i + period] for i in range(start, start + times * period, period)])
+                if run is not None:
+                    rank = (saved * (len(run.calls) - 1) // (times - 1), heavy, -period, -start)
+                    best = (rank, run) if best is None or rank > best[0] else best
+        if best is None:
+            return
+        run = best[1]
+        first, last = chain.index(run.calls[0][0]), chain.index(run.calls[-1][-1])
+        yield from self.runs(chain[:first])
+        yield run
+        yield from self.runs(chain[last + 1 :])
+
+    def run(self, calls: Sequence[Sequence[Call]]) -> Run | None:
+        """The run of as many of these blocks as are equal, if there are two.
+
+        A block is what its calls do, with what the code does between it and the next one (e.g. a sum), or without, if that does
+        not depend on the blocks.
+        """
+        first = calls[0][0].start
+        longest = max(map(self.blocks_of, (calls, calls), (calls[1][0].start - first, calls[0][-1].end - first)), key=len)
+        if len(longest) < 2:
+            return None
+        gives, state = self.joined(longest[0], longest[1])  # type: ignore[misc]
+        if longest[0].takes[state].meta.get("shape") != longest[0].nodes[gives].meta.get("shape"):
+            return None
+        end = self.position[longest[-1].nodes[-1]] + 1
+        return Run(tuple(map(tuple, calls[: len(longest)])), tuple(longest), first, end, state, gives)
+
+    def blocks_of(self, calls: Sequence[Sequence[Call]], length: int) -> list[Block]:
+        """The equal blocks of this many nodes, each from its first call."""
+        blocks: list[Block] = []
+        for block in calls:
+            start = block[0].start
+            if start + length > len(self.nodes) or (blocks and start <= self.position[blocks[-1].nodes[-1]]):
+                break
+            blocks.append(self.block(start, length))
+            if self.apart(blocks):
+                return blocks[:-1]
+        return blocks
+
+    def apart(self, blocks: Sequence[Block]) -> str:
+        """Why the last of these blocks is not one more of a run; empty if it is."""
+        if len(blocks) < 2:
+            return ""
+        before, block = blocks[-2:]
+        if block.lines != before.lines:
+            there, here = next(
+                pair for pair in itertools.zip_longest(before.lines, block.lines, fillvalue="nothing") if pair[0] != pair[1]
             )
-            if chain and not (call.takes is before and alone):
-                chain[-1].shared = call.takes is before
-                yield chain
-                chain = []
-            chain.append(call)
-        if chain:
-            yield chain
+            return f"the next block differs: {_plainly(there)}, then {_plainly(here)}"
+        given = self.given(before)
+        if len(given) != 1:
+            return "its output is used again later" if given else "its output is not used by the next block"
+        found = self.joined(before, block)
+        if found is None:
+            return "the next block takes other values beside its output"
+        inside = range(self.position[block.nodes[0]], self.position[block.nodes[-1]] + 1)
+        if any(place not in inside for place in self.users(given[0])):
+            return "its output is used again later"
+        if len(self.given(block)) > 1 or (len(blocks) > 2 and found != self.joined(blocks[0], blocks[1])):
+            return "the next block returns more than one value"
+        return ""
 
+    def given(self, block: Block) -> list[fx.Node]:
+        """The values of a block that others use."""
+        last = self.position[block.nodes[-1]]
+        return [node for node in block.nodes if any(place > last for place in self.users(node))]
 
-def _repeats(chain: Sequence[Call]) -> Iterator[Run]:
-    """The runs of a chain: the one that saves most parameters, then those before and after it."""
-    kinds = [signature(call) for call in chain]
-    best: tuple[int, bool, int, int, int] | None = None
-    for start in range(len(chain)):
-        for period in range(1, (len(chain) - start) // 2 + 1):
-            block = kinds[start : start + period]
-            if chain[start].shapes[0] != chain[start + period - 1].shapes[1]:
+    def joined(self, before: Block, block: Block) -> tuple[int, int] | None:
+        """The indices of the value that the first block gives to the second, in its nodes and in what the second takes."""
+        given = self.given(before)
+        if len(given) != 1 or given[0] not in block.takes or len(before.takes) != len(block.takes):
+            return None
+        state = block.takes.index(given[0])
+        others = [(a, b) for i, (a, b) in enumerate(zip(before.takes, block.takes, strict=True)) if i != state]
+        return (list(before.nodes).index(given[0]), state) if all(a is b for a, b in others) else None
+
+    def block(self, start: int, length: int) -> Block:
+        """A slice as a block."""
+        if (start, length) in self.blocks:
+            return self.blocks[start, length]
+        nodes = self.nodes[start : start + length]
+        inner = {node: i for i, node in enumerate(nodes)}
+        takes: list[fx.Node] = []
+        own: list[str] = []
+
+        def is_own(node: fx.Node) -> bool:
+            return all(start <= place < start + length for key in self.keys(node) for place in self.uses[key])
+
+        def index(names: list[Any], name: Any) -> int:
+            if name not in names:
+                names.append(name)
+            return names.index(name)
+
+        def value(node: fx.Node) -> str:
+            if node in inner:
+                return f"%{inner[node]}"
+            if node.op == "get_attr" and is_own(node):
+                return f"own {index(own, str(node.target))} {self.tensor(str(node.target))}"
+            return f"given {index(takes, node)}"
+
+        lines = []
+        for node in nodes:
+            target = str(node.target)
+            if node.target is device_of_input:
+                lines.append("the device")
                 continue
-            times = 1
-            while kinds[start + times * period : start + (times + 1) * period] == block:
-                times += 1
-            saved = (times - 1) * count_parameters(*(call.module for call in chain[start : start + period]))
-            heavy = any(p.ndim > 1 for p in chain[start].module.parameters())
-            if times > 1 and saved and (best is None or (saved, heavy, -period, -start) > best[:4]):
-                best = (saved, heavy, -period, -start, times)
-    if best is None:
-        return
-    period, start, times = -best[2], -best[3], best[4]
-    end = start + times * period
-    yield from _repeats(chain[:start])
-    yield Run(tuple(tuple(chain[i : i + period]) for i in range(start, end, period)))
-    yield from _repeats(chain[end:])
+            if node.op == "call_module":
+                module = self.root.get_submodule(target)
+                state = [tuple(tensor.shape) for tensor in module.state_dict().values()]
+                if is_own(node) or not state:
+                    target = f"{index(own, target)} {module!r} {state}"
+                else:
+                    target += f", which is also called elsewhere than in nodes {start} to {start + length}"
+            arguments = _texts((node.args, node.kwargs), value)
+            lines.append(f"{node.op} {target} {arguments} {node.meta.get('shape')}")
+        self.blocks[start, length] = Block(nodes, tuple(takes), tuple(own), tuple(lines))
+        return self.blocks[start, length]
+
+    def tensor(self, name: str) -> str:
+        """A text for a parameter or buffer. Buffers that are not one value per channel are equal in all blocks of a run."""
+        value = tensor_of(self.root, name)
+        values = "" if isinstance(value, nn.Parameter) or is_vector(value) else _digest(value)
+        return f"{tuple(value.shape)} {value.dtype} {values}"
 
 
-def signature(call: Call) -> str:
-    """A text that is equal for two blocks that differ only in the values of their weights."""
-    module = call.module
-    parts = [f"{type(module).__module__}.{type(module).__qualname__}", str(call.shapes)]
-    parts += [f"{name} {tuple(value.shape)}" for name, value in module.state_dict().items()]
-    if any(True for _ in module.children()):
-        try:
-            graph = record(module, torch.zeros(call.shapes[0])).graph
-        except (InputError, RuntimeError, TypeError, ValueError):
-            return f"{call.name} alone"
-        parts += [f"{node.op} {node.target} {node.args} {node.kwargs}" for node in graph.nodes]
-        parts += [repr(module.get_submodule(str(node.target))) for node in graph.nodes if node.op == "call_module"]
-    else:
-        parts.append(repr(module))
-    return "\n".join(parts)
+def tensor_of(root: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by name."""
+    parent, _, last = name.rpartition(".")
+    return getattr(root.get_submodule(parent), last)
 
 
-def _kept(calls: Sequence[Call], inside: Sequence[str], regions: tuple[str, ...] | None) -> Iterator[tuple[str, str, int, str]]:
+def is_vector(value: Tensor) -> bool:
+    """Whether only one side of a tensor is longer than 1."""
+    return value.numel() == max((1, *value.shape))
+
+
+def _digest(value: Tensor) -> str:
+    return hashlib.sha256(value.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _texts(values: Any, of_node: Any) -> str:
+    if isinstance(values, fx.Node):
+        return of_node(values)
+    if isinstance(values, slice):
+        return f"slice{_texts((values.start, values.stop, values.step), of_node)}"
+    if isinstance(values, dict):
+        return f"{{{', '.join(f'{key}: {_texts(value, of_node)}' for key, value in values.items())}}}"
+    if isinstance(values, tuple | list):
+        return f"({', '.join(_texts(value, of_node) for value in values)})"
+    return repr(values)
+
+
+def _plainly(line: str) -> str:
+    """A line of a block for people."""
+    return " ".join(line.split())[:90]
+
+
+def _kept(
+    search: _Search, families: dict[str, list[Call]], runs: Sequence[Run], regions: tuple[str, ...] | None
+) -> Iterator[tuple[str, str, int, str]]:
     """The outermost modules with weights that contain no run and are in none."""
     done: list[str] = []
-    for call in calls:
+    inside = [call.name for run in runs for block in run.calls for call in block]
+    for call in sorted(itertools.chain(*families.values()), key=lambda call: (call.start, -call.end)):
         name, size = call.name, count_parameters(call.module)
-        holds_one = not name or any(other.startswith(name + ".") for other in inside)
-        if not size or holds_one or _within(name, [*inside, *done]):
+        holds_one = any(other.startswith(name + ".") for other in inside)
+        in_run = any(run.start <= call.start and call.end <= run.end for run in runs)
+        if not size or holds_one or in_run or _within(name, [*inside, *done]):
             continue
         done.append(name)
+        family = families[name.rpartition(".")[0]]
+        next_one = next((other for other in family if other.start >= call.end), None)
+        equal = [other for other in family if other is not call and type(other.module) is type(call.module)]
         if regions is not None and not _within(name, regions):
             reason = "is in none of the regions"
-        elif call.reason:
-            reason = call.reason
+        elif search.times[id(call.module)] > 1:
+            reason = f"is already called {search.times[id(call.module)]} times"
         elif call.shapes[0] != call.shapes[1]:
             reason = f"changes the shape, {list(call.shapes[0][1:])} to {list(call.shapes[1][1:])}"
+        elif next_one is None or next_one not in equal:
+            reason = "no equal block follows it"
         else:
-            reason = "its output is used again later" if call.shared else "no equal block follows it"
-        yield name, type(call.module).__name__, size, reason
+            lengths = (call.end - call.start, next_one.start - call.start)
+            pairs = [[search.block(one.start, length) for one in (call, next_one)] for length in lengths]
+            reason = next((why for pair in pairs if (why := search.apart(pair))), "")
+        yield name, type(call.module).__name__, size, reason or "no equal block follows it"

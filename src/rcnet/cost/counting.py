@@ -47,7 +47,7 @@ def macs(model: RecurrentNet, steps: Steps, size: tuple[int, int], batch: int = 
     call = ready(net)
     try:
         return counted(lambda: call(torch.empty(batch, model.about.channels, *size, device="meta")))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise refused(model, size, error) from error
 
 

@@ -20,8 +20,9 @@ from rcnet.calling import plain, ready, refused
 from rcnet.deploy import running, writing
 from rcnet.deploy.graphs import text_of
 from rcnet.deploy.optimize import chosen, optimize
+from rcnet.deploy.packages import quiet
 from rcnet.deploy.running import Runner
-from rcnet.deploy.writing import Calibration, EveryStep
+from rcnet.deploy.writing import LARGEST, Calibration, EveryStep
 from rcnet.device import sums_8_bits
 from rcnet.errors import InputError, unknown
 from rcnet.models.judge import KNOTS
@@ -88,6 +89,7 @@ def export(
     calibration: Calibration = None,
     kernel_bits: int | None = None,
     half: bool = False,
+    size: tuple[int, int] | None = None,
 ) -> Path:
     """Writes one file (two for OpenVINO: .xml and .bin) that holds every step count asked for; returns its path.
 
@@ -100,8 +102,9 @@ def export(
     formats leave it out. `load_judge` and `rcnet.runtime.levels.level_map` make the input `sigma` of it.
 
     The metadata of the weights is in the property `rcnet`, as JSON, and so are the cost and the results of each step count.
-    There `inputs` and `outputs` name these, `levels` is the
-    number of channels of `sigma`, and `multiple` is what the sides of images have to be multiples of. With a judge, `level_map`
+    There `inputs` and `outputs` name these, `levels` is the number of channels of `sigma`, and `multiple` is what the sides of
+    images have to be multiples of: what the network says, or the smallest of its doubles at which it works. A network that works
+    at one size alone, `About.size`, is exported for that size, which `size` then holds. With a judge, `level_map`
     holds the name of its `output`, `knots`, the number of brightnesses from 0 to 1 at which it gives levels, and `smoothing`, the
     pixels a side of the square over which the brightness is averaged before a level is read off.
 
@@ -115,6 +118,7 @@ def export(
             saturates sums of 8 bits, which loses far more. What suits this machine unless given.
         half: store the kernels of a .onnx file in fp16, half of the size; they compute in fp32. Weights that `save(half=True)`
             wrote lose nothing by it.
+        size: height and width of all images; free unless given.
 
     Raises:
         InputError: an unknown format, other bits or bits without int8, int8 or half for a format that has none, unsupported
@@ -139,7 +143,7 @@ def export(
     if half and (to != "onnx" or calibration is not None):
         raise InputError("half is for onnx files without int8: leave it out")
     settings, about = chosen(model, steps or None), model.about
-    check_sides(model, settings)
+    multiple, size = _sides(model, settings, size)
     metadata = {**model.metadata, "architecture": model.architecture, "task": about.task, "preprocessing": about.to_json()}
     judge = model.judge if kind.judge else None
     metadata.pop("judge", None)
@@ -147,7 +151,8 @@ def export(
         metadata["judge"] = model.metadata.get("judge", {})
         metadata["level_map"] = {"output": LEVELS, "knots": KNOTS, "smoothing": SMOOTH}
     metadata |= {"inputs": about.inputs[:2], "levels": about.levels, "cells": len(model.recurrent_cells())}
-    metadata |= {"outputs": {n.name: n.to_json() for n in settings}, "multiple": about.multiple}
+    metadata |= {"outputs": {n.name: n.to_json() for n in settings}, "multiple": multiple}
+    metadata |= {"size": list(size)} if size else {}
     metadata |= {"half": True} if half else {}
     metadata |= {"catalogue": summary(model, settings)}
     metadata["precision"] = "fp32" if calibration is None else "int8"
@@ -169,14 +174,27 @@ def export(
 
 
 @torch.no_grad()
-def check_sides(model: RecurrentNet, settings: Iterable[Setting]) -> None:
-    """`InputError` if the network does not take the images that it says it takes."""
-    size = (3 * model.about.multiple, 5 * model.about.multiple)
-    for n in settings:
+def _sides(model: RecurrentNet, settings: Iterable[Setting], size: tuple[int, int] | None) -> tuple[int, tuple[int, int] | None]:
+    """What the sides of images have to be multiples of, and their size if it is not free.
+
+    Raises:
+        InputError: the network takes no images like those that it says it takes.
+    """
+    about, failed = model.about, None
+    free = (
+        [about.multiple * 2**i for i in range(7) if about.multiple * 2**i <= max(LARGEST, about.multiple)] if size is None else []
+    )
+    sizes = [(m, (3 * m, 5 * m)) for m in free] + [(0, fixed) for fixed in (size or about.size,) if fixed]
+    for multiple, (height, width) in sizes:
         try:
-            ready(model, n)(torch.rand(2, model.about.channels, *size))
-        except RuntimeError as error:
-            raise refused(model, size, error) from error
+            with quiet():  # graphs print their code where they fail
+                for n in settings:
+                    ready(model, n)(torch.rand(2, about.channels, height, width))
+        except (RuntimeError, ValueError, AssertionError, LookupError) as error:
+            failed = failed or refused(model, (height, width), error)
+        else:
+            return (multiple, None) if multiple else (about.multiple, (height, width))
+    raise failed or InputError("this network takes no images")
 
 
 def read_exported(path: str | Path) -> dict[str, Any]:
@@ -234,6 +252,10 @@ def load_exported(path: str | Path, steps: Steps = None, *, threads: int | None 
     judge = load_judge(path, threads=threads) if "level_map" in metadata else None
 
     def call(image: np.ndarray, sigma: Level = None) -> np.ndarray:
+        if "size" in metadata and list(image.shape[-2:]) != metadata["size"]:
+            raise InputError(
+                f"{path} takes images of {'x'.join(map(str, metadata['size']))} pixels, not {list(image.shape[-2:])}"
+            )
         fed = {"image": np.ascontiguousarray(image, np.float32)}
         if planes == 2 and sigma is None:
             if judge is None:

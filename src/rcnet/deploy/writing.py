@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import UserError
 from torch.fx.experimental import _config as tracing
 
 from rcnet.deploy.graphs import halve, name_sides, once, text_of
 from rcnet.deploy.int8 import quantized
 from rcnet.deploy.packages import needed, quiet
+from rcnet.errors import InputError
 from rcnet.models.judge import MULTIPLE, Judge
 from rcnet.runtime.levels import LEVELS
 from rcnet.runtime.onnx import KEY
@@ -22,6 +22,7 @@ from rcnet.tasks.task import CalibrationBatch
 
 OPSET = 20
 SIDE, ANY = 1024, 1 << 15  # the longest sides of images, in pixels: in ExecuTorch, which plans memory for them, and elsewhere
+LARGEST = 64  # multiple of sides that is tried
 Calibration = Iterable[CalibrationBatch] | None
 
 
@@ -82,26 +83,41 @@ def _gather(x: Tensor, places: Sequence[Tensor]) -> Tensor:
 def _program(net: nn.Module, channels: int, metadata: dict[str, Any], batches: int = ANY, side: int = ANY) -> Any:
     """The traced network with free batch and sides up to these, without the paths and source lines of this machine.
 
-    The smallest sides that tracing allows; a graph in ONNX or OpenVINO then runs for smaller ones, too.
+    The smallest sides that tracing allows; a graph in ONNX or OpenVINO then runs for smaller ones, too. Sides are multiples of
+    `metadata["multiple"]`, or of twice as much, and so on, which is then put there. Where none can be traced, and where
+    `metadata["size"]` is set, images have that size, or that of the network.
+
+    Raises:
+        InputError: it cannot be traced.
     """
-    multiple, batch = metadata["multiple"], torch.export.Dim("batch", min=1, max=batches) if batches > 1 else None
+    batch = torch.export.Dim("batch", min=1, max=batches) if batches > 1 else None
 
     def sides(prefix: str, multiple: int, least: int) -> dict[int, Any]:
         dims = [multiple * torch.export.Dim(f"_{prefix}{name}", min=least, max=side // multiple) for name in ("height", "width")]
         return {0: batch, 2: dims[0], 3: dims[1]}
 
-    for least in (1, 3, 9):
-        free = {"image": sides("", multiple, least), "sigma": sides("sigma_", 1, 1)}
-        example = _example(min(batches, 2), channels, metadata["levels"], 16 * multiple, 24 * multiple)
+    about, usual, reason = metadata["preprocessing"], metadata["multiple"], ""
+    tries = [(usual, 1), (usual, 3), (usual, 9), *((usual * 2**i, 1) for i in (1, 3, 5) if usual * 2**i <= LARGEST)]
+    size = metadata.get("size") or about.get("size")
+    for multiple, least in ([] if "size" in metadata else tries) + ([(0, 0)] if size else []):
+        free = {"image": sides("", multiple, least) if multiple else {0: batch}, "sigma": sides("sigma_", 1, 1)}
+        example = _example(min(batches, 2), channels, metadata["levels"], *((16 * multiple, 24 * multiple) if multiple else size))
         try:
             # A judge may see one place alone: a size of 1 is no exception to it.
             with tracing.patch(backed_size_oblivious="level_map" in metadata):  # type: ignore[attr-defined]
                 program = torch.export.export(net, example, dynamic_shapes={name: free[name] for name in metadata["inputs"]})
-        except (UserError, ValueError, RuntimeError):
-            if least == 9:
-                raise
+        except Exception as error:  # torch.export raises whatever the network's code or its own analysis does
+            reason = reason or str(error).strip().splitlines()[0]
+            continue
+        if multiple:
+            metadata["multiple"] = about["multiple"] = multiple
         else:
-            break
+            metadata["size"] = about["size"] = list(size)
+        break
+    else:
+        raise InputError(
+            f"this network cannot be exported ({reason}){'' if size else '; try one size of images (--size, size=)'}"
+        )
     for module in program.graph_module.modules():
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
             node.meta.pop("stack_trace", None)

@@ -31,6 +31,8 @@ def convert(
     regions: Iterable[str] | None = None,
     rank: int = 0,
     *,
+    adaptive: bool = False,
+    apart: bool = False,
     norm_mode: NormMode | None = None,
     example: Tensor | None = None,
     about: About | None = None,
@@ -45,7 +47,7 @@ def convert(
 
     Args:
         model: a network with its weights, or the name of its builder, as in `source`.
-        steps, init, regions, rank, norm_mode, example: as in `rcnet.conversion.convert`.
+        steps, init, regions, rank, adaptive, apart, norm_mode, example: as in `rcnet.conversion.convert`.
         about: the input and output of the network; default: for an image classifier of transformers, from its configuration.
         mean, std: one value per channel, by which `model` expects its images normalized. The converted network takes images in
             [0, 1].
@@ -59,9 +61,10 @@ def convert(
         >>> import rcnet, torch
         >>> blocks = [torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.ReLU()) for _ in range(4)]
         >>> net = rcnet.convert(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), *blocks), steps=(1, 2, 4))
-        >>> print(net.conversion)
+        >>> print(net.conversion)  # doctest: +ELLIPSIS
         cell1: 4 x Sequential at 1-4, 2,336 -> 584 parameters
         kept: 0, Conv2d, 32 parameters: changes the shape, [3, 64, 64] to [8, 64, 64]
+        at the most steps, outputs differ by ... of their size before training
         in all 2,368 -> 616 parameters
     """
     if isinstance(model, str):
@@ -72,13 +75,17 @@ def convert(
     elif source and source.partition(":")[0] not in LIBRARIES:
         find_builder(source)  # a person named it: from now on a file may
     about = about or about_of(model)
-    net = conversion.convert(model, steps, init, regions, rank, norm_mode=norm_mode, example=example, about=about)
+    net = conversion.convert(
+        model, steps, init, regions, rank, adaptive=adaptive, apart=apart, norm_mode=norm_mode, example=example, about=about
+    )
+    about, ranks = net.about, net.ranks
     net = _normalized(net, mean, std)
     if source:
         size = about.size or (None if example is None else example.shape[-2:])
         config = {
             "source": source, "options": dict(options or {}), "steps": None if steps == "all" else plain_steps(steps),
-            "regions": None if regions is None else list(regions), "rank": rank or None, "norm_mode": norm_mode,
+            "regions": None if regions is None else list(regions), "rank": ranks if adaptive else rank or None,
+            "apart": apart or None, "norm_mode": norm_mode,
             "mean": mean, "std": std, "in_chans": about.channels, "multiple": about.multiple, "side": size,
             "task": about.task, "sub": about.sub, "reach": about.reach,
         }  # fmt: skip
@@ -105,7 +112,7 @@ def _normalized(net: ConvertedNet, mean: Sequence[float], std: Sequence[float]) 
         )
     whole = ConvertedNet(normalize=Normalize(mean, std).to(device_of(net)), **dict(net.named_children()))
     whole.offer(net.settings)
-    whole.about, whole.conversion = net.about, net.conversion
+    whole.about, whole.conversion, whole.ranks = net.about, net.conversion, net.ranks
     return whole.train(net.training)
 
 
@@ -240,8 +247,9 @@ def rebuilt(
     options: Mapping[str, Any] | None = None,
     steps: Iterable[int] | int | None = (1, 2, 3),
     regions: Iterable[str] | None = None,
-    rank: int | None = None,
+    rank: Any = None,
     norm_mode: NormMode | None = None,
+    apart: bool | None = None,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     in_chans: int = 3,
@@ -258,15 +266,16 @@ def rebuilt(
         steps: the step counts of every cell; None: each cell takes from 1 to as many steps as it had blocks.
         side: height and width in pixels of the example on which the network is traced.
         in_chans, multiple, task, sub, reach: as in `About`.
-        regions, rank, norm_mode, mean, std: as in `convert`.
+        rank: of all differences, or of each cell, step and weight.
+        regions, norm_mode, apart, mean, std: as in `convert`.
     """
     with torch.device("cpu"):
         model = build_source(source, options or {}, named=False)
         about = About(task, in_chans, multiple=multiple, sub=sub, reach=(reach[0], reach[1]) if reach else None)
         example = None if side is None else torch.rand(2, in_chans, *side)
         net = conversion.convert(
-            model, "all" if steps is None else steps, regions=regions, rank=rank or 0, norm_mode=norm_mode, example=example,
-            about=about, fit=False,
+            model, "all" if steps is None else steps, regions=regions, rank=rank or 0, apart=bool(apart), norm_mode=norm_mode,
+            example=example, about=about, fit=False,
         )  # fmt: skip
         return _normalized(net, mean, std)
 

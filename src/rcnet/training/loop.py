@@ -7,7 +7,7 @@ resumes with the time that is left; the number of iterations depends on the mach
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from rcnet.training.provenance import made_here
 from rcnet.training.recipe import Recipe, fixed
 from rcnet.training.state import Run
 from rcnet.training.steps import draw_steps, expected_cost
+from rcnet.training.teaching import cell_outputs, feature_loss
 
 
 def train(
@@ -170,15 +171,19 @@ class Trainer(Run):
         """Adds the gradients of one part of a batch; returns its share of the loss."""
         x, kwargs = batch.x.contiguous(memory_format=torch.channels_last), {} if batch.sigma is None else {"sigma": batch.sigma}
         taught = None if self.teacher is None else batch._replace(target=self.task.teach(self.teacher(x, **kwargs)))
+        features = None if self.features is None else self.features(x)
         total = 0.0
         for i, (setting, weight) in enumerate(weights.items()):
             try:
-                with autocast(self.precision, self.device):
+                with autocast(self.precision, self.device), cell_outputs(self.model if features else None) as own:
                     output = self.call(x, setting.to_json(), **kwargs)
             except (TorchDynamoException, InductorError) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise InputError(f"compile = true failed (on a CPU it needs a C++ compiler); leave it out: {reason}") from error
-            loss = weight / self.recipe.accumulate * self.loss(output, batch, taught)
+            loss = self.loss(output, batch, taught)
+            if features is not None:
+                loss = loss + self.recipe.feature_weight * feature_loss(own, features)
+            loss = weight / self.recipe.accumulate * loss
             if self.recipe.objective == "sandwich" and i == 0:
                 batch = batch._replace(target=self.task.teach(output.detach()))
             loss.backward()  # type: ignore[no-untyped-call]
@@ -199,7 +204,7 @@ class Trainer(Run):
             model.load_state_dict(self.tracker.state["weights"])
         rows, recalibrated = self.task.evaluate(model), None
         if self.recipe.recalibrate:
-            recalibrate(model, self.inputs(), self.probabilities)
+            recalibrate(model, self.inputs(self.recipe.recalibrate), self.probabilities)
             recalibrated, rows = {"before": rows}, self.task.evaluate(model)
             recalibrated["after"] = rows
         if self.tracker.board and not self.tracker.state["figures"]:
@@ -237,9 +242,3 @@ class Trainer(Run):
     def expected(self, cost: Sequence[float]) -> float:
         """The mean cost of an iteration, from the cost of each of the network's settings."""
         return expected_cost(cost, self.probabilities, self.recipe.objective)
-
-    def inputs(self) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
-        """The batches for recalibrating batch norms, with noise levels as in training."""
-        for i in range(self.recipe.recalibrate):
-            batch = self.task.batch(np.random.default_rng([self.recipe.seed, 2, i]), i)
-            yield batch.x if batch.sigma is None else (batch.x, batch.sigma)

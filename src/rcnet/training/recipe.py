@@ -50,6 +50,8 @@ class Recipe:
     init: str = ""  # weights to start from, bundled or a file; tensors that do not fit, e.g. norms of other steps, start fresh
     teacher: str = ""  # a network to learn from: weights by name or file, a folder of transformers, package.module:function
     teacher_weight: float = number(0.5, 0, 1)  # weight of the loss against the teacher's outputs; the rest is against the labels
+    # Weight of the squared difference between the outputs of cells and of the teacher's blocks, relative to their variance.
+    feature_weight: float = number(0.0, 0)
     optimizer: Optimizer = field(default_factory=Optimizer)
     batch: int = number(32, 1)  # images per iteration, over all processes
     accumulate: int = number(1, 1, free=True)  # parts of a batch that each process computes one after the other: less memory
@@ -77,6 +79,7 @@ class Recipe:
     best: bool = False  # the best weights that were measured are saved, as they always are in a run that starts from `init`
     early_stop: int = number(0, 0)  # ends the run after this many measurements in a row without a better one; 0: never
     recalibrate: int = number(0, 0)  # batches on which batch norms' statistics are measured again at the end; 0: not
+    recalibrate_start: int = number(0, 0)  # the same at the start, of a network of `rcnet convert`; 0: not
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False  # torch.compile, one graph per setting; needs a C++ compiler on a CPU
     seed: int = number(0, 0, 2**32)

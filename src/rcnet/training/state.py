@@ -1,6 +1,6 @@
 """The state of a run: its network, their average, the optimizers, the teacher and the progress; how it is saved and restored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rcnet.device import best_device, channels_last, keep_freed_memory, resolve_precision
 from rcnet.errors import Diverged, InputError
+from rcnet.evaluation.recalibrate import recalibrate
 from rcnet.network import evaluating
 from rcnet.training.checkpoint import can_resume, write_checkpoint
 from rcnet.training.optimizer import make_optimizers
@@ -19,7 +20,7 @@ from rcnet.training.provenance import commit
 from rcnet.training.recipe import Recipe, fixed
 from rcnet.training.start import check_batch, compiled, set_up, take_weights
 from rcnet.training.steps import check_probabilities
-from rcnet.training.teaching import Teacher, make_teacher
+from rcnet.training.teaching import Teacher, make_features, make_teacher
 from rcnet.training.tracking import Tracker
 
 
@@ -45,6 +46,7 @@ class Run:
             with torch.no_grad():
                 output = evaluating(self.model)(x[:1])
             self.teacher, self.teacher_macs = make_teacher(recipe.teacher, x[:1], output.shape, self.model.about.classes)
+        self.features = make_features(recipe, self.model, x[:2]) if recipe.feature_weight else None
         self.probabilities = check_probabilities(recipe.probabilities, self.model.settings)
         self.iterations = recipe.iterations
         if recipe.epochs > 0:
@@ -58,6 +60,8 @@ class Run:
             if fresh:
                 self.tracker.state["frozen"] = min(recipe.frozen, 0.5)  # fresh norms measure first
                 self.tracker.say(f"init = {recipe.init!r} has no weights for {fresh}, which start from fresh weights")
+            if recipe.recalibrate_start and self.before is None:  # made by `rcnet convert`, and not trained since
+                recalibrate(self.model, self.inputs(recipe.recalibrate_start))
         if not resumes:  # else from the checkpoint
             self.model.load_state_dict(share(self.model.state_dict(), self.world))
         self.call: Callable[..., Tensor] = compiled(self.model) if recipe.compile else self.model
@@ -73,6 +77,12 @@ class Run:
         """The exponential average of the weights. The decay rises to the recipe's, so that short runs forget their start."""
         decay = min(self.recipe.ema, (1 + self.iteration) / (10 + self.iteration))
         get_ema_multi_avg_fn(decay)(averages, values, count)  # type: ignore[no-untyped-call]
+
+    def inputs(self, count: int) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
+        """The batches for recalibrating batch norms, with noise levels as in training."""
+        for i in range(count):
+            batch = self.task.batch(np.random.default_rng([self.recipe.seed, 2, i]), i)
+            yield batch.x if batch.sigma is None else (batch.x, batch.sigma)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the weights depend on; it must be the same when a run is resumed."""
