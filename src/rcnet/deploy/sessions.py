@@ -146,9 +146,9 @@ def faster(one: Session, other: Session) -> bool:
     """Whether calls of one session take clearly less time here than those of the other, measured once and kept."""
 
     def measure() -> dict[str, float]:
-        x = np.random.default_rng(0).random((1, one.about.channels, 256, 256), np.float32)
+        x = np.random.default_rng(0).random((1, one.about.channels, *(one.about.size or (256, 256))), np.float32)
         level = np.full((1, one.about.levels, 1, 1), 25, np.float32) if one.about.takes_level else None
-        calls = {name: lambda s=s: s.run(x, s.settings[-1], level) for name, s in (("one", one), ("other", other))}
+        calls = {name: lambda s=s: s.run(x, s.settings[0], level) for name, s in (("one", one), ("other", other))}
         return {name: summary(values)["ms"] for name, values in interleaved(calls, rounds=5).items()}
 
     found = measured_once({"one": one.identity, "other": other.identity}, measure)
