@@ -180,6 +180,11 @@ def test_slack_leaves_time_for_what_arrives():
     }
 
 
+def test_fixed_takes_the_best_setting_and_least_the_least():
+    models = {"a": Dial(by_setting(0.0, 0.1, 0.2), TWO, 0)}
+    assert (fixed(state([], models, None)), least(state([], models, None))) == ({"a": THREE}, {"a": ONE})
+
+
 def test_the_queue_has_to_drain_within_one_and_a_half_objectives():
     models = {"a": Dial(by_setting(0.0), ONE, 0)}
     for seconds, in_time in ((0.074, True), (0.076, False)):  # of 0.15 s, half go to arrivals: 0.425 of a worker of 0.85
@@ -193,9 +198,10 @@ def test_the_queue_has_to_drain_within_one_and_a_half_objectives():
     ("setting", "seconds", "since", "then"),
     [
         (TWO, 0.061, 0.0, ONE),
-        (TWO, 0.059, -9.0, TWO),
-        (TWO, 0.026, -9.0, TWO),
+        (TWO, 0.06, -9.0, TWO),
+        (TWO, 0.025, -9.0, TWO),
         (TWO, 0.024, -9.0, THREE),
+        (TWO, 0.024, -0.5, TWO),
         (TWO, 0.024, -0.51, THREE),
         (TWO, 0.024, -0.49, TWO),  # too soon after the last step
         (ONE, 0.2, 0.0, ONE),
