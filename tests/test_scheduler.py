@@ -9,7 +9,7 @@ import pytest
 
 from rcnet.errors import InputError
 from rcnet.serve.costs import Costs
-from rcnet.serve.policies import Ask, Dial, State, Stream, fixed, hysteresis, least, policy, slack
+from rcnet.serve.policies import Ask, Dial, State, Stream, drains, fixed, hysteresis, least, policy, slack
 from rcnet.serve.requests import Dials, Refused, Request
 from rcnet.serve.scheduler import Scheduler
 from rcnet.setting import Setting
@@ -178,6 +178,39 @@ def test_slack_leaves_time_for_what_arrives():
         "a": ONE,
         "b": ONE,
     }
+
+
+def test_fixed_takes_the_best_setting_and_least_the_least():
+    models = {"a": Dial(by_setting(0.0, 0.1, 0.2), TWO, 0)}
+    assert (fixed(state([], models, None)), least(state([], models, None))) == ({"a": THREE}, {"a": ONE})
+
+
+def test_the_queue_has_to_drain_within_one_and_a_half_objectives():
+    models = {"a": Dial(by_setting(0.0), ONE, 0)}
+    for seconds, in_time in ((0.074, True), (0.076, False)):  # of 0.15 s, half go to arrivals: 0.425 of a worker of 0.85
+        waiting = [Ask("a", 1, 0.1, seconds)]
+        assert drains(state(waiting, models, lambda *_: 0.1, streams={"a": Stream(4.25, 1)}), {"a": ONE}) is in_time
+    late = [Ask("a", 1, 0.3, 0.14)]  # a later deadline allows more
+    assert drains(state(late, models, lambda *_: 0.1, streams={"a": Stream(4.25, 1)}), {"a": ONE})
+
+
+@pytest.mark.parametrize(
+    ("setting", "seconds", "since", "then"),
+    [
+        (TWO, 0.061, 0.0, ONE),
+        (TWO, 0.06, -9.0, TWO),
+        (TWO, 0.025, -9.0, TWO),
+        (TWO, 0.024, -9.0, THREE),
+        (TWO, 0.024, -0.5, TWO),
+        (TWO, 0.024, -0.51, THREE),
+        (TWO, 0.024, -0.49, TWO),  # too soon after the last step
+        (ONE, 0.2, 0.0, ONE),
+        (THREE, 0.0, -9.0, THREE),
+    ],
+)
+def test_hysteresis_steps_down_above_and_up_below_its_thresholds(setting, seconds, since, then):
+    models = {"a": Dial(by_setting(0.0, 0.1, 0.2), setting, since)}
+    assert hysteresis(state([Ask("a", 1, 0.1, seconds)], models, lambda *_: 0.0)) == {"a": then}
 
 
 def fill(scheduler, *requests):

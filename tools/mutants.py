@@ -51,7 +51,7 @@ NEAREST = {
     "evaluation/record": ["tests/test_evaluation.py", "-k", "record"],
     "serve/scheduler": ["tests/test_scheduler.py"],
     "serve/demand": ["tests/test_scheduler.py"],
-    "serve/policies": ["tests/test_scheduler.py"],
+    "serve/policies": ["tests/test_scheduler.py", "-k", "not flood and not peak and not far_past and not workers"],
     "serve/costs": ["tests/test_scheduler.py", "-k", "costs or hung"],
 }
 # What computes the same, or the same but for rounding or time: module, then the change, then why.

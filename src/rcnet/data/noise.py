@@ -36,6 +36,7 @@ def add_noise(
         in_gray: all channels get the same noise, as in scans of gray pictures and from old cameras.
 
     Example:
+        >>> import torch
         >>> noisy = add_noise(torch.full((2, 3, 64, 64), 0.5), 25, torch.Generator().manual_seed(0))
         >>> round(255 * noisy.std().item())
         25

@@ -1,5 +1,5 @@
-"""Serving networks under load: one that lowers its cost before it breaks its promise.
+"""Serving networks under load: the cost of answers is lowered before the latency objective is missed.
 
-The engine knows no transport: `costs` learns what a call takes, `policies` choose settings, `scheduler` keeps the queue,
-`worker` computes in a process of its own, `engine` runs them. `app` speaks HTTP.
+The engine knows no transport: `costs` learns the time of calls, `demand` what clients ask for, `policies` choose settings,
+`scheduler` keeps the queue, `worker` computes in a separate process, `engine` connects them. `app` speaks HTTP.
 """
