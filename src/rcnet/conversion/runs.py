@@ -1,34 +1,15 @@
 """`find_runs`: the repeated blocks of a network, as slices of its graph."""
 
-import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from rcnet.conversion.record import Call, Recording, device_of_input
+from rcnet.conversion.blocks import Block, Slices, plainly
+from rcnet.conversion.record import Call, Recording
 from rcnet.errors import unknown
-
-
-@dataclass(frozen=True)
-class Block:
-    """A slice of the graph.
-
-    Attributes:
-        nodes: without `get_attr` nodes.
-        takes: the values that it takes from outside.
-        own: names of the modules and tensors that only it uses, in the order of their first use.
-        lines: what it does; equal for blocks that differ only in the values of their weights.
-    """
-
-    nodes: Sequence[fx.Node]
-    takes: tuple[fx.Node, ...]
-    own: tuple[str, ...]
-    lines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -136,31 +117,8 @@ def _within(name: str, others: Iterable[str]) -> bool:
     return any(name == other or name.startswith(other + ".") for other in others)
 
 
-class _Search:
-    """Blocks in a recorded network."""
-
-    def __init__(self, root: nn.Module, recording: Recording) -> None:
-        self.root = root
-        self.nodes = [node for node in recording.graph.nodes if node.op != "get_attr"]
-        self.position = {node: i for i, node in enumerate(self.nodes)}
-        self.uses: dict[str | int, list[int]] = {}  # of modules by name, and of tensors by identity
-        for node in recording.graph.nodes:
-            if node.op in ("call_module", "get_attr"):
-                for key in self.keys(node):
-                    self.uses.setdefault(key, []).extend(self.users(node) if node.op == "get_attr" else [self.position[node]])
-        self.times = Counter(id(call.module) for call in recording.calls)
-        self.blocks: dict[tuple[int, int], Block] = {}
-
-    def keys(self, node: fx.Node) -> list[str | int]:
-        """What a node uses: a module, and its tensors; or a tensor."""
-        name = str(node.target)
-        if node.op == "get_attr":
-            return [id(tensor_of(self.root, name))]
-        return [name, *map(id, self.root.get_submodule(name).parameters())]
-
-    def users(self, node: fx.Node) -> list[int]:
-        """The positions of the nodes that use a value."""
-        return [self.position[user] for user in node.users if user.target is not device_of_input]
+class _Search(Slices):
+    """Runs in a recorded network."""
 
     def runs(self, chain: Sequence[Call]) -> Iterator[Run]:
         """The runs of sibling calls: the one that saves most parameters, then those before and after it."""
@@ -224,7 +182,7 @@ class _Search:
             there, here = next(
                 pair for pair in itertools.zip_longest(before.lines, block.lines, fillvalue="nothing") if pair[0] != pair[1]
             )
-            return f"the next block differs: {_plainly(there)}, then {_plainly(here)}"
+            return f"the next block differs: {plainly(there)}, then {plainly(here)}"
         given = self.given(before)
         if len(given) != 1:
             return "its output is used again later" if given else "its output is not used by the next block"
@@ -251,86 +209,6 @@ class _Search:
         state = block.takes.index(given[0])
         others = [(a, b) for i, (a, b) in enumerate(zip(before.takes, block.takes, strict=True)) if i != state]
         return (list(before.nodes).index(given[0]), state) if all(a is b for a, b in others) else None
-
-    def block(self, start: int, length: int) -> Block:
-        """A slice as a block."""
-        if (start, length) in self.blocks:
-            return self.blocks[start, length]
-        nodes = self.nodes[start : start + length]
-        inner = {node: i for i, node in enumerate(nodes)}
-        takes: list[fx.Node] = []
-        own: list[str] = []
-
-        def is_own(node: fx.Node) -> bool:
-            return all(start <= place < start + length for key in self.keys(node) for place in self.uses[key])
-
-        def index(names: list[Any], name: Any) -> int:
-            if name not in names:
-                names.append(name)
-            return names.index(name)
-
-        def value(node: fx.Node) -> str:
-            if node in inner:
-                return f"%{inner[node]}"
-            if node.op == "get_attr" and is_own(node):
-                return f"own {index(own, str(node.target))} {self.tensor(str(node.target))}"
-            return f"given {index(takes, node)}"
-
-        lines = []
-        for node in nodes:
-            target = str(node.target)
-            if node.target is device_of_input:
-                lines.append("the device")
-                continue
-            if node.op == "call_module":
-                module = self.root.get_submodule(target)
-                state = [tuple(tensor.shape) for tensor in module.state_dict().values()]
-                if is_own(node) or not state:
-                    target = f"{index(own, target)} {module!r} {state}"
-                else:
-                    target += f", which is also called elsewhere than in nodes {start} to {start + length}"
-            arguments = _texts((node.args, node.kwargs), value)
-            lines.append(f"{node.op} {target} {arguments} {node.meta.get('shape')}")
-        self.blocks[start, length] = Block(nodes, tuple(takes), tuple(own), tuple(lines))
-        return self.blocks[start, length]
-
-    def tensor(self, name: str) -> str:
-        """A text for a parameter or buffer. Buffers that are not one value per channel are equal in all blocks of a run."""
-        value = tensor_of(self.root, name)
-        values = "" if isinstance(value, nn.Parameter) or is_vector(value) else _digest(value)
-        return f"{tuple(value.shape)} {value.dtype} {values}"
-
-
-def tensor_of(root: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer by name."""
-    parent, _, last = name.rpartition(".")
-    return getattr(root.get_submodule(parent), last)
-
-
-def is_vector(value: Tensor) -> bool:
-    """Whether only one side of a tensor is longer than 1."""
-    return value.numel() == max((1, *value.shape))
-
-
-def _digest(value: Tensor) -> str:
-    return hashlib.sha256(value.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
-def _texts(values: Any, of_node: Any) -> str:
-    if isinstance(values, fx.Node):
-        return of_node(values)
-    if isinstance(values, slice):
-        return f"slice{_texts((values.start, values.stop, values.step), of_node)}"
-    if isinstance(values, dict):
-        return f"{{{', '.join(f'{key}: {_texts(value, of_node)}' for key, value in values.items())}}}"
-    if isinstance(values, tuple | list):
-        return f"({', '.join(_texts(value, of_node) for value in values)})"
-    return repr(values)
-
-
-def _plainly(line: str) -> str:
-    """A line of a block for people."""
-    return " ".join(line.split())[:90]
 
 
 def _kept(
