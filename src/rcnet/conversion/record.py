@@ -50,11 +50,8 @@ class Recording:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is a single node of a graph: norms of any class, and layers of torch whose weights are those of `LAYERS`.
-
-    Other layers with weights are followed inside, so that the weights are tensors in the graph. Recurrent layers and scripted
-    modules cannot be followed.
-    """
+    """Whether a module is a single node of a graph: norms of any class, layers of torch without weights or in `LAYERS`, and what
+    cannot be followed. Other layers are followed inside, so that their weights are tensors in the graph."""
     if isinstance(module, (*NORMS, nn.RNNBase, torch.jit.ScriptModule)):
         return True
     if not type(module).__module__.startswith("torch.nn") or isinstance(module, CONTAINERS) or module._forward_hooks:
@@ -242,7 +239,8 @@ class _Recorder(TorchFunctionMode):
             node = self.graph.call_function(function, *nodes)
         known = id(result) in self.nodes
         self.value(node, result)
-        if isinstance(result, Tensor) and not known and not torch.is_grad_enabled() and _has_gradient((args, kwargs)):
+        cut_off = not torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors((args, kwargs)))
+        if isinstance(result, Tensor) and not known and cut_off:
             self.value(self.graph.call_function(torch.detach, (node,)), result)  # it was computed without gradients
         return result
 
@@ -300,7 +298,3 @@ def _tensors(values: Any) -> Iterator[Tensor]:
     elif isinstance(values, tuple | list):
         for value in values:
             yield from _tensors(value)
-
-
-def _has_gradient(values: Any) -> bool:
-    return any(tensor.requires_grad for tensor in _tensors(values))

@@ -217,26 +217,37 @@ def _kept(
     """The outermost modules with weights that contain no run and are in none."""
     done: list[str] = []
     inside = [call.name for run in runs for block in run.calls for call in block]
-    for call in sorted(itertools.chain(*families.values()), key=lambda call: (call.start, -call.end)):
+    order = sorted(itertools.chain(*families.values()), key=lambda call: (call.start, -call.end))
+
+    def following(call: Call) -> Call | None:
+        """The next call beside this one, if it is of the same class."""
+        family = families[call.name.rpartition(".")[0]]
+        other = next((other for other in family if other.start >= call.end), None)
+        return other if other is not None and type(other.module) is type(call.module) else None
+
+    def reason(call: Call) -> str:
+        times, other = search.times[id(call.module)], following(call)
+        if regions is not None and not _within(call.name, regions):
+            return "is in none of the regions"
+        if times > 1:
+            return f"is already called {times} times"
+        if call.shapes[0] != call.shapes[1]:
+            why = f"changes the shape, {list(call.shapes[0][1:])} to {list(call.shapes[1][1:])}"
+        elif other is None:
+            why = "no equal block follows it"
+        else:
+            lengths = (call.end - call.start, other.start - call.start)
+            pairs = [[search.block(one.start, length) for one in (call, other)] for length in lengths]
+            return next((found for pair in pairs if (found := search.apart(pair))), "no equal block follows it")
+        parts = [
+            part for part in order if part.name.startswith(call.name + ".") and following(part) and count_parameters(part.module)
+        ]
+        return f"{why}; inside, {parts[0].name} {reason(parts[0])}" if parts else why
+
+    for call in order:
         name, size = call.name, count_parameters(call.module)
         holds_one = any(other.startswith(name + ".") for other in inside)
         in_run = any(run.start <= call.start and call.end <= run.end for run in runs)
-        if not size or holds_one or in_run or _within(name, [*inside, *done]):
-            continue
-        done.append(name)
-        family = families[name.rpartition(".")[0]]
-        next_one = next((other for other in family if other.start >= call.end), None)
-        equal = [other for other in family if other is not call and type(other.module) is type(call.module)]
-        if regions is not None and not _within(name, regions):
-            reason = "is in none of the regions"
-        elif search.times[id(call.module)] > 1:
-            reason = f"is already called {search.times[id(call.module)]} times"
-        elif call.shapes[0] != call.shapes[1]:
-            reason = f"changes the shape, {list(call.shapes[0][1:])} to {list(call.shapes[1][1:])}"
-        elif next_one is None or next_one not in equal:
-            reason = "no equal block follows it"
-        else:
-            lengths = (call.end - call.start, next_one.start - call.start)
-            pairs = [[search.block(one.start, length) for one in (call, next_one)] for length in lengths]
-            reason = next((why for pair in pairs if (why := search.apart(pair))), "")
-        yield name, type(call.module).__name__, size, reason or "no equal block follows it"
+        if size and not holds_one and not in_run and not _within(name, [*inside, *done]):
+            done.append(name)
+            yield name, type(call.module).__name__, size, reason(call)
