@@ -6,7 +6,7 @@ endif
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fast mutants weights interop lint docs dist onnx clean
+.PHONY: demo test fast mutants weights interop zoo lint docs dist onnx clean
 
 demo: $(VENV)/installed
 	$(BIN)/rcnet denoise --demo
@@ -31,6 +31,11 @@ interop: # the examples with other libraries, in an environment of their own
 	$(PYTHON) -m venv .venv-interop
 	.venv-interop/bin/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[interop]'
 	.venv-interop/bin/python -m pytest tests/interop
+
+zoo: # known networks of other libraries, converted and exported, in an environment of their own; hours
+	$(PYTHON) -m venv .venv-zoo
+	.venv-zoo/bin/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[zoo]'
+	.venv-zoo/bin/python -m benchmarks.zoo
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -678,3 +678,35 @@ def test_features_are_drawn_of_images(tmp_path):
     net = RecurrentNet(Tokens(), cell)
     with pytest.raises(InputError, match="cells whose output is"):
         features(net, [np.zeros((8, 8, 3), np.uint8)])
+
+
+class Signal(nn.Module):
+    """A body for signals of any number of dimensions."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv(4, 4, 3, padding=1, bias=False)
+
+    def forward(self, x, norms):
+        return x + norms[0](self.conv(x)).relu()
+
+
+@pytest.mark.parametrize(("conv", "norm", "size"), [(nn.Conv1d, nn.BatchNorm1d, (64,)), (nn.Conv3d, nn.BatchNorm3d, (4, 8, 8))])
+def test_cells_for_signals_train_and_everything_for_images_says_so(conv, norm, size, tmp_path):
+    parts = conv(1, 4, 3, padding=1), rcnet.RecurrentCell(Signal(conv), lambda: [norm(4)], (1, 2)), conv(4, 1, 3, padding=1)
+    net, x = rcnet.RecurrentNet(*parts), torch.rand(2, 1, *size)
+    net.about = rcnet.About("signal", channels=1)
+    net(x, 2).square().mean().backward()
+    assert net.eval()(x, 1).shape == x.shape
+    calls = (
+        lambda: rcnet.cost.macs(net, 1, size),
+        lambda: rcnet.cost.macs(net, 1, (32, 32)),
+        lambda: rcnet.cost.profile(net, size),
+        lambda: rcnet.steps_for(net, "1GMAC", size),
+        lambda: rcnet.optimize(net, precision="fp32"),
+        lambda: rcnet.export(net, tmp_path / "net.onnx"),
+        lambda: rcnet.export(net, tmp_path / "net.pt2"),
+    )
+    for call in calls:
+        with pytest.raises(rcnet.InputError, match=r"\[B, C, H, W\]"):
+            call()

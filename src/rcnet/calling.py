@@ -15,7 +15,6 @@ from rcnet.network import RecurrentNet, evaluating, unroll
 from rcnet.setting import Steps
 
 Call = Callable[..., Tensor]
-OTHERS = (nn.Conv1d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm3d)
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -82,15 +81,24 @@ def plain(net: Module) -> Module:
 def refused(model: RecurrentNet, size: tuple[int, ...], error: Exception) -> InputError:
     """The error for a network that fails at this height and width, although its `about` allows it."""
     about, reason = model.about, str(error).strip().splitlines()[0]
-    if any(isinstance(module, OTHERS) for module in model.modules()):
-        return InputError(
-            f"rcnet measures and exports networks for images only, [B, C, H, W]: this one has 1-D or 3-D layers ({reason})"
-        )
+    try:
+        check_images(model)
+    except InputError as other:
+        return other
     return InputError(
         f"this network fails at {about.channels} channels and {'x'.join(map(str, reversed(size)))} pixels, but its about allows "
         f"them (channels={about.channels}, multiple={about.multiple}); set e.g. net.about = rcnet.About("
         f"channels={about.channels}, multiple={2 * about.multiple}), or size=: {reason}"
     )
+
+
+def check_images(model: nn.Module) -> None:
+    """`InputError` for a network with volume layers, or whose first layer with weights is 1-D: only [B, C, H, W] is measured."""
+    weighted = [module for module in model.modules() if module._parameters]
+    if any(isinstance(module, nn.Conv3d) for module in weighted) or isinstance(weighted[0] if weighted else None, nn.Conv1d):
+        raise InputError(
+            "rcnet measures, optimizes and exports networks for images alone, [B, C, H, W], not for 1-D or 3-D signals"
+        )
 
 
 def check_range(x: Tensor) -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from rcnet.cell import Cell, RecurrentCell, StandardCell
+from rcnet.conversion.blocks import is_vector, tensor_of
 from rcnet.conversion.fit import LAYERS
 from rcnet.conversion.record import NORMS
-from rcnet.conversion.runs import is_vector, tensor_of
 
 
 class Value(nn.Module):

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from rcnet.conversion.fit import LAYERS
+from rcnet.conversion.sizes import Size
 from rcnet.errors import InputError
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
@@ -49,11 +50,8 @@ class Recording:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is a single node of a graph: norms of any class, and layers of torch whose weights are those of `LAYERS`.
-
-    Other layers with weights are followed inside, so that the weights are tensors in the graph. Recurrent layers and scripted
-    modules cannot be followed.
-    """
+    """Whether a module is a single node of a graph: norms of any class, layers of torch without weights or in `LAYERS`, and what
+    cannot be followed. Other layers are followed inside, so that their weights are tensors in the graph."""
     if isinstance(module, (*NORMS, nn.RNNBase, torch.jit.ScriptModule)):
         return True
     if not type(module).__module__.startswith("torch.nn") or isinstance(module, CONTAINERS) or module._forward_hooks:
@@ -133,38 +131,6 @@ def _patched(recorder: "_Recorder") -> Iterator[None]:
         torch.autograd.Function.apply = apply  # type: ignore[method-assign]
 
 
-class _Size(int):
-    """A size of a tensor: a number that knows its node."""
-
-    make: Callable[[], fx.Node]
-
-    def __new__(cls, value: int, make: Callable[[], fx.Node]) -> "_Size":
-        size = super().__new__(cls, value)
-        size.make = make
-        return size
-
-
-def _arithmetic(name: str) -> Callable[[Any, Any], Any]:
-    plain, function, flipped = getattr(int, f"__{name}__"), getattr(operator, f"__{name.removeprefix('r')}__"), name[0] == "r"
-
-    def compute(self: _Size, other: Any) -> Any:
-        value = plain(self, other)
-        if value is NotImplemented or not isinstance(value, int):
-            return value
-
-        def make() -> fx.Node:
-            node, with_it = self.make(), other.make() if isinstance(other, _Size) else other
-            return node.graph.call_function(function, (with_it, node) if flipped else (node, with_it))
-
-        return _Size(value, make)
-
-    return compute
-
-
-for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv", "mod"):
-    setattr(_Size, f"__{_name}__", _arithmetic(_name))
-
-
 class _Recorder(TorchFunctionMode):
     """Records what runs."""
 
@@ -195,7 +161,7 @@ class _Recorder(TorchFunctionMode):
 
     def node(self, value: Any) -> Any:
         """The node of a tensor, a size or the device that the example is on; other values as they are."""
-        if isinstance(value, _Size):
+        if isinstance(value, Size):
             return value.make()
         if isinstance(value, torch.device) and value == self.device:
             return self.graph.call_function(device_of_input, (self.latest,))
@@ -245,7 +211,7 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(function, "__name__", "")
-        plain_args, plain_kwargs = self.mapped((args, kwargs), lambda v: int(v) if isinstance(v, _Size) else v)
+        plain_args, plain_kwargs = self.mapped((args, kwargs), lambda v: int(v) if isinstance(v, Size) else v)
         if self.off:
             return function(*plain_args, **plain_kwargs)
         if function is Tensor.__setitem__:  # gives nothing, and changes its tensor
@@ -273,16 +239,17 @@ class _Recorder(TorchFunctionMode):
             node = self.graph.call_function(function, *nodes)
         known = id(result) in self.nodes
         self.value(node, result)
-        if isinstance(result, Tensor) and not known and not torch.is_grad_enabled() and _has_gradient((args, kwargs)):
+        cut_off = not torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors((args, kwargs)))
+        if isinstance(result, Tensor) and not known and cut_off:
             self.value(self.graph.call_function(torch.detach, (node,)), result)  # it was computed without gradients
         return result
 
     def sizes(self, args: Any, kwargs: Any, result: Any) -> Any:
-        """The sizes of a tensor as `_Size`."""
+        """The sizes of a tensor as `Size`."""
         source = self.node(args[0])
 
-        def side(value: int, index: int) -> _Size:
-            return _Size(value, lambda: self.graph.call_method("size", (source, index)))
+        def side(value: int, index: int) -> Size:
+            return Size(value, lambda: self.graph.call_method("size", (source, index)))
 
         if isinstance(result, int):
             return side(result, args[1] if len(args) > 1 else kwargs["dim"])
@@ -302,7 +269,7 @@ class _Recorder(TorchFunctionMode):
         nodes = self.mapped((args, kwargs), self.node)
         self.off = True
         try:
-            result = run(*self.mapped(args, lambda v: int(v) if isinstance(v, _Size) else v), **kwargs)
+            result = run(*self.mapped(args, lambda v: int(v) if isinstance(v, Size) else v), **kwargs)
         finally:
             self.off = False
         return self.value(self.graph.call_module(name, *nodes), result)
@@ -331,7 +298,3 @@ def _tensors(values: Any) -> Iterator[Tensor]:
     elif isinstance(values, tuple | list):
         for value in values:
             yield from _tensors(value)
-
-
-def _has_gradient(values: Any) -> bool:
-    return any(tensor.requires_grad for tensor in _tensors(values))

@@ -1,34 +1,15 @@
 """`find_runs`: the repeated blocks of a network, as slices of its graph."""
 
-import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from rcnet.conversion.record import Call, Recording, device_of_input
+from rcnet.conversion.blocks import Block, Slices, plainly
+from rcnet.conversion.record import Call, Recording
 from rcnet.errors import unknown
-
-
-@dataclass(frozen=True)
-class Block:
-    """A slice of the graph.
-
-    Attributes:
-        nodes: without `get_attr` nodes.
-        takes: the values that it takes from outside.
-        own: names of the modules and tensors that only it uses, in the order of their first use.
-        lines: what it does; equal for blocks that differ only in the values of their weights.
-    """
-
-    nodes: Sequence[fx.Node]
-    takes: tuple[fx.Node, ...]
-    own: tuple[str, ...]
-    lines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -136,31 +117,8 @@ def _within(name: str, others: Iterable[str]) -> bool:
     return any(name == other or name.startswith(other + ".") for other in others)
 
 
-class _Search:
-    """Blocks in a recorded network."""
-
-    def __init__(self, root: nn.Module, recording: Recording) -> None:
-        self.root = root
-        self.nodes = [node for node in recording.graph.nodes if node.op != "get_attr"]
-        self.position = {node: i for i, node in enumerate(self.nodes)}
-        self.uses: dict[str | int, list[int]] = {}  # of modules by name, and of tensors by identity
-        for node in recording.graph.nodes:
-            if node.op in ("call_module", "get_attr"):
-                for key in self.keys(node):
-                    self.uses.setdefault(key, []).extend(self.users(node) if node.op == "get_attr" else [self.position[node]])
-        self.times = Counter(id(call.module) for call in recording.calls)
-        self.blocks: dict[tuple[int, int], Block] = {}
-
-    def keys(self, node: fx.Node) -> list[str | int]:
-        """What a node uses: a module, and its tensors; or a tensor."""
-        name = str(node.target)
-        if node.op == "get_attr":
-            return [id(tensor_of(self.root, name))]
-        return [name, *map(id, self.root.get_submodule(name).parameters())]
-
-    def users(self, node: fx.Node) -> list[int]:
-        """The positions of the nodes that use a value."""
-        return [self.position[user] for user in node.users if user.target is not device_of_input]
+class _Search(Slices):
+    """Runs in a recorded network."""
 
     def runs(self, chain: Sequence[Call]) -> Iterator[Run]:
         """The runs of sibling calls: the one that saves most parameters, then those before and after it."""
@@ -224,7 +182,7 @@ class _Search:
             there, here = next(
                 pair for pair in itertools.zip_longest(before.lines, block.lines, fillvalue="nothing") if pair[0] != pair[1]
             )
-            return f"the next block differs: {_plainly(there)}, then {_plainly(here)}"
+            return f"the next block differs: {plainly(there)}, then {plainly(here)}"
         given = self.given(before)
         if len(given) != 1:
             return "its output is used again later" if given else "its output is not used by the next block"
@@ -252,86 +210,6 @@ class _Search:
         others = [(a, b) for i, (a, b) in enumerate(zip(before.takes, block.takes, strict=True)) if i != state]
         return (list(before.nodes).index(given[0]), state) if all(a is b for a, b in others) else None
 
-    def block(self, start: int, length: int) -> Block:
-        """A slice as a block."""
-        if (start, length) in self.blocks:
-            return self.blocks[start, length]
-        nodes = self.nodes[start : start + length]
-        inner = {node: i for i, node in enumerate(nodes)}
-        takes: list[fx.Node] = []
-        own: list[str] = []
-
-        def is_own(node: fx.Node) -> bool:
-            return all(start <= place < start + length for key in self.keys(node) for place in self.uses[key])
-
-        def index(names: list[Any], name: Any) -> int:
-            if name not in names:
-                names.append(name)
-            return names.index(name)
-
-        def value(node: fx.Node) -> str:
-            if node in inner:
-                return f"%{inner[node]}"
-            if node.op == "get_attr" and is_own(node):
-                return f"own {index(own, str(node.target))} {self.tensor(str(node.target))}"
-            return f"given {index(takes, node)}"
-
-        lines = []
-        for node in nodes:
-            target = str(node.target)
-            if node.target is device_of_input:
-                lines.append("the device")
-                continue
-            if node.op == "call_module":
-                module = self.root.get_submodule(target)
-                state = [tuple(tensor.shape) for tensor in module.state_dict().values()]
-                if is_own(node) or not state:
-                    target = f"{index(own, target)} {module!r} {state}"
-                else:
-                    target += f", which is also called elsewhere than in nodes {start} to {start + length}"
-            arguments = _texts((node.args, node.kwargs), value)
-            lines.append(f"{node.op} {target} {arguments} {node.meta.get('shape')}")
-        self.blocks[start, length] = Block(nodes, tuple(takes), tuple(own), tuple(lines))
-        return self.blocks[start, length]
-
-    def tensor(self, name: str) -> str:
-        """A text for a parameter or buffer. Buffers that are not one value per channel are equal in all blocks of a run."""
-        value = tensor_of(self.root, name)
-        values = "" if isinstance(value, nn.Parameter) or is_vector(value) else _digest(value)
-        return f"{tuple(value.shape)} {value.dtype} {values}"
-
-
-def tensor_of(root: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer by name."""
-    parent, _, last = name.rpartition(".")
-    return getattr(root.get_submodule(parent), last)
-
-
-def is_vector(value: Tensor) -> bool:
-    """Whether only one side of a tensor is longer than 1."""
-    return value.numel() == max((1, *value.shape))
-
-
-def _digest(value: Tensor) -> str:
-    return hashlib.sha256(value.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
-def _texts(values: Any, of_node: Any) -> str:
-    if isinstance(values, fx.Node):
-        return of_node(values)
-    if isinstance(values, slice):
-        return f"slice{_texts((values.start, values.stop, values.step), of_node)}"
-    if isinstance(values, dict):
-        return f"{{{', '.join(f'{key}: {_texts(value, of_node)}' for key, value in values.items())}}}"
-    if isinstance(values, tuple | list):
-        return f"({', '.join(_texts(value, of_node) for value in values)})"
-    return repr(values)
-
-
-def _plainly(line: str) -> str:
-    """A line of a block for people."""
-    return " ".join(line.split())[:90]
-
 
 def _kept(
     search: _Search, families: dict[str, list[Call]], runs: Sequence[Run], regions: tuple[str, ...] | None
@@ -339,26 +217,37 @@ def _kept(
     """The outermost modules with weights that contain no run and are in none."""
     done: list[str] = []
     inside = [call.name for run in runs for block in run.calls for call in block]
-    for call in sorted(itertools.chain(*families.values()), key=lambda call: (call.start, -call.end)):
+    order = sorted(itertools.chain(*families.values()), key=lambda call: (call.start, -call.end))
+
+    def following(call: Call) -> Call | None:
+        """The next call beside this one, if it is of the same class."""
+        family = families[call.name.rpartition(".")[0]]
+        other = next((other for other in family if other.start >= call.end), None)
+        return other if other is not None and type(other.module) is type(call.module) else None
+
+    def reason(call: Call) -> str:
+        times, other = search.times[id(call.module)], following(call)
+        if regions is not None and not _within(call.name, regions):
+            return "is in none of the regions"
+        if times > 1:
+            return f"is already called {times} times"
+        if call.shapes[0] != call.shapes[1]:
+            why = f"changes the shape, {list(call.shapes[0][1:])} to {list(call.shapes[1][1:])}"
+        elif other is None:
+            why = "no equal block follows it"
+        else:
+            lengths = (call.end - call.start, other.start - call.start)
+            pairs = [[search.block(one.start, length) for one in (call, other)] for length in lengths]
+            return next((found for pair in pairs if (found := search.apart(pair))), "no equal block follows it")
+        parts = [
+            part for part in order if part.name.startswith(call.name + ".") and following(part) and count_parameters(part.module)
+        ]
+        return f"{why}; inside, {parts[0].name} {reason(parts[0])}" if parts else why
+
+    for call in order:
         name, size = call.name, count_parameters(call.module)
         holds_one = any(other.startswith(name + ".") for other in inside)
         in_run = any(run.start <= call.start and call.end <= run.end for run in runs)
-        if not size or holds_one or in_run or _within(name, [*inside, *done]):
-            continue
-        done.append(name)
-        family = families[name.rpartition(".")[0]]
-        next_one = next((other for other in family if other.start >= call.end), None)
-        equal = [other for other in family if other is not call and type(other.module) is type(call.module)]
-        if regions is not None and not _within(name, regions):
-            reason = "is in none of the regions"
-        elif search.times[id(call.module)] > 1:
-            reason = f"is already called {search.times[id(call.module)]} times"
-        elif call.shapes[0] != call.shapes[1]:
-            reason = f"changes the shape, {list(call.shapes[0][1:])} to {list(call.shapes[1][1:])}"
-        elif next_one is None or next_one not in equal:
-            reason = "no equal block follows it"
-        else:
-            lengths = (call.end - call.start, next_one.start - call.start)
-            pairs = [[search.block(one.start, length) for one in (call, next_one)] for length in lengths]
-            reason = next((why for pair in pairs if (why := search.apart(pair))), "")
-        yield name, type(call.module).__name__, size, reason or "no equal block follows it"
+        if size and not holds_one and not in_run and not _within(name, [*inside, *done]):
+            done.append(name)
+            yield name, type(call.module).__name__, size, reason(call)

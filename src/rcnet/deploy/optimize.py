@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from rcnet.calling import Call, caller, check_range, device_of, plain
+from rcnet.calling import Call, caller, check_images, check_range, device_of, plain
 from rcnet.device import channels_last, resolve_precision
 from rcnet.errors import InputError
 from rcnet.models.denoise import Sigma
@@ -72,9 +72,10 @@ def optimize(
         compile: also `torch.compile` each session, one graph an input shape; needs a C++ compiler on a CPU.
 
     Raises:
-        InputError: unsupported steps, or an unknown precision.
+        InputError: unsupported steps, an unknown precision, or a network that does not take images.
     """
     precision = resolve_precision(precision, device_of(model))
+    check_images(model)
     sessions: dict[Setting, nn.Module] = {}
     for setting in chosen(model, steps):
         net = plain(evaluating(unroll(model, setting)))
