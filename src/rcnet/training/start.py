@@ -30,9 +30,17 @@ def set_up(recipe: Recipe, data: Path, device: torch.device, processes: int) -> 
             f"batch = {recipe.batch} cannot be divided evenly among {processes} processes x {recipe.accumulate} parts "
             "(accumulate): change one of them"
         )
-    recipe, found = with_init_model(recipe)
+    found: Mapping[str, Any] = {}
+    if recipe.init and "name" not in recipe.model:  # the network is that of the weights
+        found = read_metadata(recipe.init)
+        name, config = found["architecture"]["name"], found["architecture"]["config"]
+        recipe = dataclasses.replace(recipe, model={"name": name, **config, **recipe.model})
     kind = task_of(recipe.model)
-    about = about_before(recipe, found)
+    try:
+        about = build_shapes(recipe.model["name"], {key: value for key, value in recipe.model.items() if key != "name"}).about
+    except InputError:  # the network depends on the data
+        about = About()
+    about = about.completed(found.get("preprocessing", {}))
     section = kind.settled(recipe.sections[kind.key], about)
     recipe = dataclasses.replace(recipe, sections={**recipe.sections, kind.key: section})
     torch.manual_seed(recipe.seed)
@@ -40,27 +48,6 @@ def set_up(recipe: Recipe, data: Path, device: torch.device, processes: int) -> 
     if (recipe.best or recipe.early_stop) and not task.held:
         raise InputError(f"best and early_stop need images held out from training: {kind.key}.holdout=N")
     return recipe, kind, task, new_network(recipe, task, found)
-
-
-def with_init_model(recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe with the network of its `init` weights, and their metadata, if the recipe names no network."""
-    if "name" in recipe.model or not recipe.init:
-        return recipe, {}
-    found = read_metadata(recipe.init)
-    architecture = found["architecture"]
-    return dataclasses.replace(recipe, model={"name": architecture["name"], **architecture["config"], **recipe.model}), found
-
-
-def about_before(recipe: Recipe, found: Mapping[str, Any]) -> About:
-    """The `about` of the recipe's network before the data complete it; an empty one if the network depends on the data.
-
-    `found`: as in `new_network`; its sizes and classes take precedence.
-    """
-    try:
-        about = build_shapes(recipe.model["name"], {key: value for key, value in recipe.model.items() if key != "name"}).about
-    except InputError:
-        about = About()
-    return about.completed(found.get("preprocessing", {}))
 
 
 def new_network(recipe: Recipe, task: Task, found: Mapping[str, Any]) -> RecurrentNet:

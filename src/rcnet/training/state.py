@@ -54,14 +54,15 @@ class Run:
         self.before: dict[str, Any] | None = None
         if share(self.task.data["crc32"], self.world) != self.task.data["crc32"]:
             raise InputError(f"process {self.world.rank} has other data than process 0: all need the same images in {data}")
-        self.tracker = Tracker(recipe, self.kind, self.task, self.model, out if self.writes else None)
+        fresh = ""
         if recipe.init and not resumes:
             self.before, fresh = take_weights(recipe.init, self.model)
-            if fresh:
-                self.tracker.state["frozen"] = min(recipe.frozen, 0.5)  # fresh norms measure first
-                self.tracker.say(f"init = {recipe.init!r} has no weights for {fresh}, which start from fresh weights")
             if recipe.recalibrate_start and self.before is None:  # made by `rcnet convert`, and not trained since
                 recalibrate(self.model, self.inputs(recipe.recalibrate_start))
+        self.tracker = Tracker(recipe, self.kind, self.task, self.model, out if self.writes else None)
+        if fresh:
+            self.tracker.state["frozen"] = min(recipe.frozen, 0.5)  # fresh norms measure first
+            self.tracker.say(f"init = {recipe.init!r} has no weights for {fresh}, which start from fresh weights")
         if not resumes:  # else from the checkpoint
             self.model.load_state_dict(share(self.model.state_dict(), self.world))
         self.call: Callable[..., Tensor] = compiled(self.model) if recipe.compile else self.model

@@ -30,7 +30,6 @@ class Tracker:
     def __init__(self, recipe: Recipe, kind: Kind, task: Task, model: nn.Module, out: Path | None) -> None:
         self.recipe, self.kind, self.task, self.out = recipe, kind, task, out
         self.times = recipe.evaluations if recipe.measures and task.held else 0
-        self.limit = GROWTH * max(1.0, norm_of(model))
         self.progress = Progress(False)
         self.board: Board | None = None
         self.state: dict[str, Any] = {
@@ -38,6 +37,7 @@ class Tracker:
             "logged": 0.0,  # seconds, at that line
             "loss": None,  # smoothed
             "lowest": math.inf,  # smoothed loss
+            "limit": GROWTH * max(1.0, norm_of(model)),  # of the norm of the weights
             "before": None,  # the figure of the weights that the run started from
             "figures": [],  # iteration and figure of each measurement along the run
             "best": None,  # iteration and figure of the best
@@ -69,7 +69,7 @@ class Tracker:
     def growth(self, model: nn.Module) -> str:
         """How the weights have diverged, in words; "" if they have not."""
         norm = norm_of(model)
-        return "" if norm <= self.limit else f"the norm of the weights is {norm:.3g}"
+        return "" if norm <= self.state["limit"] else f"the norm of the weights is {norm:.3g}"
 
     def log(self, iteration: int, elapsed: float, done: float) -> None:
         """Shows the progress and, every `log_every` iterations and at the end, logs the mean loss since the last line."""
