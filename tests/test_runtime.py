@@ -1,9 +1,12 @@
 """Sessions of other runtimes than torch, and files that are cut without the onnx package."""
 
+import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import onnx
@@ -212,6 +215,24 @@ def test_a_file_goes_where_a_name_goes(run, refused, tmp_path):
     rcnet.save(rcnet.load("r3_fast.gray"), tmp_path / "mine.safetensors")
     assert "rcnet export" in refused("denoise", "in.png", "--model", "mine.safetensors", "--runtime", "onnx")
     assert "gives no images" in refused("denoise", "in.png", "--model", "r2.cifar10")
+    for model in ("mine.onnx", "mine.safetensors"):
+        assert "did you mean 'cpu'? valid: cpu" in refused("denoise", "in.png", "--model", model, "--device", "tpu")
+    assert run("denoise", "in.png", "-o", "cpu.png", "--device", "cpu")[0] == 0
+    assert (tmp_path / "cpu.png").read_bytes() == (tmp_path / "name.png").read_bytes()
+    for source, says in (("mine.onnx", ""), ("mine.safetensors", ""), ("in.png", "not a readable"), ("no.onnx", "no exported")):
+        with pytest.raises(InputError, match=says) if says else contextlib.nullcontext():
+            sessions.check_source(tmp_path / source)
+
+
+def test_a_file_that_changes_is_read_again(tmp_path):
+    pixels, file = photograph()[:40, :50], tmp_path / "mine.onnx"
+    pictures = []
+    for age, name in ((10, "r3_fast.photo"), (0, "r3_fast.color")):
+        shutil.copy(bundled_files()[name], file)
+        os.utime(file, (time.time() - age,) * 2)
+        pictures.append(rcnet.denoise(pixels, model=file, steps=1, sigma=20))
+    np.testing.assert_array_equal(pictures[1], rcnet.denoise(pixels, model="r3_fast.color", steps=1, sigma=20))
+    assert not np.array_equal(*pictures)
 
 
 def test_much_work_is_done_by_torch_where_that_was_measured_to_be_faster(monkeypatch):
