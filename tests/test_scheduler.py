@@ -204,6 +204,7 @@ def test_the_queue_has_to_drain_within_one_and_a_half_objectives():
         (TWO, 0.024, -0.5, TWO),
         (TWO, 0.024, -0.51, THREE),
         (TWO, 0.024, -0.49, TWO),  # too soon after the last step
+        (THREE, 0.061, 0.0, TWO),
         (ONE, 0.2, 0.0, ONE),
         (THREE, 0.0, -9.0, THREE),
     ],
@@ -211,6 +212,14 @@ def test_the_queue_has_to_drain_within_one_and_a_half_objectives():
 def test_hysteresis_steps_down_above_and_up_below_its_thresholds(setting, seconds, since, then):
     models = {"a": Dial(by_setting(0.0, 0.1, 0.2), setting, since)}
     assert hysteresis(state([Ask("a", 1, 0.1, seconds)], models, lambda *_: 0.0)) == {"a": then}
+
+
+@pytest.mark.parametrize(("seconds", "then"), [(0.07, ONE), (0.05, TWO), (0.02, THREE)])
+def test_the_time_of_day_is_no_load(seconds, then):
+    models = {"a": Dial(by_setting(0.0, 0.1, 0.2), TWO, 90.0)}
+    later = state([Ask("a", 1, 100.1, seconds)], models, lambda *_: 0.0)._replace(now=100.0, free=(99.0,))
+    assert hysteresis(later) == {"a": then}
+    assert drains(later, {"a": TWO})
 
 
 def fill(scheduler, *requests):

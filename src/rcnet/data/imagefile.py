@@ -206,7 +206,6 @@ def _keeps(kind: str, field: str, image: ImageFile) -> bool:
 
 
 def _encode(kind: str, image: ImageFile, *more: ImageFile) -> bytes:
-    """The whole file."""
     if more:
         later = (dataclasses.replace(page, exif=encoding.without_directories(page.exif)) for page in more)
         return encoding.join_tiffs(_encode(kind, page) for page in (image, *later))

@@ -196,7 +196,6 @@ def _read_folders(folder: Path, split: str, size: int, channels: int) -> Labelle
 
 
 def _classes(root: Path) -> tuple[str, ...]:
-    """The names of the class folders."""
     entries = sorted(path for path in root.iterdir() if not path.name.startswith("."))
     stray = [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
     valid = f"valid: {root}/CLASS/NAME.png, or CIFAR (rcnet data cifar10 --out {root})"

@@ -184,10 +184,8 @@ def r3(
     """R3 (Eq. 9): convolution and ReLU to 64 channels, three cells of convolution, BN and ReLU, convolution to the image.
 
     Args:
-        steps: the supported steps: one number, or several for a cost-adjustable network.
-        norm_mode: none, shared, independent or double; default: independent for one step count, double for several.
+        steps, norm_mode, unified: as for `r2`.
         in_chans: channels of the image: 1 gray, 3 colour.
-        unified: all cells take the same number of steps; otherwise the BN tables hold every combination.
     """
     return _denoiser(steps, norm_mode, in_chans, 64, 1, residual=False, sub=1, unified=unified)
 

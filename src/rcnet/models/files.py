@@ -153,7 +153,6 @@ def _is_kernel(tensor: Tensor) -> bool:
 
 
 def _fits_bf16(tensor: Tensor) -> bool:
-    """Whether it is a kernel that bf16 represents exactly."""
     return _is_kernel(tensor) and tensor.dtype == torch.float32 and torch.equal(tensor.bfloat16().float(), tensor)
 
 

@@ -227,7 +227,6 @@ def _add_handlers(app: FastAPI, handler: RequestHandler) -> None:
 
 
 def _add_page(app: FastAPI) -> None:
-    """The page at / and its files."""
     for path, file in PAGE.items():
         data, kind = (resources.files("rcnet") / file).read_bytes(), mimetypes.guess_type(file)[0]
 

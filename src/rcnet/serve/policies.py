@@ -122,14 +122,14 @@ def slack(state: State) -> Chosen:
     """
     chosen = least(state)
     typical = {name: stream.pixels for name, stream in state.streams.items()} | {ask.model: ask.pixels for ask in state.waiting}
-    open_ = {name for name in typical if len(state.models[name].quality) > 1}
-    while open_:
-        name = max(open_, key=lambda name: _gain(state, name, chosen[name], typical[name]))
+    models = set(typical)  # whose settings may still be raised
+    while models:
+        name = max(models, key=lambda name: _gain(state, name, chosen[name], typical[name]))
         higher = {**chosen, name: state.models[name].higher(chosen[name])}
         if drains(state, higher) and in_time(state, higher):
             chosen = higher
         if chosen != higher or chosen[name] == state.models[name].settings[-1]:
-            open_.remove(name)
+            models.remove(name)
     return chosen
 
 
