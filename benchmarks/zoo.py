@@ -173,7 +173,7 @@ def as_trained(model: nn.Module) -> nn.Module:
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.8, 1.2)
     for parameter in model.parameters():
-        if parameter.ndim == 1:
+        if parameter.numel() == max((1, *parameter.shape)):  # one value per channel, whatever its shape
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
 
