@@ -30,6 +30,7 @@ from rcnet.deploy.export import load_exported, read_exported
 from rcnet.models.converted import build_source
 from rcnet.training.provenance import commit
 
+ONE_SIZE = ("torchvision swin_t", "timm swinv2_tiny_window8_256")  # tracing these for free sizes takes many minutes
 CLOSE = 1e-4  # relative difference of outputs that counts as exact, and of ONNX Runtime's
 SIZE, FULL = 64, 10**6
 TRANSFORMERS = {"num_labels": 10, "image_size": SIZE}
@@ -172,7 +173,7 @@ def as_trained(model: nn.Module) -> nn.Module:
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.8, 1.2)
     for parameter in model.parameters():
-        if parameter.ndim == 1:
+        if parameter.numel() == max((1, *parameter.shape)):  # one value per channel, whatever its shape
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
 
@@ -204,7 +205,7 @@ def measure(name: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "net.onnx"
             try:
-                rcnet.export(net, path, steps=net.choices[-1:])
+                rcnet.export(net, path, steps=net.choices[-1:], size=(side, side) if name in ONE_SIZE else None)
                 about_file = read_exported(path)
                 row |= {"multiple": about_file["multiple"], "fixed": about_file.get("size")}
                 row["onnxruntime"] = away(net(x), torch.from_numpy(load_exported(path, threads=1)(np.asarray(x))))
@@ -225,7 +226,8 @@ def render(found: dict[str, Any]) -> str:
         "Rendered by `python -m benchmarks.zoo`. Fresh weights, with norms as after training. Parameters: at 1 and 2 steps",
         "without differences. Full rank: the largest difference of an output from the original's, relative to the largest",
         "output, at all steps with differences of full rank. ONNX Runtime: the same between the exported file and the converted",
-        "network, at 2 steps. Sizes: what the sides of images of the file are multiples of, or the one size that it takes.",
+        "network, at 2 steps. Sizes: what the sides of images of the file are multiples of, or the one size that it takes",
+        f"({' and '.join(ONE_SIZE)}: the one asked for, as tracing them for free sizes takes many minutes).",
         "",
         f"{len(converted)} of {len(rows)} converted, {len(exact)} exact at full rank (below {CLOSE:g}), {len(exported)} exported",
         f"with ONNX Runtime's output within {CLOSE:g}.",
