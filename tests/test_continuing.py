@@ -66,7 +66,7 @@ def test_trained_weights_are_measured_first_and_the_best_are_kept(first, tmp_pat
     assert result["data"]["images"] == 5
     rows = held.evaluate(load(first))
     assert measured["before"] == pytest.approx(np.mean([row["psnr"] for row in rows]))
-    assert f"{first}: psnr {measured['before']:.3f} dB on 1 images held out" in capsys.readouterr().err
+    assert f"{first}: psnr {measured['before']:.3f} dB on 1 image held out" in capsys.readouterr().err
     assert [iteration for iteration, _ in measured["along"]] == [5, 10, 15, 20]
     best = max(measured["along"], key=lambda pair: pair[1])
     assert measured["best"] == best

@@ -1,5 +1,6 @@
 """The console of a run: its progress, TensorBoard, and the signals that stop it."""
 
+import shutil
 import signal
 import sys
 import threading
@@ -24,18 +25,17 @@ class Progress:
         """Shows the fraction of the run that is done, and a text."""
         self.line = f"{done:6.1%} {text}"
         if self.shown and time.monotonic() - self.last >= self.every:
-            print(
-                f"\r\x1b[K{self.line}" if self.terminal else self.line,
-                end="" if self.terminal else "\n",
-                file=sys.stderr,
-                flush=True,
-            )
+            self.write("" if self.terminal else "\n")
             self.last = time.monotonic()
 
     def end(self) -> None:
         """Leaves the last line in a terminal."""
         if self.shown and self.terminal and self.line:
-            print(f"\r\x1b[K{self.line}", file=sys.stderr)
+            self.write("\n")
+
+    def write(self, end: str) -> None:
+        width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be rewritten
+        print(f"\r\x1b[K{self.line[:width]}" if self.terminal else self.line, end=end, file=sys.stderr, flush=True)
 
 
 def clock_text(seconds: float) -> str:

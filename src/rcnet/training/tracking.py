@@ -103,7 +103,8 @@ class Tracker:
             return
         if iteration == 0:
             state["before"] = figure
-            images = f"{self.task.held} images held out" if self.task.held else "the test images"
+            held = self.task.held
+            images = f"{held} image{'s' * (held > 1)} held out" if held else "the test images"
             optimizer = self.recipe.optimizer
             self.say(f"{self.recipe.init}: {self.words(figure)} on {images}; trained by {optimizer.name}, lr {optimizer.lr:g}")
         else:
