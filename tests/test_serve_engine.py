@@ -17,6 +17,7 @@ from rcnet.deploy.denoise import denoise_pixels
 from rcnet.deploy.torch_session import TorchSession
 from rcnet.errors import InputError
 from rcnet.models.files import find
+from rcnet.serve.cluster import scale
 from rcnet.serve.decoder import Decoders
 from rcnet.serve.engine import Engine, Terms
 from rcnet.serve.handler import Failure, RequestHandler, RequestInfo
@@ -201,6 +202,31 @@ def test_an_idle_worker_takes_the_requests_of_one_that_dies(loop):
             await engine.stop()
 
     assert loop.run_until_complete(kill()).result.pixels.shape == (512, 512, 3)
+
+
+def test_replicas_are_added_under_load_and_taken_away_after_it(loop):
+    async def load_and_rest():
+        engine = Engine([Plan(("r2.cifar10",), threads=1)], slack, 30.0)
+        await engine.start()
+        scaling = asyncio.create_task(scale(engine, 1, 2, look=0.2, calm=5))
+
+        async def press():
+            while True:
+                await engine.submit("r2.cifar10", Work(cat()), engine.clock() + 30)
+
+        try:
+            clients = [asyncio.create_task(press()) for _ in range(8)]
+            await until(lambda: len(engine.workers) == 2 and not engine.workers[1].cold)  # it has computed
+            second = engine.workers[1]
+            for client in clients:
+                client.cancel()
+            await until(lambda: len(engine.workers) == 1 and second._process.poll() is not None)
+            return await engine.submit("r2.cifar10", Work(cat()), engine.clock() + 30)
+        finally:
+            scaling.cancel()
+            await engine.stop()
+
+    assert loop.run_until_complete(load_and_rest()).result.classes
 
 
 def test_a_network_that_does_not_say_how_far_it_sees_is_served_whole():

@@ -1,7 +1,5 @@
 """Replicas on a Ray cluster of this machine that are pressed, killed and hung."""
 
-import asyncio
-import contextlib
 import json
 import os
 import signal
@@ -11,10 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-
-from rcnet.serve.engine import Engine
-from rcnet.serve.policies import slack
-from rcnet.serve.worker import Plan
 
 from ..test_serve import Server, encoded, metric, milliseconds, picture, wait
 
@@ -31,7 +25,6 @@ def server(tmp_path_factory):
             *("--allow-host", "scans.example"),
             stderr=errors,
             HOME=str(home),
-            RAY_raylet_start_wait_time_s=str(STARTING),
         )
     server.log = log
     yield server
@@ -125,42 +118,4 @@ def test_answers_refusals_and_the_log_are_those_of_any_server(server):
 
 def test_more_replicas_than_the_machine_has_cores_are_refused(tmp_path):
     with pytest.raises(AssertionError, match=r"the replicas need 4000 CPUs and this machine has"):
-        Server("r2.cifar10", "--ray", "--replicas", "4000", HOME=str(tmp_path), RAY_raylet_start_wait_time_s=str(STARTING))
-
-
-def test_replicas_are_added_under_load_and_taken_away_after_it():
-    from rcnet.serve.cluster import scale
-
-    async def load_and_rest():
-        engine = Engine([Plan(("r2.cifar10",), threads=1)], slack, 30.0)
-        await engine.start()
-        scaling = asyncio.create_task(scale(engine, 1, 2, look=0.2, calm=5))
-        try:
-            from rcnet.serve.load import noisy_picture
-            from rcnet.serve.served import Work
-
-            async def press():
-                while True:
-                    await engine.submit("r2.cifar10", Work(noisy_picture(3)), engine.clock() + 30)
-
-            async with asyncio.timeout(120):
-                clients = [asyncio.create_task(press()) for _ in range(8)]
-                while len(engine.workers) < 2:
-                    await asyncio.sleep(0.05)
-                pid = engine.workers[1].pid
-                while engine.workers[1].cold:  # it has done nothing yet
-                    await asyncio.sleep(0.05)
-                for client in clients:
-                    client.cancel()
-                while len(engine.workers) > 1:
-                    await asyncio.sleep(0.05)
-                with contextlib.suppress(ProcessLookupError):
-                    while True:  # until its process has gone
-                        os.kill(pid, 0)
-                        await asyncio.sleep(0.05)
-            return await engine.submit("r2.cifar10", Work(noisy_picture(3)), engine.clock() + 30)
-        finally:
-            scaling.cancel()
-            await engine.stop()
-
-    assert asyncio.run(load_and_rest()).result.classes
+        Server("r2.cifar10", "--ray", "--replicas", "4000", HOME=str(tmp_path))

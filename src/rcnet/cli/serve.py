@@ -144,12 +144,9 @@ def serve(
     if not ray:
         asyncio.run(run.serve(settings, run.engine_of(settings)))
         return
-    low, high = read_replicas(replicas or "1")
-    try:
-        from rcnet.serve import cluster
-    except ImportError as error:
-        raise InputError(f"serving on Ray needs {error.name}: pip install 'rcnet[ray]'") from error
-    asyncio.run(cluster.serve(settings, low, high))
+    from rcnet.serve import cluster
+
+    asyncio.run(cluster.serve(settings, *read_replicas(replicas or "1")))
 
 
 def read_replicas(text: str) -> tuple[int, int]:

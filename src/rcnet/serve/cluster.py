@@ -9,12 +9,10 @@ import dataclasses
 import logging
 import os
 import threading
+from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
-
-import ray
-from ray.exceptions import RayError
 
 from rcnet.errors import InputError
 from rcnet.serve import run
@@ -26,6 +24,14 @@ from rcnet.serve.worker import Plan, Worker, answer
 LOOK, CALM = 10.0, 30  # seconds between two looks at the load, and how many of these must be calm before a replica goes
 GROW, SHRINK = 0.8, 0.5  # of their time that replicas, or one fewer, compute, above and below which one is added or goes
 PATIENCE = 600.0  # seconds in which the cluster finds a place for a replica that is added
+# Of a cluster of this machine alone: it listens on loopback (on Linux too, whatever the name), sends no usage statistics, its
+# processes are not the last to get the processor, and a busy machine has time to start it.
+ALONE = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_raylet_start_wait_time_s": "300",
+}
 log = logging.getLogger(__name__)
 
 
@@ -74,6 +80,8 @@ class RemoteWorker(Worker):
 
     async def start(self) -> None:
         """Asks the cluster for a replica, and waits until it has a place."""
+        import ray
+
         self._actor = ray.remote(**self.needs)(Replica).remote()
         self._pid = await self._said(self._actor.pid.remote())
 
@@ -88,11 +96,15 @@ class RemoteWorker(Worker):
     async def stop(self) -> str:
         """Ends it; Ray kills a process that hangs, after five seconds."""
         if self._actor:
+            import ray
+
             ray.kill(self._actor)
         return "on the cluster"
 
     @staticmethod
     async def _said(reference: Any) -> Any:
+        from ray.exceptions import RayError
+
         try:
             return await reference
         except RayError as error:
@@ -129,30 +141,32 @@ async def serve(settings: Settings, low: int, high: int) -> None:
     devices = ["cuda:0" if gpu else settings.devices[0]] * low  # of those that Ray lends
     settings = dataclasses.replace(settings, devices=devices, threads=threads)
     engine = run.engine_of(settings, partial(RemoteWorker, needs=needs))
-    connect({"CPU": low * threads, "GPU": low * gpu})
+    end = connect({"CPU": low * threads, "GPU": low * gpu})
     scaling = asyncio.create_task(scale(engine, low, high))
     try:
         await run.serve(settings, engine)
     finally:
         scaling.cancel()
-        ray.shutdown()
+        end()
 
 
-def connect(needed: dict[str, int]) -> None:
-    """Joins the cluster, or starts Ray on this machine, for this machine alone, if it has what is needed."""
+def connect(needed: dict[str, int]) -> Callable[[], None]:
+    """Joins the cluster, or starts Ray on this machine if it has what is needed; gives what ends that."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if alone := not os.environ.get("RAY_ADDRESS"):
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray tells its makers of each start
-        os.environ.setdefault("RAY_worker_niceness", "0")  # else all other work of the machine goes before replicas
-        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}  # else it listens to other machines
+        os.environ.update({name: os.environ.get(name, value) for name, value in ALONE.items()})
+        options["include_dashboard"] = False
     try:
+        import ray  # it reads these variables when it is imported
+
         ray.init(**options)
-    except (ConnectionError, RuntimeError, TimeoutError) as error:
+    except ImportError as error:
+        raise InputError(f"serving on Ray needs {error.name}: pip install 'rcnet[ray]'") from error
+    except Exception as error:  # Ray raises this where it takes too long
         raise InputError(f"Ray cannot be {'started' if alone else 'joined'}: {' '.join(str(error).split())}") from error
     has = ray.cluster_resources() if alone else needed
     for kind, count in needed.items():
         if count > has.get(kind, 0):
             there = f"{has.get(kind, 0):g}"
-            raise InputError(
-                f"the replicas need {count} {kind}s and this machine has {there}: give fewer --replicas or --threads"
-            )
+            raise InputError(f"the replicas need {count} {kind}s and this machine has {there}: lower --replicas or --threads")
+    return ray.shutdown
