@@ -344,7 +344,7 @@ def measure(methods: Sequence[Method], args: argparse.Namespace, about: dict[str
     names = {"scikit-image": "scikit-image's", "BSD": "BSD test images", "colourings": "other colours", "night": "dark exposures"}
     names |= {"pages": "drawn pages", "pairs": args.pairs_name}
     result = kept(args.out / "photos.json")
-    known = {tuple(case["key"]): case for case in result.get("cases", ()) if result["side"] == args.side}
+    known = {tuple(case["key"]): case for case in result.get("cases", ()) if result.get("side") == args.side}
     weights = about["weights"]["crc32"]
     for case in known.values():
         case["measured"] = {k: v for k, v in case["measured"].items() if v["weights"] in (None, weights)}
@@ -429,12 +429,15 @@ def table(result: dict[str, Any], kind: str, text: Callable[[dict[str, Any]], st
     yield f"|---|---|{'---|' * (len(names) + before)}"
     for row in result["rows"]:
         cells = [title(result, row), row["noise"], *[decibels(row["input"])] * before]
-        cells += [text(row["methods"][name][kind]) if name in row["methods"] else "-" for name in names]
+        found = [row["methods"].get(name, {}).get(kind) for name in names]
+        cells += [text(values) if values else "-" for values in found]
         yield f"| {' | '.join(cells)} |"
 
 
 def made(result: dict[str, Any]) -> str:
     """The hardware and the commits of what is shown."""
+    if "cases" not in result:  # measured before results were kept picture by picture
+        return f"{result['hardware']}; commit {result['commit']}"
     entries = [entry for case in result["cases"] for entry in case["measured"].values()]
     hardware, commits = ("; ".join(sorted({entry[key] for entry in entries})) for key in ("hardware", "commit"))
     return f"{hardware}; commit {commits}"
@@ -454,7 +457,7 @@ def render(result: dict[str, Any]) -> str:
         "bm3d's.",
         "",
     ]
-    if result["side"]:
+    if result.get("side"):
         lines += [f"Of each picture the middle, {result['side']} pixels a side.", ""]
     if not result["complete"]:
         lines += ["Stopped before all pictures were measured.", ""]
