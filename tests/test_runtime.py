@@ -103,12 +103,15 @@ def test_bundled_files_equal_the_networks_of_torch(name):
     image = photograph()[:75, :94, : here.about.channels].transpose(2, 0, 1)[None].astype(np.float32) / 255
     if here.gives == "classes":
         image = image[..., :32, :32]
+    first = here.run(image, here.settings[-1])
     for n in here.settings:
         assert here.macs(n, image.shape[2:]) == there.macs(n, image.shape[2:])
         answers = [
             denoise_images(s, image, n, tile=48) if here.gives == "image" else probabilities(s, image, n) for s in (here, there)
         ]
         np.testing.assert_allclose(*answers, atol=1e-4)
+    here.release()
+    np.testing.assert_array_equal(here.run(image, n), first)
     if here.has_judge:
         np.testing.assert_allclose(here.judge(image), there.judge(image), rtol=1e-3, atol=1e-2)
 

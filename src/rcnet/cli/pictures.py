@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rcnet.runtime.session import Session
     from rcnet.setting import Setting
 
+LARGE = 3 << 22  # numbers in a picture from which the memory of sessions, some 300 MB, is given back before it is written
 JUDGED = 1024  # side, in pixels, of the middle whose noise is judged before weights for one level see an image
 
 
@@ -166,6 +167,9 @@ def run_file(job: "Job", options: Options, sessions: Sessions, report: Report) -
     for page, (image, seen) in enumerate(zip(images, pictures, strict=True)):
         done.append(run_picture(job, seen, options, sessions))
         images[page] = dataclasses.replace(image, pixels=done[-1].results[done[-1].setting])
+    if images[0].pixels.size > LARGE:
+        for session in sessions.values():
+            session.release()
     write(job, images)
     if job.target != PIPE:
         print(f"{job.target} (steps {done[-1].setting})" if options.budget else job.target)

@@ -69,6 +69,9 @@ class TorchSession:
     def per_cell(self, steps: Steps = None) -> Setting:
         return self.model.per_cell(steps)
 
+    def release(self) -> None:
+        """Nothing: torch keeps none."""
+
     def macs(self, setting: Setting, size: tuple[int, int]) -> float:
         return macs(self.network, setting, size)
 

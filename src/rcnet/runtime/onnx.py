@@ -145,6 +145,10 @@ class OnnxSession:
             return None
         return self._session(LEVELS).run(None, {"image": np.ascontiguousarray(x, np.float32)})[0]
 
+    def release(self) -> None:
+        with self._lock:
+            self._sessions.clear()
+
     def _area(self, size: tuple[int, ...]) -> int:
         """Pixels that are computed for an image of this size."""
         grid = math.lcm(self.about.sub, self.about.multiple)

@@ -59,6 +59,10 @@ class Session(Protocol):
         """The noise levels of pictures [B, C, H, W], float32 [B, 2, KNOTS]; None of a network without a judge."""
         ...
 
+    def release(self) -> None:
+        """Gives back the memory that calls took; the next call takes longer."""
+        ...
+
     def macs(self, setting: Setting, size: tuple[int, int]) -> float:
         """Multiply-accumulates of a call on one image of that height and width, without the judge."""
         ...
