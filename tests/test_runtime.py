@@ -246,8 +246,15 @@ def test_much_work_is_done_by_torch_where_that_was_measured_to_be_faster(monkeyp
         (True, 1.0, "auto", OnnxSession),
         (True, 1e6, "fp32", OnnxSession),
     ):
-        monkeypatch.setattr(sessions, "faster", lambda one, other, faster=faster: faster)
+        monkeypatch.setattr(sessions, "torch_is_faster", lambda *_, faster=faster: faster)
         assert isinstance(sessions.open_session("r3_fast.gray", precision=precision, megapixels=megapixels), runtime)
+
+
+def test_the_faster_runtime_is_measured_once(monkeypatch):
+    session = OnnxSession(bundled_files()["r2.cifar10"], threads=1)
+    found = sessions.torch_is_faster(session, "r2.cifar10", 1)
+    monkeypatch.setattr(sessions, "torch_session", None)  # torch is not imported for what is known
+    assert sessions.torch_is_faster(session, "r2.cifar10", 1) == found
 
 
 def test_kernels_in_half(exported, tmp_path):

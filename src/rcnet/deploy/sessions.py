@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 from functools import cache, lru_cache
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -70,8 +71,7 @@ def open_session(
     if undecided and megapixels and bf16_may_be_faster():
         work = session.macs(session.settings[-1], (1000, 1000)) * megapixels
         if work > MUCH * (threads or os.cpu_count() or 1):
-            other = torch_session(source, "bf16", threads, "cpu")
-            return other if faster(other, session) else session
+            return torch_session(source, "bf16", threads, "cpu") if torch_is_faster(session, source, threads) else session
     return session
 
 
@@ -142,17 +142,19 @@ def torch_devices() -> list[str]:
     return ["cpu", *["cuda"] * (count > 0), *(f"cuda:{index}" for index in range(count))]
 
 
-def faster(one: Session, other: Session) -> bool:
-    """Whether calls of one session take clearly less time here than those of the other, measured once and kept."""
+def torch_is_faster(session: OnnxSession, source: str | Path, threads: int | None) -> bool:
+    """Whether calls of torch in bf16 take clearly less time here than those of ONNX Runtime, measured once and kept."""
 
     def measure() -> dict[str, float]:
-        x = np.random.default_rng(0).random((1, one.about.channels, *(one.about.size or (256, 256))), np.float32)
-        level = np.full((1, one.about.levels, 1, 1), 25, np.float32) if one.about.takes_level else None
-        calls = {name: lambda s=s: s.run(x, s.settings[0], level) for name, s in (("one", one), ("other", other))}
+        about = session.about
+        x = np.random.default_rng(0).random((1, about.channels, *(about.size or (256, 256))), np.float32)
+        level = np.full((1, about.levels, 1, 1), 25, np.float32) if about.takes_level else None
+        both: dict[str, Session] = {"torch": torch_session(source, "bf16", threads, "cpu"), "onnx": session}
+        calls = {name: lambda s=s: s.run(x, s.settings[0], level) for name, s in both.items()}
         return {name: summary(values)["ms"] for name, values in interleaved(calls, rounds=5).items()}
 
-    found = measured_once({"one": one.identity, "other": other.identity}, measure)
-    return bool(found["one"] < FASTER * found["other"])
+    found = measured_once({**session.identity, "torch": metadata.version("torch")}, measure)
+    return bool(found["torch"] < FASTER * found["onnx"])
 
 
 def bf16_may_be_faster() -> bool:
