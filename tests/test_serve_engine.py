@@ -53,7 +53,7 @@ def cat(side=64):
 
 
 def test_results_are_those_of_the_library(engine, loop):
-    model = rcnet.optimize(rcnet.load("r3_fast.photo"))
+    model = rcnet.optimize(rcnet.load("r3_fast.photo"), precision="fp32")
     wanted, level = denoise_pixels(model, cat(), 1, sigma=20, strength=0.5)
     work = Work(cat(), sigma=20, strength=0.5)
 

@@ -24,7 +24,7 @@ class Plan(NamedTuple):
 
     models: tuple[str, ...]
     device: str = "cpu"
-    precision: str = "auto"
+    precision: str = "fp32"
     threads: int = 0
     warm: bool = True
 
