@@ -9,7 +9,7 @@ import pytest
 
 from rcnet.errors import InputError
 from rcnet.serve.costs import Costs
-from rcnet.serve.policies import Ask, Dial, State, Stream, drains, fixed, hysteresis, least, policy, slack
+from rcnet.serve.policies import Ask, Dial, State, Stream, drains, fixed, hysteresis, in_time, least, policy, slack
 from rcnet.serve.requests import Dials, Refused, Request
 from rcnet.serve.scheduler import Scheduler
 from rcnet.setting import Setting
@@ -229,6 +229,15 @@ def test_the_time_of_day_is_no_load(seconds, then):
     assert hysteresis(later) == {"a": then}
     assert drains(later, {"a": TWO})
     assert not drains(later._replace(waiting=[Ask("a", 1, 100.1, 0.16)]), {"a": TWO})
+
+
+def test_policies_count_every_worker_that_is_up():
+    models = {"a": Dial(by_setting(0.0), ONE, 0)}
+    second = state([Ask("a", 1, 0.1, 0.1)], models, None)._replace(free=(0.05, 0.0))
+    assert in_time(second, {"a": ONE})  # on the one that is free now, at the very deadline
+    two = state([Ask("a", 1, 0.1, 0.29)], models, None)._replace(free=(0.0, 0.0))
+    assert drains(two, {"a": ONE})
+    assert not drains(two._replace(free=(0.0, math.inf)), {"a": ONE})
 
 
 def fill(scheduler, *requests):
