@@ -194,9 +194,9 @@ def test_fixed_takes_the_best_setting_and_least_the_least():
 
 def test_the_queue_has_to_drain_within_one_and_a_half_objectives():
     models = {"a": Dial(by_setting(0.0), ONE, 0)}
-    for seconds, in_time in ((0.074, True), (0.076, False)):  # of 0.15 s, half go to arrivals: 0.425 of a worker of 0.85
+    for seconds, enough in ((0.074, True), (0.076, False)):  # of 0.15 s, half go to arrivals: 0.425 of a worker of 0.85
         waiting = [Ask("a", 1, 0.1, seconds)]
-        assert drains(state(waiting, models, lambda *_: 0.1, streams={"a": Stream(4.25, 1)}), {"a": ONE}) is in_time
+        assert drains(state(waiting, models, lambda *_: 0.1, streams={"a": Stream(4.25, 1)}), {"a": ONE}) is enough
     assert drains(state([Ask("a", 1, 0.1, 1.5 * 0.1)], models, lambda *_: 0.1), {"a": ONE})  # all of the time
     late = [Ask("a", 1, 0.3, 0.14)]  # a later deadline allows more
     assert drains(state(late, models, lambda *_: 0.1, streams={"a": Stream(4.25, 1)}), {"a": ONE})
