@@ -162,7 +162,7 @@ def test_time_goes_where_it_buys_the_most_quality():
 
 
 def test_quality_counts_by_the_time_that_it_takes():
-    models = {"a": Dial(by_setting(0.0, 0.05), ONE, 0), "b": Dial(by_setting(0.0, 0.2), ONE, 0)}
+    models = {"a": Dial(by_setting(0.0, 0.05), ONE, 0), "b": Dial(by_setting(9.0, 9.2), ONE, 0)}
     seconds = {("a", ONE): 0.02, ("a", TWO): 0.03, ("b", ONE): 0.02, ("b", TWO): 0.075}  # there is time for one of the two
     waiting = [Ask("a", 1, 0.1), Ask("b", 1, 0.1)]
     assert slack(state(waiting, models, lambda name, setting, pixels: seconds[name, setting])) == {"a": TWO, "b": ONE}
