@@ -9,7 +9,7 @@ import pytest
 
 from rcnet.errors import InputError
 from rcnet.serve.costs import Costs
-from rcnet.serve.policies import Ask, Dial, State, Stream, drains, fixed, hysteresis, least, policy, slack
+from rcnet.serve.policies import Ask, Dial, State, Stream, drains, fixed, hysteresis, in_time, least, policy, slack
 from rcnet.serve.requests import Dials, Refused, Request
 from rcnet.serve.scheduler import Scheduler
 from rcnet.setting import Setting
@@ -161,6 +161,13 @@ def test_time_goes_where_it_buys_the_most_quality():
     assert slack(state(waiting, models, lambda name, setting, pixels: 0.06 * setting[0])) == {"a": ONE, "b": ONE}
 
 
+def test_quality_counts_by_the_time_that_it_takes():
+    models = {"a": Dial(by_setting(0.0, 0.05), ONE, 0), "b": Dial(by_setting(9.0, 9.2), ONE, 0)}
+    seconds = {("a", ONE): 0.02, ("a", TWO): 0.03, ("b", ONE): 0.02, ("b", TWO): 0.075}  # there is time for one of the two
+    waiting = [Ask("a", 1, 0.1), Ask("b", 1, 0.1)]
+    assert slack(state(waiting, models, lambda name, setting, pixels: seconds[name, setting])) == {"a": TWO, "b": ONE}
+
+
 def test_slack_counts_what_the_worker_still_does_and_named_settings():
     models = {"a": Dial(by_setting(0.0, 0.1, 0.2), ONE, 0)}
     cost = lambda name, setting, pixels: 0.02 * setting[0]  # noqa: E731
@@ -187,9 +194,10 @@ def test_fixed_takes_the_best_setting_and_least_the_least():
 
 def test_the_queue_has_to_drain_within_one_and_a_half_objectives():
     models = {"a": Dial(by_setting(0.0), ONE, 0)}
-    for seconds, in_time in ((0.074, True), (0.076, False)):  # of 0.15 s, half go to arrivals: 0.425 of a worker of 0.85
+    for seconds, enough in ((0.074, True), (0.076, False)):  # of 0.15 s, half go to arrivals: 0.425 of a worker of 0.85
         waiting = [Ask("a", 1, 0.1, seconds)]
-        assert drains(state(waiting, models, lambda *_: 0.1, streams={"a": Stream(4.25, 1)}), {"a": ONE}) is in_time
+        assert drains(state(waiting, models, lambda *_: 0.1, streams={"a": Stream(4.25, 1)}), {"a": ONE}) is enough
+    assert drains(state([Ask("a", 1, 0.1, 1.5 * 0.1)], models, lambda *_: 0.1), {"a": ONE})  # all of the time
     late = [Ask("a", 1, 0.3, 0.14)]  # a later deadline allows more
     assert drains(state(late, models, lambda *_: 0.1, streams={"a": Stream(4.25, 1)}), {"a": ONE})
 
@@ -220,6 +228,16 @@ def test_the_time_of_day_is_no_load(seconds, then):
     later = state([Ask("a", 1, 100.1, seconds)], models, lambda *_: 0.0)._replace(now=100.0, free=(99.0,))
     assert hysteresis(later) == {"a": then}
     assert drains(later, {"a": TWO})
+    assert not drains(later._replace(waiting=[Ask("a", 1, 100.1, 0.16)]), {"a": TWO})
+
+
+def test_policies_count_every_worker_that_is_up():
+    models = {"a": Dial(by_setting(0.0), ONE, 0)}
+    second = state([Ask("a", 1, 0.1, 0.1)], models, None)._replace(free=(0.05, 0.0))
+    assert in_time(second, {"a": ONE})  # on the one that is free now, at the very deadline
+    two = state([Ask("a", 1, 0.1, 0.29)], models, None)._replace(free=(0.0, 0.0))
+    assert drains(two, {"a": ONE})
+    assert not drains(two._replace(free=(0.0, math.inf)), {"a": ONE})
 
 
 def fill(scheduler, *requests):
