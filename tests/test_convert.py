@@ -771,6 +771,21 @@ def test_the_command_measures_statistics_on_images(run, cifar_folder, tmp_path, 
     assert changed == {"running_mean", "running_var"}
 
 
+@torch.no_grad()
+def test_the_zoo_has_40_networks_and_its_page_says_what_happened():
+    from benchmarks import zoo
+
+    assert len(zoo.NETWORKS) == 40
+    for original in (zoo.Edsr(8, 4), zoo.Ffdnet(8, 6)):
+        x = torch.rand(1, 3, 16, 18)
+        torch.testing.assert_close(rcnet.convert(zoo.as_trained(original), "all", rank=100)(x), original(x), rtol=0, atol=1e-4)
+    row = {"before": 100, "after": 50, "cells": ["2 x Block"], "exact": 1e-7, "notes": ["a note"], "multiple": 2}
+    rows = {"one": {**row, "onnxruntime": 1e-6}, "two": {**row, "not_exported": "no"}, "three": {"before": 9, "refused": "why"}}
+    page = zoo.render({"networks": rows, "torch": "2", "libraries": ["timm 1"], "commit": "abc"})
+    assert "2 of 3 converted, 2 exact at full rank (below 0.0001), 1 exported" in page
+    assert "| three | 9 |  |  | not converted: why |  |  |  |" in page
+
+
 def test_regions_that_are_no_neighbours_become_cells_of_their_own():
     original, x = trained(Telling(1.0)), torch.rand(1, 3, 16, 16)
     net = rcnet.convert(original, "all", regions=[f"blocks.{place}" for place in (0, 1, 4, 5)], rank=100)
