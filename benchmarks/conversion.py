@@ -261,9 +261,9 @@ def render(found: dict[str, dict[str, Any]]) -> str:
         "Rendered by `python -m benchmarks.conversion`. ResNet-38 (He et al. 2015; 16, 32 and 64 channels), trained here by",
         "plain PyTorch, becomes a stem, three cells, and the two blocks that change the shape, at 1, 3 or 5 steps. Fine-tuned:",
         "the recipe `finetune` with the original as its teacher. Ranks where they pay, features, and first blocks apart:",
-        "`--adaptive`, `feature_weight=0.5` and `--apart` of docs/convert.md, all with norms measured again on 2,048 images. From",
-        "scratch: the same shape with fresh weights, by that recipe with Muon and without a teacher; for the epochs of the",
-        "fine-tuning, or as long as original and fine-tuning together. One seed; error in % on the 10,000 test images.",
+        "`--adaptive`, `feature_weight=0.5` and `--apart` of docs/convert.md, all with norms measured again on 2,048 images.",
+        "From scratch: the same shape with fresh weights, by that recipe with Muon and without a teacher; for the epochs of",
+        "the fine-tuning, or as long as original and fine-tuning together. One seed; error in % on the 10,000 test images.",
     ]
     for dataset, parts in found.items():
         if ORIGINAL not in parts:

@@ -786,6 +786,25 @@ def test_the_zoo_has_40_networks_and_its_page_says_what_happened():
     assert "| three | 9 |  |  | not converted: why |  |  |  |" in page
 
 
+class Scaling(nn.Module):
+    """It changes the image that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 1), *(conv_block(8) for _ in range(3)), nn.Conv2d(8, 3, 1))
+
+    def forward(self, x):
+        x *= 255
+        return self.body(x)
+
+
+@torch.no_grad()
+def test_a_network_that_changes_its_input_is_converted():
+    original, x = trained(Scaling()), torch.rand(2, 3, 8, 8)
+    net = rcnet.convert(original, "all", rank=100)
+    torch.testing.assert_close(net(x.clone()), original(x.clone()), rtol=1e-4, atol=1e-3)
+
+
 def test_regions_that_are_no_neighbours_become_cells_of_their_own():
     original, x = trained(Telling(1.0)), torch.rand(1, 3, 16, 16)
     net = rcnet.convert(original, "all", regions=[f"blocks.{place}" for place in (0, 1, 4, 5)], rank=100)
