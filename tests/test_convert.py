@@ -805,6 +805,30 @@ def test_a_network_that_changes_its_input_is_converted():
     torch.testing.assert_close(net(x.clone()), original(x.clone()), rtol=1e-4, atol=1e-3)
 
 
+class Halving(nn.Module):
+    """Groups of channels are mixed by a view that names the sides, after five halvings."""
+
+    def __init__(self):
+        super().__init__()
+        self.halve = nn.Sequential(*(nn.Conv2d(3 if i == 0 else 8, 8, 3, 2, 1) for i in range(5)))
+        self.blocks, self.head = nn.Sequential(conv_block(8), conv_block(8)), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x):
+        x = self.blocks(self.halve(x))
+        batch, channels, height, width = x.shape
+        x = x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+        return self.head(x)
+
+
+@torch.no_grad()
+def test_sizes_after_halvings_are_no_constants_in_a_file(tmp_path):
+    net = rcnet.convert(trained(Halving()), (1, 2), about=About(size=(64, 64)))
+    path = export(net, tmp_path / "net.onnx", steps=(2,))
+    for sides in ((64, 64), (32, 96), (160, 128)):
+        x = torch.rand(2, 3, *sides)
+        np.testing.assert_allclose(load_exported(path)(x.numpy()), net(x).numpy(), atol=1e-4)
+
+
 def test_regions_that_are_no_neighbours_become_cells_of_their_own():
     original, x = trained(Telling(1.0)), torch.rand(1, 3, 16, 16)
     net = rcnet.convert(original, "all", regions=[f"blocks.{place}" for place in (0, 1, 4, 5)], rank=100)
