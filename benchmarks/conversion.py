@@ -5,9 +5,10 @@
 
 The original is the ResNet-38 of He et al. (2015) for CIFAR (three stages of six blocks, 16, 32 and 64 channels), trained by plain
 PyTorch: SGD, for so many epochs, on a GPU if there is one. It is converted at 1, 3 and 5 steps, with differences of rank 0 and 8,
-and fine-tuned by the recipe `finetune` for half as many, the original as its teacher. Beside it, networks of the same shape from
-fresh weights: for the epochs of the fine-tuning, and for those of original and fine-tuning together. A part that is measured is
-not run again. Results go to results/conversion.json, the table to results/conversion.md.
+and fine-tuned by the recipe `finetune` for half as many, the original as its teacher; also with ranks where they pay, with the
+teacher's features in the loss, and with the first block of each stage kept apart, each with norms measured again. Beside it,
+networks of the same shape from fresh weights: for the epochs of the fine-tuning, and for those of original and fine-tuning
+together. A part that is measured is not run again. Results go to results/conversion.json, the table to results/conversion.md.
 """
 
 import math
@@ -40,9 +41,18 @@ from rcnet.training.provenance import commit
 BUILDER, TRAINED, WEIGHTS = "benchmarks.conversion:resnet38", "benchmarks.conversion:trained", "RCNET_BENCHMARK_ORIGINAL"
 STEPS, RANKS, BATCH, SAVED_EVERY = (1, 3, 5), (0, 8), 128, 200
 ORIGINAL = "ResNet-38"
+# name -> the rank, how it is converted, and what the recipe of the fine-tuning adds. Each starts with norms measured again.
+VARIANTS: dict[str, tuple[int, dict[str, Any], list[str]]] = {
+    "ranks where they pay": (8, {"adaptive": True}, []),
+    "ranks where they pay, features": (8, {"adaptive": True}, ["feature_weight=0.5"]),
+    "features": (8, {}, ["feature_weight=0.5"]),
+    "a third, features": (2, {"adaptive": True}, ["feature_weight=0.5"]),
+    "first blocks apart, features": (4, {"adaptive": True, "apart": True}, ["feature_weight=0.5"]),
+}
 PARTS = (
     ORIGINAL,
     *(f"{what}, rank {rank}" for rank in RANKS for what in ("converted", "fine-tuned")),
+    *(f"{what}, {name}" for name in VARIANTS for what in ("converted", "fine-tuned")),
     "from scratch",
     "from scratch, as long as both",
 )
@@ -150,7 +160,7 @@ def rows_of(net: rcnet.RecurrentNet, test: Labelled) -> list[dict[str, Any]]:
     return [row | {"macs": macs(net, row["steps"], (32, 32)), "parameters": used[row["steps"]]} for row in rows]
 
 
-def converted(dataset: str, rank: int, original: Path | None) -> rcnet.RecurrentNet:
+def converted(dataset: str, rank: int, original: Path | None, **how: Any) -> rcnet.RecurrentNet:
     """The original converted, or the same shape with the weights of a fresh one."""
     classes = {"cifar10": 10, "cifar100": 100}[dataset]
     torch.manual_seed(1)
@@ -163,7 +173,7 @@ def converted(dataset: str, rank: int, original: Path | None) -> rcnet.Recurrent
     init = "first" if not original else "low-rank" if rank else "mean"
     about = rcnet.About("classify", size=(32, 32), classes=tuple(map(str, range(classes))))
     named = {"source": BUILDER, "options": {"num_classes": classes}, "mean": mean, "std": std}
-    return rcnet.convert(source, STEPS, init, rank=rank, about=about, **named)  # type: ignore[arg-type]
+    return rcnet.convert(source, STEPS, init, rank=rank, about=about, **named, **how)  # type: ignore[arg-type]
 
 
 class Parts:
@@ -197,17 +207,24 @@ def measure(data: Path, dataset: str, epochs: float, runs: Path, parts: Parts, o
         size = sum(p.numel() for p in net.parameters())
         return {**found, "rows": [{"error": error_of(net, test), "macs": cost, "parameters": size}]}
 
-    def start(rank: int, source: Path | None) -> tuple[rcnet.RecurrentNet, Path]:
-        path = runs / dataset / f"rank-{rank}-{'converted' if source else 'fresh'}.safetensors"
-        net = converted(dataset, rank, source)
+    def start(rank: int, source: Path | None, **options: Any) -> tuple[rcnet.RecurrentNet, Path]:
+        kind = "-".join(["converted" if source else "fresh", *options])
+        path = runs / dataset / f"rank-{rank}-{kind}.safetensors"
+        net = converted(dataset, rank, source, **options)
         rcnet.save(net, path)
         return net, path
 
-    def after_conversion(rank: int) -> dict[str, Any]:
-        return {"rows": rows_of(start(rank, original)[0].to(DEVICE).eval(), test)}
+    def after_conversion(rank: int, images: int = 0, **options: Any) -> dict[str, Any]:
+        net = start(rank, original, **options)[0].to(DEVICE).eval()
+        pixels = read_labelled(data, "train", dataset).images[:images]
+        if images:
+            rcnet.recalibrate(net, [part.to(DEVICE).float() / 255 for part in pixels.split(BATCH)])
+        return {"rows": rows_of(net, test)}
 
-    def after_training(rank: int, source: Path | None, name: str, how: list[str], length: float) -> dict[str, Any]:
-        path, out = start(rank, source)[1], runs / dataset / name
+    def after_training(
+        rank: int, source: Path | None, name: str, how: list[str], length: float, **options: Any
+    ) -> dict[str, Any]:
+        path, out = start(rank, source, **options)[1], runs / dataset / name
         about = [f"init={path}", f"epochs={length}", f"classification.dataset={dataset}", f"batch={BATCH}"]
         recipe = read_recipe("finetune", [*about, *how])
         result = train(recipe, data, out, resume=True)
@@ -221,6 +238,11 @@ def measure(data: Path, dataset: str, epochs: float, runs: Path, parts: Parts, o
         **{
             f"fine-tuned, rank {rank}": partial(after_training, rank, original, f"rank-{rank}", taught, epochs / 2)
             for rank in RANKS
+        },
+        **{f"converted, {name}": partial(after_conversion, rank, 2048, **how) for name, (rank, how, _) in VARIANTS.items()},
+        **{
+            f"fine-tuned, {name}": partial(after_training, rank, original, name, [*taught, *more], epochs / 2, **how)
+            for name, (rank, how, more) in VARIANTS.items()
         },
         "from scratch": partial(after_training, 0, None, "scratch", FRESH, epochs / 2),
         "from scratch, as long as both": partial(after_training, 0, None, "scratch-long", FRESH, 1.5 * epochs),
@@ -238,9 +260,10 @@ def render(found: dict[str, dict[str, Any]]) -> str:
         "",
         "Rendered by `python -m benchmarks.conversion`. ResNet-38 (He et al. 2015; 16, 32 and 64 channels), trained here by",
         "plain PyTorch, becomes a stem, three cells, and the two blocks that change the shape, at 1, 3 or 5 steps. Fine-tuned:",
-        "the recipe `finetune` with the original as its teacher. From scratch: the same shape with fresh weights, by that recipe",
-        "with Muon and without a teacher; for the epochs of the fine-tuning, or as long as original and fine-tuning together.",
-        "One seed; error in % on the 10,000 test images.",
+        "the recipe `finetune` with the original as its teacher. Ranks where they pay, features, and first blocks apart:",
+        "`--adaptive`, `feature_weight=0.5` and `--apart` of docs/convert.md, all with norms measured again on 2,048 images.",
+        "From scratch: the same shape with fresh weights, by that recipe with Muon and without a teacher; for the epochs of",
+        "the fine-tuning, or as long as original and fine-tuning together. One seed; error in % on the 10,000 test images.",
     ]
     for dataset, parts in found.items():
         if ORIGINAL not in parts:

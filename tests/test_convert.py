@@ -771,6 +771,64 @@ def test_the_command_measures_statistics_on_images(run, cifar_folder, tmp_path, 
     assert changed == {"running_mean", "running_var"}
 
 
+@torch.no_grad()
+def test_the_zoo_has_40_networks_and_its_page_says_what_happened():
+    from benchmarks import zoo
+
+    assert len(zoo.NETWORKS) == 40
+    for original in (zoo.Edsr(8, 4), zoo.Ffdnet(8, 6)):
+        x = torch.rand(1, 3, 16, 18)
+        torch.testing.assert_close(rcnet.convert(zoo.as_trained(original), "all", rank=100)(x), original(x), rtol=0, atol=1e-4)
+    row = {"before": 100, "after": 50, "cells": ["2 x Block"], "exact": 1e-7, "notes": ["a note"], "multiple": 2}
+    rows = {"one": {**row, "onnxruntime": 1e-6}, "two": {**row, "not_exported": "no"}, "three": {"before": 9, "refused": "why"}}
+    page = zoo.render({"networks": rows, "torch": "2", "libraries": ["timm 1"], "commit": "abc"})
+    assert "2 of 3 converted, 2 exact at full rank (below 0.0001), 1 exported" in page
+    assert "| three | 9 |  |  | not converted: why |  |  |  |" in page
+
+
+class Scaling(nn.Module):
+    """It changes the image that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 1), *(conv_block(8) for _ in range(3)), nn.Conv2d(8, 3, 1))
+
+    def forward(self, x):
+        x *= 255
+        return self.body(x)
+
+
+@torch.no_grad()
+def test_a_network_that_changes_its_input_is_converted():
+    original, x = trained(Scaling()), torch.rand(2, 3, 8, 8)
+    net = rcnet.convert(original, "all", rank=100)
+    torch.testing.assert_close(net(x.clone()), original(x.clone()), rtol=1e-4, atol=1e-3)
+
+
+class Halving(nn.Module):
+    """Groups of channels are mixed by a view that names the sides, after five halvings."""
+
+    def __init__(self):
+        super().__init__()
+        self.halve = nn.Sequential(*(nn.Conv2d(3 if i == 0 else 8, 8, 3, 2, 1) for i in range(5)))
+        self.blocks, self.head = nn.Sequential(conv_block(8), conv_block(8)), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x):
+        x = self.blocks(self.halve(x))
+        batch, channels, height, width = x.shape
+        x = x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+        return self.head(x)
+
+
+@torch.no_grad()
+def test_sizes_after_halvings_are_no_constants_in_a_file(tmp_path):
+    net = rcnet.convert(trained(Halving()), (1, 2), about=About(size=(64, 64)))
+    path = export(net, tmp_path / "net.onnx", steps=(2,))
+    for sides in ((64, 64), (32, 96), (160, 128)):
+        x = torch.rand(2, 3, *sides)
+        np.testing.assert_allclose(load_exported(path)(x.numpy()), net(x).numpy(), atol=1e-4)
+
+
 def test_regions_that_are_no_neighbours_become_cells_of_their_own():
     original, x = trained(Telling(1.0)), torch.rand(1, 3, 16, 16)
     net = rcnet.convert(original, "all", regions=[f"blocks.{place}" for place in (0, 1, 4, 5)], rank=100)

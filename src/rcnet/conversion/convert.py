@@ -104,7 +104,7 @@ def convert(
             notes.append(f"it takes only images of {x.shape[-2]}x{x.shape[-1]} pixels")
         about = dataclasses.replace(about, multiple=multiple or about.multiple)
         with torch.no_grad():
-            away = differ(first_tensor(source(x)), net.eval()(x))
+            away = differ(first_tensor(source(x.clone())), net.eval()(x.clone()))
     net.about = about
     net.conversion = Conversion(replaced, kept, count_parameters(source), count_parameters(net), away, tuple(notes))
     return net.train(model.training).to(device_of(model))

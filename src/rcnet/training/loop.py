@@ -204,7 +204,7 @@ class Trainer(Run):
             model.load_state_dict(self.tracker.state["weights"])
         rows, recalibrated = self.task.evaluate(model), None
         if self.recipe.recalibrate:
-            recalibrate(model, self.inputs(self.recipe.recalibrate), self.probabilities)
+            recalibrate(model, self.inputs(), self.probabilities)
             recalibrated, rows = {"before": rows}, self.task.evaluate(model)
             recalibrated["after"] = rows
         if self.tracker.board and not self.tracker.state["figures"]:

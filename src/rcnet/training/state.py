@@ -79,9 +79,9 @@ class Run:
         decay = min(self.recipe.ema, (1 + self.iteration) / (10 + self.iteration))
         get_ema_multi_avg_fn(decay)(averages, values, count)  # type: ignore[no-untyped-call]
 
-    def inputs(self, count: int) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
-        """The batches for recalibrating batch norms, with noise levels as in training."""
-        for i in range(count):
+    def inputs(self, count: int = 0) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
+        """So many batches for recalibrating batch norms, else those of the recipe, with noise levels as in training."""
+        for i in range(count or self.recipe.recalibrate):
             batch = self.task.batch(np.random.default_rng([self.recipe.seed, 2, i]), i)
             yield batch.x if batch.sigma is None else (batch.x, batch.sigma)
 
