@@ -7,7 +7,6 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
 
 from ..test_serve import Server, encoded, metric, milliseconds, picture, wait
@@ -63,7 +62,7 @@ def ask(server, count, path, side):
     data = encoded(picture(side))
 
     def one(_):
-        with httpx.Client(base_url=server.url, timeout=120, verify=False) as client:
+        with server.new_client() as client:
             started = time.monotonic()
             answer = client.post(path, content=data)
             return answer.status_code, time.monotonic() - started
