@@ -32,7 +32,7 @@ def server(tmp_path_factory):
     assert status == 0
     assert "rcnet" not in out  # one line said that it was ready; Ray says that a worker died
     assert not any(alive(pid) for pid in left)
-    assert {path.name for path in home.iterdir()} <= {".ray"}
+    assert {path.name for path in home.iterdir()} <= {".ray", ".cache"}  # of Ray, and of rcnet's measurements
 
 
 def processes():
