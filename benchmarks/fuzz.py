@@ -235,14 +235,15 @@ async def send(host: str, port: int, shot: Shot) -> int:
 
 async def fuzz(url: str, pid: int, requests: int, seed: int = 0, objective: float = OBJECTIVE) -> Report:
     """Sends so many requests to the server at a URL, whose process is `pid`, and honest ones beside them."""
-    rng, report = random.Random(seed), Report()
+    report = Report()
     host, port = url.removeprefix("http://").split(":")
     makers, weights = zip(*SHOTS, strict=True)
     left = iter(range(requests))
 
     async def client() -> None:
         for place in left:
-            shot = rng.choices(makers, weights)[0](rng)
+            rng = random.Random(f"{seed} {place}")
+            shot = await asyncio.to_thread(rng.choices(makers, weights)[0], rng)  # a large picture takes seconds to encode
             started = time.perf_counter()
             try:
                 status = await send(host, int(port), shot)

@@ -124,9 +124,8 @@ def test_what_cannot_fit_is_refused_by_its_header(server):
 
 def test_what_was_never_computed_lowers_nobody_elses_quality(server):
     before = server.client.get("/v1/load").json()["refused"]
-    statuses = {
-        a.status_code for _ in range(5) for a in burst(server, 12, "/v1/denoise?deadline_ms=0.001", encoded(picture(900)))
-    }
+    path, data = "/v1/denoise?deadline_ms=0.001", encoded(picture(900))
+    statuses = {answer.status_code for _ in range(5) for answer in burst(server, 12, path, data)}
     assert server.post("/v1/denoise", encoded(picture())).headers["rcnet-setting"] == "3"
     assert statuses == {413}
     assert server.client.get("/v1/load").json()["refused"] == before

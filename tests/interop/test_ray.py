@@ -7,7 +7,6 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
 
 from ..test_serve import Server, encoded, metric, milliseconds, picture, wait
@@ -33,7 +32,7 @@ def server(tmp_path_factory):
     assert status == 0
     assert "rcnet" not in out  # one line said that it was ready; Ray says that a worker died
     assert not any(alive(pid) for pid in left)
-    assert {path.name for path in home.iterdir()} <= {".ray"}
+    assert {path.name for path in home.iterdir()} <= {".ray", ".cache"}  # of Ray, and of rcnet's measurements
 
 
 def processes():
@@ -63,7 +62,7 @@ def ask(server, count, path, side):
     data = encoded(picture(side))
 
     def one(_):
-        with httpx.Client(base_url=server.url, timeout=120, verify=False) as client:
+        with server.new_client() as client:
             started = time.monotonic()
             answer = client.post(path, content=data)
             return answer.status_code, time.monotonic() - started
