@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 import venv
 from pathlib import Path
@@ -86,13 +87,28 @@ def serve(scripts: Path, home: Path) -> None:
             line = server.stdout.readline()  # type: ignore[union-attr]
             print(f"{line.strip()} ({time.perf_counter() - started:.2f} s)", flush=True)
             for model in ("r3_fast.photo", "mine"):
-                address = f"{line.split()[-1]}/v1/denoise?model={model}"
-                with urllib.request.urlopen(urllib.request.Request(address, (home / "small.png").read_bytes())) as response:
-                    assert response.headers["content-type"] == "image/png"
+                url = f"{line.split()[-1]}/v1/denoise?model={model}"
+                if answer(urllib.request.Request(url, (home / "small.png").read_bytes())) != "image/png":
+                    sys.exit(f"{url} gives no PNG")
         finally:
             server.terminate()
     if server.returncode not in (0, -15):
         sys.exit(f"the server ended with {server.returncode}")
+
+
+def answer(request: urllib.request.Request) -> str:
+    """The type of what a server answers, which may begin to listen a moment after it says where."""
+    for _ in range(600):
+        try:
+            with urllib.request.urlopen(request) as response:
+                return str(response.headers["content-type"])
+        except ConnectionError:
+            pass
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ConnectionRefusedError):
+                raise
+        time.sleep(0.1)
+    raise SystemExit("the server does not listen")
 
 
 def size(folder: Path) -> int:
