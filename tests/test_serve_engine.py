@@ -42,7 +42,7 @@ def loop():
 
 @pytest.fixture(scope="module")
 def engine(loop):
-    engine = Engine([Plan(("r3_fast.photo", "r2.cifar10"), threads=1)], slack, 30.0)
+    engine = Engine([Plan(("r3_fast.photo", "r2.cifar10"), precision="fp32", threads=1)], slack, 30.0)
     loop.run_until_complete(engine.start())
     yield engine
     loop.run_until_complete(engine.stop())
