@@ -36,6 +36,7 @@ AT_ONCE, PATIENCE = 8, 60.0  # clients; seconds after which an answer is given u
 HONEST = 0.5  # seconds between two honest requests
 WARM, GROWTH = 1000, 1.05  # requests before memory is compared; times more that it may be at the end
 SIDES = (1, 2, 7, 33, 48, 1000, 4096)  # few: the runtime keeps what it prepared for each size of an image
+MOST = 2 << 20  # bytes of a body: twice what the server takes; it reads a second long, and closes then
 FORMATS = ("PNG", "JPEG", "WebP", "npy")
 WORDS = (
     "",
@@ -89,7 +90,7 @@ def picture(rng: random.Random, kind: str) -> bytes:
         np.save(stream, array)
     else:
         Image.fromarray(array.squeeze(-1) if shape[2:] == (1,) else array).save(stream, kind)
-    return stream.getvalue()
+    return stream.getvalue()[:MOST]
 
 
 def damaged(rng: random.Random, data: bytes) -> bytes:

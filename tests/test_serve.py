@@ -71,7 +71,7 @@ class Server:
 def server():
     server = Server(
         *("r3_fast.photo", "r2.cifar10", "--slo", "20s", "--max-pixels", "200000", "--max-mb", "1", "--requests", "32"),
-        *("--patience", "1"),
+        *("--patience", "1", "--precision", "fp32"),
     )
     yield server
     status, _, err = server.end()
@@ -100,7 +100,8 @@ def pixels_of(data):
 
 def test_a_denoised_image_is_that_of_the_library(server):
     image = np.asarray(picture())
-    wanted, level = denoise_pixels(rcnet.optimize(rcnet.load("r3_fast.photo")), image, 2, sigma=15, strength=0.8)
+    session = rcnet.optimize(rcnet.load("r3_fast.photo"), precision="fp32")
+    wanted, level = denoise_pixels(session, image, 2, sigma=15, strength=0.8)
     answer = server.post("/v1/denoise?steps=2&sigma=15&strength=0.8", encoded(picture()))
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "image/png"
