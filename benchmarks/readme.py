@@ -61,10 +61,14 @@ def origin(name: str, images: str) -> str:
         processes = f"{run['processes']} processes of " if run.get("processes", 1) > 1 else ""
         where = f"{processes}{run['hardware']} ({run['precision']})"
         minutes[where] = minutes.get(where, 0.0) + run["minutes"]
+    data = runs[0]["data"]
+    # Some of those of r3_fast.photo and r3_fast.gray are the test images of BSDS500, which none of these figures is of.
+    kind = "training images of" if data["images"] in (232, 50000) else "images of the data set of"
+    pairs = f" and {data['pairs']} pairs of photographs of PolyU" if data.get("pairs") else ""
     return (
         f"`{name}`: {sum(run['iterations'] for run in runs):,} iterations in "
         f"{' and '.join(f'{time:.0f} minutes on {where}' for where, time in minutes.items())}, "
-        f"seed {runs[0]['seed']}, the {runs[0]['data']['images']:,} training images of {images}."
+        f"seed {runs[0]['seed']}, {data['images']:,} {kind} {images}{pairs}."
     )
 
 

@@ -37,8 +37,8 @@ class Judge(nn.Module):
     Args:
         in_chans: channels of the pictures, 1 or 3.
         width: channels of the features.
-        lean: multiplies the levels of coarse noise. Simulated cameras teach too little of it, and too much costs less than too
-            little: of r3_fast.photo's judge, twice as much gains 0.15 dB on the development pairs.
+        lean: multiplies the levels of coarse noise. Noise that is left shows more than detail that is lost: of r3_fast.photo's
+            judge, half as much again gains 0.04 dB on the development pairs, and pictures without noise stay above 47 dB.
     """
 
     lean: Tensor

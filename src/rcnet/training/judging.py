@@ -39,7 +39,7 @@ def train_judge(
     minutes: float = 12.0,
     batch: int = 4,
     width: int = 24,
-    lean: float = 2.0,
+    lean: float = 1.5,
     overrides: dict[str, Any] | None = None,
     seed: int = 0,
     progress: bool = True,
