@@ -180,7 +180,7 @@ def test_profile_on_the_command_line(run, refused):
     assert "\n1,0,0 " in table
     assert len(table.splitlines()) == 3 + len(model.choices)
     assert "networks: r2" in refused("profile", "nothing")
-    assert "HEIGHTxWIDTH" in refused("profile", "r2", "--size", "32")
+    assert "HEIGHTxWIDTH" in refused("profile", "r2", "--size", "32x")
     assert "whole numbers from 1" in refused("profile", "r2", "--batch", "0")
 
 

@@ -22,7 +22,7 @@ from rcnet.evaluation import adaptive, classification_results, recalibrate
 from rcnet.evaluation.adaptive import Answers, Cascade
 from rcnet.models import create_model, load, save
 from rcnet.runtime.classify import adaptive_macs
-from rcnet.tasks.classify import class_names, read_matching
+from rcnet.tasks.classify import read_matching
 from rcnet.training import read_recipe, train
 from rcnet.training.loop import Trainer
 from rcnet.training.teaching import make_teacher
@@ -320,7 +320,7 @@ def test_classify_takes_uint8_and_float(weights, cifar_folder):
 
 
 def test_a_folder_without_test_images_is_measured_with_a_warning(run, weights, tmp_path):
-    for name in class_names(load(weights)):
+    for name in load(weights).about.classes:
         (tmp_path / "pets" / name).mkdir(parents=True)
         shutil.copy(IMAGES / "cat.png", tmp_path / "pets" / name)
     status, out, err = run("eval", weights, "--data", "pets", "--steps", "2")

@@ -108,8 +108,7 @@ def test_run_takes_networks_that_give_images(refused, deblocking, tmp_path):
     photo = compress(IMAGES / "cat.png", tmp_path / "photo.jpg")
     message = refused("run", str(photo), "--model", "r2.cifar10")
     assert "gives no images" in message
-    registry.import_modules()
-    assert "TASK one of: denoise, deblock" in refused("run", str(photo), "--model", "r2.cifar10")
+    assert "TASK one that gives images, e.g. denoise" in message
 
 
 def named(path):

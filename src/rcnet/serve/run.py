@@ -118,9 +118,14 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 class _Server(uvicorn.Server):
     """A server that loses no request when it stops, not even one whose connection is not accepted yet."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Engine, address: str) -> None:
         super().__init__(config)
-        self.engine = engine
+        self.engine, self.address = engine, address
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Says where it listens, once it does."""
+        await super().startup(sockets)
+        print(f"rcnet serves {', '.join(self.engine.models)} at http://{self.address}", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Reports that it is stopping, then accepts no connections, then no requests."""
@@ -157,8 +162,7 @@ async def serve(settings: Settings, engine: Engine) -> None:
             limit_concurrency=CONNECTIONS + 4 * settings.limits.requests,
         )
         gc.freeze()  # a full garbage collection would stop everything for a tenth of a second
-        print(f"rcnet serves {', '.join(engine.models)} at http://{shown(listening)}", flush=True)
-        server = _Server(config, engine)
+        server = _Server(config, engine, shown(listening))
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises the signal again after draining
         await server.serve([listening])
     finally:

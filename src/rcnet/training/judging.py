@@ -39,7 +39,6 @@ def train_judge(
     minutes: float = 12.0,
     batch: int = 4,
     width: int = 24,
-    lean: float = 1.5,
     overrides: dict[str, Any] | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -54,7 +53,6 @@ def train_judge(
         minutes: length of the training by `clock`.
         batch: pictures per iteration.
         width: channels of the judge's features.
-        lean: factor on the estimates of coarse noise; see `Judge`.
         overrides: keys of the recipe's section that differ from the denoiser's training.
 
     Raises:
@@ -76,7 +74,7 @@ def train_judge(
     section = kind.section(**{**plain, **changed})
     task = kind.begin(section, Setup(Path(data), device, about, batch, seed, "auto"))
     torch.manual_seed(seed)
-    judge = Judge(about.channels, width, lean).to(device)
+    judge = Judge(about.channels, width).to(device)
     denoiser = channels_last(copy.deepcopy(model).to(device)).eval().requires_grad_(False)
     precision = resolve_precision("auto", device)
     optimizer = torch.optim.AdamW(judge.parameters(), RATE)
