@@ -109,12 +109,14 @@ def photos() -> str:
     lines = table(["weights", "steps", "parameters", "MACs, 321x481", *heads], rows)
     published = "; ".join(f"{name} {values}" for name, values in ANY_LEVEL.items())
     real = [
-        f"{name} {', '.join(recorded(name, row['steps'], 'psnr', **about) for row in result['rows'])}"
+        f"{name}, {result['data'].removesuffix(', pairs')} ({result['images']} pairs) "
+        f"{', '.join(recorded(name, row['steps'], 'psnr', **about) for row in result['rows'])}"
         for name in any_level()
         for result in read_metadata(name)["results"]
         if (about := {"data": result["data"], "blind": True}).items() <= result.items() and result["data"].endswith("pairs")
     ]
-    pairs = [f"Pairs of real camera noise, blind, noisy and at each step: {'; '.join(real)} dB.", ""] if real else []
+    said = f"Pairs of real camera noise ([the development set](method.md)), blind, noisy and at each step: {'; '.join(real)} dB."
+    pairs = [said, ""] if real else []
     return "\n".join([*lines, "", f"Published at 15, 25, 50: {published}.", "", *pairs, *(origin(n, "BSD") for n in any_level())])
 
 
