@@ -160,8 +160,12 @@ def test_a_closed_terminal_saves(tmp_path):
         return loss(output, batch)
 
     trainer.task = replace(trainer.task, loss=hang_up)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.go(False, time.perf_counter)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup may run the tests
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.go(False, time.perf_counter)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["iteration"] == 4
 
 
