@@ -104,7 +104,7 @@ def installed() -> dict[str, float]:
         paths = [Path(str(path.locate())) for path in package.files or ()]
         found[name] = sum(path.stat().st_size for path in paths if path.is_file()) / 1e6
         for requirement in package.requires or ():
-            if "extra ==" not in requirement and "python_version" not in requirement and "sys_platform" not in requirement:
+            if not re.search("extra ==|python_version|sys_platform|platform_system", requirement):
                 todo.append(re.match(r"[\w.-]+", requirement)[0])  # type: ignore[index]
     root = Path(str(files("rcnet")))
     found["rcnet"] = (
@@ -117,11 +117,11 @@ def measure(rounds: int, times: int, names: list[str]) -> dict[str, Any]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         result = {
-            "calls": [row for name in names for row in calls(name, rounds)],
-            "starts": starts(times, Path(folder)),
-            "large": large(Path(folder)),
             "files": {name: path.stat().st_size / 1e6 for name, path in bundled_files().items()},
             "installed": installed(),
+            "starts": starts(times, Path(folder)),
+            "large": large(Path(folder)),
+            "calls": [row for name in names for row in calls(name, rounds)],
         }
     return {**result, **made_here(torch.device("cpu")), "commit": commit()}
 
