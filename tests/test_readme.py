@@ -35,7 +35,7 @@ def test_pictures_show_the_bundled_weights(name):
         assert image.text["weights"] == version(PICTURES[name])  # else: python -m benchmarks.readme --pictures
 
 
-RENDERED = ("adaptive", "conversion", "cost_dial", "denoise", "int8", "photos", "training")
+RENDERED = ("adaptive", "conversion", "cost_dial", "denoise", "int8", "photos", "runtime", "training")
 
 
 @pytest.mark.parametrize("name", [*(f"benchmarks.{name}" for name in RENDERED), "tools.mutants"])
