@@ -111,7 +111,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
             strict=True,
         ):
             for place, (label, curve) in enumerate(result["curves"].items()):
-                axes.plot(result[at], np.array(curve[key]) - curve["noisy"], label=label, markersize=3, **style(place))
+                look = style(place) if place < 6 else {"color": "black", "marker": "x"}  # there are six styles
+                axes.plot(result[at], np.array(curve[key]) - curve["noisy"], label=label, markersize=3, **look)
             axes.set_xlabel(name)
             axes.axhline(0, color="black", linewidth=0.8)
         figure.axes[0].set_ylabel("gain over the noisy picture, dB")
