@@ -69,8 +69,8 @@ def train_judge(
     plain = {key: tuple(value) if isinstance(value, list) else value for key, value in recorded.items() if key in known}
     # The judge has to recognise clean pictures, flat areas and text, so it sees more of them.
     changed = {"patch": 96, "unknown": 0.0, "overstated": 0.0, "clean": 0.15, "drawn": 0.12, "holdout": 0, **(overrides or {})}
-    if not (Path(data) / "pairs").is_dir():
-        changed = {"pairs": 0.0, **changed}
+    if plain.get("pairs") and not (Path(data) / "pairs").is_dir():
+        plain["pairs"] = 0.0  # what the denoiser saw and its user may not have
     section = kind.section(**{**plain, **changed})
     task = kind.begin(section, Setup(Path(data), device, about, batch, seed, "auto"))
     torch.manual_seed(seed)
